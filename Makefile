@@ -1,0 +1,41 @@
+# Two commands: `make run` (one task, one ratio, one row) and `make test` (everything that must hold).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Parameters of nbs/run.ipynb, as in `make run task=mrpc ratio=0.3`; only those given here are passed on.
+PARAMETERS := task ratio base scorer oov n_clusters model data seed epochs learning_rate batch_size max_train_examples baseline save_model out
+GIVEN := $(foreach p,$(PARAMETERS),$(if $(filter command,$(origin $(p))),$(p)))
+EXECUTED := $(or $(out),runs)/notebooks/run$(foreach p,$(GIVEN),-$(subst /,_,$($(p)))).ipynb
+empty :=
+EXECUTED := $(subst $(empty) ,,$(EXECUTED))
+
+.PHONY: help run test readme lint clean
+help:
+	@echo "make run [task=cola ratio=0.2 scorer=tfidf oov=cluster …]   prune, fine-tune, score; prints the row"
+	@echo "make test                                                   everything that must hold"
+
+$(READY): setup.py settings.ini constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,offline]'
+	touch $@
+
+run: $(READY)
+	@mkdir -p $(dir $(EXECUTED))
+	$(BIN)/papermill nbs/run.ipynb $(EXECUTED) $(foreach p,$(GIVEN),-p $(p) $($(p)))
+	@$(BIN)/python -c "from vocab_pruning.results import summarize_notebook as s; print(s('$(EXECUTED)', '$(or $(out),runs)'))"
+
+test: $(READY) lint
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m vocab_pruning.site
+	$(BIN)/python -m pytest
+
+readme: $(READY)
+	$(BIN)/python -c "from pathlib import Path; from vocab_pruning.site import readme_text as t; Path('README.md').write_text(t(Path('nbs/index.ipynb')))"
+
+lint: $(READY)
+	$(BIN)/ruff check
+
+clean:
+	rm -rf $(VENV) _site _proc .pytest_cache .hypothesis .ruff_cache *.egg-info

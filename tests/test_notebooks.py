@@ -1,0 +1,93 @@
+"""The notebooks are the source: exported, committed clean, and of readable size."""
+
+import ast
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vocab_pruning.site import readme_text
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def sources(notebook: Path) -> list[str]:
+    return ["".join(c["source"]) for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+
+
+def exported(notebook: Path) -> list[str]:
+    return [s for s in sources(notebook) if s.startswith("#| export")]
+
+
+def lines(cell: str) -> int:
+    return sum(bool(line.strip()) for line in cell.splitlines())
+
+
+@pytest.fixture(scope="module")
+def processed(tmp_path_factory) -> Path:
+    "A copy of the project, exported and cleaned."
+    copy = tmp_path_factory.mktemp("project")
+    for name in ("nbs", "vocab_pruning"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("settings.ini", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    scripts = Path(sys.executable).parent
+    for command in ("nbdev_export", "nbdev_clean"):
+        subprocess.run([scripts / command], cwd=copy, check=True, capture_output=True)
+    return copy
+
+
+def test_package_is_what_the_notebooks_export(processed):
+    modules = {p.relative_to(processed): p.read_text() for p in (processed / "vocab_pruning").rglob("*.py")}
+    assert modules == {p.relative_to(ROOT): p.read_text() for p in (ROOT / "vocab_pruning").rglob("*.py")}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_committed_clean(notebook, processed):
+    assert notebook.read_text(encoding="utf-8") == (processed / notebook.relative_to(ROOT)).read_text(encoding="utf-8"), "run nbdev_clean"
+
+
+def test_readme_is_the_index():
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme_text(ROOT / "nbs" / "index.ipynb"), "run make readme"
+
+
+def test_file_stems_are_unique():
+    stems = [p.stem for p in NOTEBOOKS]
+    assert len(stems) == len(set(stems))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_exported_cells_are_short(notebook):
+    assert max(map(lines, exported(notebook)), default=0) <= 40
+
+
+def test_median_exported_cell_is_at_most_ten_lines():
+    assert statistics.median(lines(cell) for n in NOTEBOOKS for cell in exported(n)) <= 10
+
+
+def test_package_does_not_import_its_development_tools():
+    for module in (ROOT / "vocab_pruning").rglob("*.py"):
+        imported = [n for n in ast.parse(module.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
+        names = {alias.name for n in imported for alias in n.names} | {getattr(n, "module", None) or "" for n in imported}
+        assert not {n.split(".")[0] for n in names} & {"fastcore", "nbdev", "execnb", "nbformat", "pytest"}, module
+
+
+def test_modules_import_only_from_above():
+    "The order of the notebooks is the order of reading; a module imports only from earlier ones."
+    order = {}
+    for notebook in sorted(NOTEBOOKS, key=lambda p: (p.parent != ROOT / "nbs" and "05" or p.stem, p.stem)):
+        for cell in sources(notebook):
+            if cell.startswith("#| default_exp"):
+                order[cell.split()[2]] = len(order)
+    for notebook in NOTEBOOKS:
+        name = next((c.split()[2] for c in sources(notebook) if c.startswith("#| default_exp")), None)
+        for cell in exported(notebook):
+            for node in ast.walk(ast.parse(cell)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vocab_pruning."):
+                    used = node.module.removeprefix("vocab_pruning.")
+                    assert order[used] < order[name], f"{name} imports {used}, which comes after it"

@@ -1,0 +1,104 @@
+"""nbs/run.ipynb under papermill: a row comes out, a second run reads it, and bad parameters stop it before anything is written."""
+
+import json
+from pathlib import Path
+
+import papermill
+import pytest
+
+from vocab_pruning.core import minilm_directory
+from vocab_pruning.results import row_of_notebook, summarize_notebook
+
+ROOT = Path(__file__).parent.parent
+QUICK = dict(task="cola", ratio=0.45, oov="nearest", data="sample", max_train_examples=64, epochs=1, seed=7)
+
+pytestmark = pytest.mark.skipif(minilm_directory() is None, reason="needs the extra `offline` (MiniLM weights)")
+
+
+def run(out: Path, **parameters) -> Path:
+    "Execute the run notebook with its output under `out`; returns the executed notebook."
+    executed = out / "executed.ipynb"
+    papermill.execute_notebook(ROOT / "nbs" / "run.ipynb", executed, dict(out=str(out / "runs"), **parameters), progress_bar=False, cwd=str(ROOT / "nbs"))
+    return executed
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("first")
+    run(out, model=str(minilm_directory()), save_model=True, **QUICK)
+    return out
+
+
+def rows(out: Path) -> dict[str, dict]:
+    return {p.parent.name: json.loads(p.read_text()) for p in (out / "runs").glob("*/result.json")}
+
+
+def test_a_run_leaves_a_complete_row(first):
+    found = rows(first)
+    assert len(found) == 2, "one for the full model, one for the pruned"
+    row = row_of_notebook(first / "executed.ipynb")
+    assert row == found[row["run"]]
+    needed = {"score", "full_score", "retention", "retention_reason", "rows", "embedding_params", "params", "bytes", "break_even", "train_tokens_pruned",
+              "dev_share_remapped", "seconds_train", "model_fingerprint", "data_fingerprint", "version_transformers", "seed", "precision"}
+    assert needed <= row.keys()
+    assert row["rows_full"] - row["rows"] == int(0.45 * row["params_full"] / 384)
+    full = next(r for r in found.values() if r["method"] == "full")
+    assert row["full_score"] == full["score"]
+    assert full["params"] == row["params_full"]
+    assert row["retention"] == pytest.approx(row["score"] / full["score"]) if full["score"] > 0 else row["retention"] is None
+
+
+def test_predictions_give_the_score(first):
+    import pandas as pd
+    from sklearn.metrics import matthews_corrcoef
+
+    row = row_of_notebook(first / "executed.ipynb")
+    guesses = pd.read_csv(first / "runs" / row["run"] / "predictions.csv")
+    assert matthews_corrcoef(guesses.label, guesses.prediction) == pytest.approx(row["score"])
+
+
+def test_the_saved_model_gives_the_predictions(first):
+    import pandas as pd
+    import torch
+
+    from vocab_pruning import load, load_task
+
+    row = row_of_notebook(first / "executed.ipynb")
+    saved = load(first / "runs" / row["run"] / "model")
+    texts = load_task("cola", "sample")["dev"]["text"][:32]
+    with torch.no_grad():
+        logits = saved.model(**saved.tokenizer(texts, padding=True, return_tensors="pt")).logits
+    guesses = pd.read_csv(first / "runs" / row["run"] / "predictions.csv").prediction[:32]
+    assert logits.argmax(1).tolist() == guesses.tolist()
+
+
+def test_the_report_holds_no_path_and_no_warning(first):
+    outputs = [o for c in json.loads((first / "executed.ipynb").read_text())["cells"] for o in c.get("outputs", [])]
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    assert str(Path.home()) not in json.dumps(outputs)
+    assert str(minilm_directory()) not in json.dumps(outputs)
+
+
+def test_a_run_that_is_there_is_read(first):
+    before = {p: p.stat().st_mtime_ns for p in (first / "runs").rglob("*") if p.is_file()}
+    executed = run(first, model=str(minilm_directory()), save_model=True, **QUICK)
+    assert {p: p.stat().st_mtime_ns for p in (first / "runs").rglob("*") if p.is_file()} == before
+    assert "was there already" in executed.read_text()
+    assert "retention" in summarize_notebook(executed)
+
+
+@pytest.mark.parametrize(("parameters", "message"), [
+    (dict(task="colla"), "unknown task 'colla'"),
+    (dict(scorer="tf-idf"), "unknown scorer 'tf-idf'"),
+    (dict(oov="closest"), "unknown oov 'closest'"),
+    (dict(base="tokens"), "unknown base 'tokens'"),
+    (dict(ratio=-0.1), "ratio -0.1 is outside"),
+    (dict(ratio=0.9), "at most"),
+    (dict(epochs=0), "epochs=0"),
+    (dict(max_train_examples=0), "max_train_examples=0"),
+    (dict(data="no/such/directory"), "is not a directory"),
+], ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")
+def test_bad_parameters_stop_before_anything_is_written(tmp_path, parameters, message):
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
+        run(tmp_path, **{**QUICK, "model": str(minilm_directory()), **parameters})
+    assert not (tmp_path / "runs").exists()
