@@ -18,7 +18,7 @@ help:
 
 $(READY): setup.py settings.ini constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,offline]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks,offline]'
 	touch $@
 
 run: $(READY)
@@ -28,7 +28,6 @@ run: $(READY)
 
 test: $(READY) lint
 	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m vocab_pruning.site
 	$(BIN)/python -m pytest
 
 readme: $(READY)

@@ -6,8 +6,8 @@
 __all__ = ['TASKS', 'GLUE', 'SAMPLE', 'Task', 'get_task', 'read_tsv', 'resolve_data', 'load_task', 'documents',
            'data_fingerprint']
 
-# %% ../nbs/02_data.ipynb #a30432b9
-import csv
+# %% ../nbs/02_data.ipynb #80ea65ff
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,24 +82,26 @@ def get_task(task: str | Task) -> Task:
 def read_tsv(path: str | Path, header: bool = True):
     """One of GLUE's TSV files as a DataFrame of strings: a line is a row, a quote is a character.
 
-    Cells that a short line lacks are None. Raises `FileNotFoundError` where there is no such file."""
+    Cells that a short line lacks are missing values, cells beyond the header are left out. Raises `FileNotFoundError` where there is no such file."""
     import pandas as pd
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing; a GLUE directory holds CoLA/train.tsv, CoLA/dev.tsv and so on")
-    frame = pd.read_csv(path, sep="\t", header=0 if header else None, quoting=csv.QUOTE_NONE, dtype=str, keep_default_na=False,
-                        lineterminator="\n", encoding="utf-8-sig", engine="c")
-    frame.columns = [c.rstrip("\r") if isinstance(c, str) else c for c in frame.columns]
-    return frame.apply(lambda column: column.str.rstrip("\r"))
+    with Path(path).open(encoding="utf-8-sig", newline="\n") as lines:
+        rows = [line.rstrip("\r\n").split("\t") for line in lines]
+    names = rows.pop(0) if header and rows else range(max(map(len, rows), default=0))
+    return pd.DataFrame(rows, dtype=object).reindex(columns=range(len(names))).set_axis(list(names), axis=1)
 
-# %% ../nbs/02_data.ipynb #2b1fdf67
-def _labels(values, task: Task, where: str) -> list[int | float]:
-    "Labels as class numbers (or floats for regression); `ValueError` names the first row that is neither."
+# %% ../nbs/02_data.ipynb #0e9ce26b
+def _labels(values: Mapping[int, object], task: Task, where: str) -> list[int | float]:
+    "Labels, by row number, as class numbers (or finite floats for regression); `ValueError` names the first row that is neither."
     known = {} if task.labels is None else {str(i): i for i in range(task.num_labels)} | {n: i for i, n in enumerate(task.labels)}
     out = []
-    for row, value in enumerate(values):
+    for row, value in values.items():
         try:
             out.append(float(value) if task.labels is None else known[str(value)])
+            if not math.isfinite(out[-1]):
+                raise ValueError
         except (KeyError, TypeError, ValueError):
             wanted = "a number" if task.labels is None else " or ".join(task.labels)
             raise ValueError(f"{where}, row {row}: label {value!r} is not {wanted}") from None
@@ -120,8 +122,8 @@ def _from_directory(task: Task, root: Path) -> dict[str, dict[str, list]]:
         if missing := [c for c in task.columns if c not in frame.columns]:
             raise ValueError(f"{task.folder}/{file} has no column {missing[0]!r}; it has {list(frame.columns)}")
         frame = frame[list(task.columns)].dropna()
-        *texts, labels = (frame[c].tolist() for c in task.columns)
-        result[split] = _columns(texts, _labels(labels, task, f"{task.folder}/{file}"))
+        *texts, labels = (frame[c] for c in task.columns)
+        result[split] = _columns([column.tolist() for column in texts], _labels(labels, task, f"{task.folder}/{file}"))
     return result
 
 # %% ../nbs/02_data.ipynb #170fc617
@@ -168,7 +170,7 @@ def _load_columns(task: Task, source: str) -> dict[str, dict[str, list]]:
     "Columns by split of `task` from a resolved `source`."
     if source == SAMPLE:
         return _from_rows(task, make_sample(task.name))
-    return _from_directory(task, Path(source)) if Path(source).is_dir() else _from_hub(task, source)
+    return _from_hub(task, source) if source == GLUE else _from_directory(task, Path(source))
 
 
 def load_task(task: str | Task, data: str = "auto"):

@@ -28,15 +28,17 @@ def backend(tokenizer):
     return encoder
 
 
-def _encode(encoder, texts: tuple[str, ...], first: int) -> list[list[int]]:
-    "Ids of each text; `TypeError` names the first of `texts` (the corpus's text number `first` on) that is no string."
+def _encode(encoder, texts: tuple[str, ...], first: int) -> tuple[np.ndarray, np.ndarray]:
+    "`(ids, lengths)` of `texts`; `TypeError` names the first of `texts` (the corpus's text number `first` on) that is no string."
     bad = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
     if bad is not None:
         raise TypeError(f"text {first + bad} is {texts[bad]!r}, not a string; leave out missing texts first")
-    return [encoding.ids for encoding in encoder.encode_batch_fast(texts, add_special_tokens=False)]
+    encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
+    lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
+    return np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64, lengths.sum()), lengths
 
 # %% ../nbs/03_stats.ipynb #92e911eb
-def token_batches(texts: Iterable[str], tokenizer, batch_size: int = 4096, progress: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def token_batches(texts: Iterable[str], tokenizer, batch_size: int = 1024, progress: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield `(ids, lengths)` for batches of documents: ids int64 (tokens,), lengths int64 (documents,).
 
     `texts` is read once, `batch_size` documents at a time. Raises `TypeError` for a text that is no string or a slow tokenizer."""
@@ -47,10 +49,9 @@ def token_batches(texts: Iterable[str], tokenizer, batch_size: int = 4096, progr
         for number, chunk in enumerate(chain(chunks, [None])):
             ready, coming = coming, chunk and pool.submit(_encode, encoder, chunk, number * batch_size)
             if ready:
-                rows = ready.result()
-                lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-                yield np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum()), lengths
-                bar.update(len(rows))
+                ids, lengths = ready.result()
+                yield ids, lengths
+                bar.update(len(lengths))
 
 # %% ../nbs/03_stats.ipynb #610620fe
 @dataclass
@@ -99,7 +100,7 @@ def batch_stats(ids: np.ndarray, lengths: np.ndarray, n_rows: int) -> TokenStats
                       tf_sum=np.bincount(ids, 1 / np.maximum(lengths, 1)[doc], minlength=n_rows), n_docs=n, n_tokens=ids.size)
 
 # %% ../nbs/03_stats.ipynb #18173c4e
-def token_stats(texts: Iterable[str], tokenizer, n_rows: int, batch_size: int = 4096, progress: bool = False) -> TokenStats:
+def token_stats(texts: Iterable[str], tokenizer, n_rows: int, batch_size: int = 1024, progress: bool = False) -> TokenStats:
     """`TokenStats` of `texts` over `n_rows` rows, in one streaming pass.
 
     Raises `TypeError` for a text that is no string, a single string or a slow tokenizer; `ValueError` where there is no token at all or
