@@ -106,17 +106,16 @@ def _centroids(rows: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor
     return sums / torch.bincount(labels, minlength=k)[:, None]
 
 
-def map_pruned_to_representatives(rows: torch.Tensor, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def map_pruned_to_representatives(rows: torch.Tensor, labels: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
     """The token nearest to each centroid, and the centroids (paper Algorithm 1, line 13).
 
     `rows` (n, d) are the pruned rows, `labels` int64 (n,) their clusters 0 .. k - 1. Returns medoids int64 (k,), positions among
     the n rows, and centroids float32 (k, d). Among equals the lowest position wins."""
-    labels = torch.as_tensor(labels)
-    centroids = _centroids(rows, labels, int(labels.max()) + 1)
-    distance = (rows.float() - centroids[labels]).norm(dim=1).double()
-    by_cluster = np.lexsort((distance.numpy(), labels.numpy()))
-    first = np.searchsorted(labels.numpy()[by_cluster], np.arange(len(centroids)))
-    return torch.as_tensor(by_cluster[first]), centroids
+    centroids = _centroids(rows, torch.as_tensor(labels), labels.max() + 1)
+    distance = (rows.float() - centroids[labels]).norm(dim=1).numpy()
+    by_cluster = np.lexsort((distance, labels))
+    first = np.searchsorted(labels[by_cluster], np.arange(len(centroids)))
+    return by_cluster[first], centroids
 
 # %% ../nbs/11_oov.ipynb #9c216d74
 def remap_to_clusters(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, n_special: int, unk_id: int | None = None, n_clusters: int = 50,

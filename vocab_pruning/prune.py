@@ -14,14 +14,14 @@ import torch
 from .budget import break_even, count_rows, get_special_tokens, max_ratio, model_size, rank_rows
 from .core import call_declared
 from .oov import Remap, get_oov
-from .rebuild import PrunedModel, rebuild_model_with_vocab, sizes
+from .rebuild import PrunedModel, plain_embedding, rebuild_model_with_vocab, sizes
 from .scoring import check_scores, compute_token_scores, get_scorer
 from .stats import TokenStats, token_stats
 
 # %% ../nbs/13_prune.ipynb #7dc8cb74
 def _check_model(model, tokenizer):
-    "Raise `ValueError` where the tokenizer's ids exceed the embedding's rows or a row is not finite."
-    rows = model.get_input_embeddings().weight.detach()
+    "Raise `TypeError` for a model pruned already, `ValueError` where the tokenizer's ids exceed its rows or a row is not finite."
+    rows = plain_embedding(model).weight.detach()
     largest = max(tokenizer.get_vocab().values())
     if largest >= len(rows):
         raise ValueError(f"the tokenizer knows id {largest} but the embedding has {len(rows)} rows: they do not belong together")
@@ -32,7 +32,7 @@ def _check_model(model, tokenizer):
 # %% ../nbs/13_prune.ipynb #b2fa9781
 def remapped(remap: Remap, stats: TokenStats) -> dict[str, float]:
     "Of a corpus: `tokens`, the distinct tokens that lost their row, and `share`, the fraction of all occurrences that are theirs."
-    gone = ~remap.kept.cpu().numpy()
+    gone = ~remap.kept.numpy()
     return dict(tokens=int((stats.seen & gone).sum()), share=float(stats.counts[gone].sum() / stats.n_tokens))
 
 # %% ../nbs/13_prune.ipynb #c8591464
@@ -64,7 +64,7 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     `outside_budget` for "cluster"). `texts`: documents, each a string; tf-idf reads them twice.
 
     Raises `ValueError` for a choice that does not exist, a ratio that cannot be had, texts without a token, rows that are not finite or a
-    tokenizer of another model; `TypeError` for texts that are not strings, a slow tokenizer or an unknown option."""
+    tokenizer of another model; `TypeError` for a model pruned already, texts that are not strings, a slow tokenizer or an unknown option."""
     get_oov(oov), get_scorer(scorer), _check_model(model, tokenizer)
     size, special = model_size(model), get_special_tokens(model, tokenizer)
     some = np.isin(np.arange(size.rows), special)

@@ -1,0 +1,238 @@
+"""Tiny tokenizers and models of each family, made on the spot: no network, a few hundred rows."""
+
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import random
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    ModernBertConfig,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+)
+from transformers.utils import logging
+
+NOISE = ["ignore::DeprecationWarning", "ignore:.*lr_scheduler.step.*:UserWarning"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TASKS = {"bare": AutoModel, "classification": AutoModelForSequenceClassification, "masked": AutoModelForMaskedLM}
+
+settings.register_profile("tiny", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tiny")
+
+
+def pytest_configure(config):
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    for line in NOISE:
+        config.addinivalue_line("filterwarnings", line)
+
+
+# Tokenizers
+
+
+def make_words(n: int, seed: int = 0) -> list[str]:
+    "`n` distinct words of two to six letters."
+    draw, words = random.Random(seed), {}
+    while len(words) < n:
+        words["".join(draw.choices(LETTERS, k=draw.randint(2, 6)))] = None
+    return list(words)
+
+
+WORDS = make_words(120)
+
+
+def make_texts(n: int, seed: int = 0) -> list[str]:
+    "`n` documents of up to twelve words, with a Zipf-like tail; some are empty, some hold letters and words no vocabulary has whole."
+    draw = random.Random(seed)
+    words = [*WORDS[:60], *make_words(5, seed=1)]
+    weights = [1 / (rank + 1) for rank in range(len(words))]
+    return [" ".join(draw.choices(words, weights, k=draw.randint(0, 12))) for _ in range(n)]
+
+
+TEXTS = make_texts(60)
+
+
+def _fast(tokenizer: Tokenizer, first: str, last: str, **special: str) -> PreTrainedTokenizerFast:
+    "`tokenizer` framed by the special tokens `first` and `last`."
+    frame = [(token, tokenizer.token_to_id(token)) for token in (first, last)]
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{first} $A {last}", pair=f"{first} $A {last} $B {last}", special_tokens=frame)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, cls_token=first, sep_token=last, model_max_length=48,
+                                   model_input_names=["input_ids", "attention_mask"], **special)
+
+
+BRACKETS = dict(pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]")
+ANGLES = dict(bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>")
+
+
+def wordpiece() -> PreTrainedTokenizerFast:
+    "WordPiece over letters and words, specials first, as BERT has them."
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS), *WORDS]
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return _fast(tokenizer, "[CLS]", "[SEP]", **BRACKETS)
+
+
+def byte_bpe(**special: str) -> PreTrainedTokenizerFast:
+    "Byte-level BPE, specials last, as ModernBERT has them."
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator([" ".join(WORDS)], trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.add_special_tokens(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"])
+    return _fast(tokenizer, "[CLS]", "[SEP]", **(special or BRACKETS))
+
+
+def unigram(byte_fallback: bool = False) -> PreTrainedTokenizerFast:
+    "Unigram over all letters and random scored pieces, as XLM-RoBERTa has it; with `byte_fallback` also the 256 bytes."
+    draw = random.Random(2)
+    parts = [word[: draw.randint(2, len(word))] for word in WORDS]
+    pieces = [*ANGLES.values(), "▁", *LETTERS, *(f"▁{word}" for word in WORDS[::2]), *dict.fromkeys(parts)]
+    pieces += [f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else []
+    scored = [(piece, -draw.uniform(2, 6) * (2 if len(piece) == 1 else 1)) for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(scored, unk_id=pieces.index("<unk>"), byte_fallback=byte_fallback))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    return _fast(tokenizer, "<s>", "</s>", **ANGLES)
+
+
+def byte_bpe_without_unk() -> PreTrainedTokenizerFast:
+    "Byte-level BPE whose unknown token has no role, as GPT-2's descendants have it."
+    return byte_bpe(pad_token="[PAD]", mask_token="[MASK]")
+
+
+def unigram_with_bytes() -> PreTrainedTokenizerFast:
+    "Unigram with the 256 bytes to fall back on."
+    return unigram(byte_fallback=True)
+
+
+# Models
+
+
+@dataclass(frozen=True)
+class Family:
+    "A tokenizer, the configuration class that goes with it, and the rows V that its models have."
+
+    make_tokenizer: object
+    config_class: type
+    spare_rows: int = 0
+    options: tuple = ()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return _tokenizer(self.make_tokenizer)
+
+    def config(self, **options):
+        "A configuration whose ids are the tokenizer's own."
+        roles = ("pad", "bos", "eos", "cls", "sep")
+        ids = {f"{role}_token_id": getattr(self.tokenizer, f"{role}_token_id") for role in roles}
+        size = dict(vocab_size=len(self.tokenizer) + self.spare_rows, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                    intermediate_size=24, max_position_embeddings=64, initializer_range=0.3, num_labels=3)
+        return self.config_class(**ids, **size | dict(self.options) | options)
+
+
+@cache
+def _tokenizer(make) -> PreTrainedTokenizerFast:
+    return make()
+
+
+FAMILIES = {
+    "wordpiece": Family(wordpiece, BertConfig),
+    "bpe": Family(byte_bpe, ModernBertConfig, 16, (("num_hidden_layers", 4), ("global_attn_every_n_layers", 2), ("local_attention", 4))),
+    "unigram": Family(unigram, XLMRobertaConfig),
+}
+ODD_FAMILIES = {"bytes": Family(unigram_with_bytes, XLMRobertaConfig), "no unk": Family(byte_bpe_without_unk, BertConfig)}
+
+
+def build(family: str | Family, task: str = "classification", seed: int = 0, **options):
+    "A random model in evaluation mode; no bias is zero, the padding row neither."
+    config = (FAMILIES[family] if isinstance(family, str) else family).config(**options)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = TASKS[task].from_config(config).eval()
+        with torch.no_grad():
+            for name, tensor in model.named_parameters():
+                if name.endswith("bias"):
+                    tensor.normal_()
+            rows = model.get_input_embeddings()
+            rows.weight[rows.padding_idx].normal_()
+    return model
+
+
+@cache
+def shared(family: str, task: str = "classification", tie: bool = True):
+    "The one `build` of its kind in this process: for tests that only read it."
+    return build(family, task, tie_word_embeddings=tie)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request) -> str:
+    "Each tokenizer family by name."
+    return request.param
+
+
+@pytest.fixture(scope="session", params=TASKS)
+def task(request) -> str:
+    "Each class of model by name."
+    return request.param
+
+
+@pytest.fixture
+def model(family, task):
+    "A fresh tiny model of each family and class."
+    return build(family, task)
+
+
+@pytest.fixture
+def tokenizer(family):
+    "The family's tokenizer."
+    return FAMILIES[family].tokenizer
+
+
+# Inputs and outputs
+
+
+def batch(ids: torch.Tensor, pad_id: int, padding: int = 0) -> dict[str, torch.Tensor]:
+    "Model inputs from `ids` (n, length): the last `padding` places of the last row are padding."
+    ids, mask = ids.clone(), torch.ones_like(ids)
+    if padding:
+        ids[-1, -padding:], mask[-1, -padding:] = pad_id, 0
+    return dict(input_ids=ids, attention_mask=mask)
+
+
+def draw_ids(pool: torch.Tensor, seed: int, shape: tuple[int, int] = (2, 12)) -> torch.Tensor:
+    "Ids of `shape` drawn from `pool`."
+    generator = torch.Generator().manual_seed(seed)
+    return pool[torch.randint(len(pool), shape, generator=generator)]
+
+
+@torch.no_grad()
+def outputs(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    "Everything the model gives by name: each layer's hidden states and the logits or the pooled output."
+    result = model(**inputs, output_hidden_states=True)
+    layers = {f"layer {i}": hidden for i, hidden in enumerate(result.hidden_states)}
+    return layers | {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
+
+
+def state(model) -> dict[str, torch.Tensor]:
+    "A copy of the model's parameters and saved buffers."
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    "Names of the tensors that are not bit-equal."
+    return [name for name in a.keys() | b.keys() if name not in a or name not in b or not torch.equal(a[name], b[name])]

