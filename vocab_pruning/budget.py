@@ -37,7 +37,7 @@ class Size:
     params: int
     row_cost: int
 
-
+# %% ../nbs/10_budget.ipynb #8ea85a2e
 def model_size(model: nn.Module) -> Size:
     "`Size` of a loaded model; tied parameters count once."
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -52,17 +52,17 @@ def _floor(x: float) -> int:
     "⌊x⌋, taking what is within 1e-9 below a whole number for that number."
     return math.floor(x + 1e-9)
 
-
+# %% ../nbs/10_budget.ipynb #8e9704ca
 def _of_params(ratio: float, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
     "V - ⌊p · P / c⌋: the fraction p of all parameters goes (paper Table 3)."
     return size.rows - _floor(ratio * size.params / size.row_cost)
 
-
+# %% ../nbs/10_budget.ipynb #38bdc259
 def _of_vocab(ratio: float, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
     "⌊(1 - p) · |V without specials|⌋ plus the specials (paper Algorithm 1, line 9)."
     return _floor((1 - ratio) * (size.rows - special.sum())) + int(special.sum())
 
-
+# %% ../nbs/10_budget.ipynb #bf2e4c95
 def _of_seen(ratio: float, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
     "Every row never seen in train goes, then the fraction p of the seen ones, specials aside (paper §3)."
     return _floor((1 - ratio) * (seen & ~special).sum()) + int(special.sum())
@@ -75,7 +75,7 @@ def max_ratio(size: Size, n_special: int, base: str = "params") -> float:
     "The largest ratio that leaves the special rows: (V - specials) · c / P for `params`, 1 for the other bases."
     return (size.rows - n_special) * size.row_cost / size.params if base == "params" else 1.0
 
-
+# %% ../nbs/10_budget.ipynb #68a1066d
 def count_rows(ratio: float, base: str, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
     """How many rows to keep for `ratio` of `base` (a key of `BASES`); `special` and `seen` are bool (V,).
 

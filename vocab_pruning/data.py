@@ -112,7 +112,7 @@ def _columns(texts: list[list], labels: list) -> dict[str, list]:
     "The columns of the result: `text`, `text_pair` for pairs, `label`."
     return dict(zip(("text", "text_pair"), texts, strict=False)) | {"label": labels}
 
-
+# %% ../nbs/02_data.ipynb #0fc8bb08
 def _from_directory(task: Task, root: Path) -> dict[str, dict[str, list]]:
     "Columns by split from a directory in GLUE's layout; rows without a text or a label are left out, as GLUE's own readers do."
     result = {}
@@ -132,7 +132,7 @@ def _from_rows(task: Task, rows: Mapping[str, list[dict]]) -> dict[str, dict[str
     return {split: _columns([[row[f] for row in rows[theirs]] for f in task.fields], [row["label"] for row in rows[theirs]])
             for split, theirs in task.splits.items()}
 
-
+# %% ../nbs/02_data.ipynb #9c9581e5
 def _from_hub(task: Task, name: str) -> dict[str, dict[str, list]]:
     "Columns by split from the hub's data set `name` (or its cached copy), configuration `task.name`."
     from datasets import load_dataset
@@ -145,14 +145,14 @@ def _from_hub(task: Task, name: str) -> dict[str, dict[str, list]]:
 GLUE = "nyu-mll/glue"
 SAMPLE = "sample"
 
-
+# %% ../nbs/02_data.ipynb #c7046075
 def _glue_cached() -> bool:
     "Whether an earlier `load_dataset` left GLUE in this machine's cache."
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     cache = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
     return (cache / GLUE.replace("/", "___")).is_dir()
 
-
+# %% ../nbs/02_data.ipynb #9ba42258
 def resolve_data(data: str = "auto") -> tuple[str, str]:
     """Where to load from and what to call it: `(directory, hub name or "sample", data_id)`; no path enters the id.
 
@@ -172,7 +172,7 @@ def _load_columns(task: Task, source: str) -> dict[str, dict[str, list]]:
         return _from_rows(task, make_sample(task.name))
     return _from_hub(task, source) if source == GLUE else _from_directory(task, Path(source))
 
-
+# %% ../nbs/02_data.ipynb #f31324b4
 def load_task(task: str | Task, data: str = "auto"):
     """`datasets.DatasetDict` of `task`: splits `train` and `dev` (MNLI: also `dev_mismatched`), columns `text`, `text_pair`, `label`.
 

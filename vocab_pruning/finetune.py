@@ -32,7 +32,7 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
 
     return correlate
 
-
+# %% ../nbs/20_finetune.ipynb #b989fac8
 def _sklearn(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     "scikit-learn's metric `name` of labels and predictions."
 
@@ -53,14 +53,14 @@ def device_name() -> str:
     "Type of the device that training runs on: the accelerator's where there is one, else `cpu`."
     return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
 
-
+# %% ../nbs/20_finetune.ipynb #00da0d9d
 def has_bf16() -> bool:
     "Whether bfloat16 pays on the training device: a GPU that supports it, a CPU with AMX tiles."
     if device_name() == "cuda":
         return torch.cuda.is_bf16_supported()
     return device_name() == "cpu" and torch.cpu._is_amx_tile_supported()
 
-
+# %% ../nbs/20_finetune.ipynb #a31190e5
 def make_recipe(task: str | Task, epochs: float | None = None, learning_rate: float | None = None, batch_size: int | None = None,
                 max_length: int = 128) -> dict:
     "Settings of a fine-tuning run, JSON-ready: the task's defaults where an argument is None. Raises `ValueError` for one that is not positive."
@@ -88,7 +88,7 @@ def _quiet_transformers():
         if bars:
             logging.enable_progress_bar()
 
-
+# %% ../nbs/20_finetune.ipynb #01438ff2
 def load_classifier(model: str, task: str | Task, seed: int = 42):
     "`(model, tokenizer)` for `task` from a hub name or directory: float32, with a classification (or regression) head drawn from `seed`."
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
@@ -113,8 +113,8 @@ def tokenize_split(split, tokenizer, max_length: int = 128):
 # %% ../nbs/20_finetune.ipynb #610620fe
 @dataclass
 class FineTuned:
-    """What a fine-tuning run gave: `metrics` by name (a second dev split's with `_mismatched`), `predictions` and `labels` by dev split
-    (class numbers or floats), `history` (the Trainer's log) and `seconds` by stage."""
+    """What a fine-tuning run gave: `metrics` by name (a second dev split's with `_mismatched`), `predictions` and `labels` by dev split,
+    in its order (class numbers or floats), `history` (the Trainer's log) and `seconds` by stage."""
 
     metrics: dict[str, float]
     predictions: dict[str, np.ndarray]
@@ -122,12 +122,12 @@ class FineTuned:
     history: list[dict]
     seconds: dict[str, float]
 
-
+# %% ../nbs/20_finetune.ipynb #ccf91018
 def decide(task: Task, logits: np.ndarray) -> np.ndarray:
     "Predictions from logits (n, labels): the class with the largest, or the value itself for regression."
     return logits.reshape(len(logits), -1)[:, 0] if task.labels is None else logits.argmax(axis=-1)
 
-
+# %% ../nbs/20_finetune.ipynb #8d328409
 def score(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     "The task's metrics by name, the score first."
     return {name: METRICS[name](labels, predictions) for name in task.metrics}
@@ -146,7 +146,7 @@ def _trainer(model, tokenizer, train, dev, task: Task, recipe: dict, output_dir,
         model, arguments, train_dataset=train, eval_dataset=dev, data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
         compute_metrics=lambda p: score(task, p.label_ids, decide(task, p.predictions)))
 
-
+# %% ../nbs/20_finetune.ipynb #ba30406b
 def _last_epoch(task: Task, labels: dict[str, np.ndarray], predictions: dict[str, np.ndarray]) -> dict[str, float]:
     "Metrics of all dev splits in one dict; those of `dev_mismatched` end in `_mismatched`."
     return {name + split.removeprefix("dev"): value for split in labels for name, value in score(task, labels[split], predictions[split]).items()}
@@ -165,6 +165,7 @@ def finetune(model, tokenizer, dataset, task: str | Task, recipe: dict, output_d
     trained = time.perf_counter()
     if not np.isfinite(loss):
         raise ValueError(f"training loss is {loss} after {recipe['epochs']} epochs; lower learning_rate ({recipe['learning_rate']})")
+    trainer.args.train_sampling_strategy = "sequential"  # grouping by length would shuffle the predictions, too
     outputs = {name: trainer.predict(split) for name, split in splits.items()}
     labels = {name: output.label_ids for name, output in outputs.items()}
     predictions = {name: decide(task, output.predictions) for name, output in outputs.items()}

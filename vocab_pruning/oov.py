@@ -60,7 +60,7 @@ def _position(keep: np.ndarray, ids: np.ndarray) -> np.ndarray:
     "Positions of `ids` in the sorted `keep`."
     return np.searchsorted(np.sort(keep), ids)
 
-
+# %% ../nbs/11_oov.ipynb #2017529b
 def remap_to_unk(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, unk_id: int | None = None) -> Remap:
     "Every pruned id reads the row of [UNK]. Raises `ValueError` where the tokenizer has no unknown token."
     keep = order[:n_keep]
@@ -105,7 +105,7 @@ def _centroids(rows: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor
     sums = torch.zeros(k, rows.shape[1]).index_add_(0, labels, rows.float())
     return sums / torch.bincount(labels, minlength=k)[:, None]
 
-
+# %% ../nbs/11_oov.ipynb #cdda9605
 def map_pruned_to_representatives(rows: torch.Tensor, labels: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
     """The token nearest to each centroid, and the centroids (paper Algorithm 1, line 13).
 

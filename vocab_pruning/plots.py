@@ -33,7 +33,7 @@ def covered(stats: TokenStats, order: np.ndarray) -> np.ndarray:
     "Share of all occurrences that the first k + 1 rows of the ranking `order` cover: float64 (V,)."
     return stats.counts[order].cumsum() / stats.n_tokens
 
-
+# %% ../nbs/24_plots.ipynb #5f7f43ee
 def plot_coverage(stats: dict[str, TokenStats], order: np.ndarray, kept: int, ax=None):
     "Coverage of each corpus against the rows kept in the ranking `order`, with the `kept` rows of this run marked; returns the axis."
     ax = _axes(ax)

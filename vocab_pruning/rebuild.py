@@ -100,7 +100,7 @@ def pruned_head(head: nn.Linear, embedding: nn.Embedding, new: PrunedEmbedding) 
 def _refuse_resize(*args, **kwargs):
     raise ValueError("resize_token_embeddings on a pruned model would break its remap; resize the original model, then prune it")
 
-
+# %% ../nbs/12_rebuild.ipynb #c3a7ac7f
 def _ignore_pruned_labels(model, args, kwargs):
     "Forward pre-hook of a masked-LM model: labels that are pruned ids become -100."
     call = inspect.signature(model.forward).bind_partial(*args, **kwargs)
@@ -109,14 +109,14 @@ def _ignore_pruned_labels(model, args, kwargs):
         call.arguments["labels"] = labels.masked_fill(~kept, -100)
     return call.args, call.kwargs
 
-
+# %% ../nbs/12_rebuild.ipynb #8af2cb0e
 def _second_bias(model, head: PrunedHead):
     "Fit the copy of the head's bias that BERT and RoBERTa hold one level up: the same parameter where tied, else one that nothing reads."
     parent = next(part for part in model.modules() if any(child is head for child in part.children()))
     if isinstance(getattr(parent, "bias", None), nn.Parameter):
         parent.bias = head.bias if model.config.tie_word_embeddings else nn.Parameter(head.bias.detach().clone())
 
-
+# %% ../nbs/12_rebuild.ipynb #2f28cf04
 def _install(model, embedding: PrunedEmbedding, head: PrunedHead | None):
     "Make `embedding` and `head` those of `model`, in place."
     from transformers import PreTrainedModel
@@ -138,7 +138,7 @@ def plain_embedding(model) -> nn.Embedding:
         raise TypeError(f"the model's input embedding is a {type(embedding).__name__}; prune the original model, with a plain nn.Embedding")
     return embedding
 
-
+# %% ../nbs/12_rebuild.ipynb #a44b9582
 def rebuild_model_with_vocab(model, remap: Remap):
     """A copy of `model` whose embedding (and output head) has the rows of `remap` (paper Algorithm 1, line 15); `model` is not changed.
 
@@ -200,12 +200,12 @@ def _summary(self: PrunedModel) -> list[tuple[str, int, int]]:
     after = sizes(self.model)
     return [(name, self.info.get("before", after)[name], number) for name, number in after.items()]
 
-
+# %% ../nbs/12_rebuild.ipynb #704416a9
 def _repr(self: PrunedModel) -> str:
     parts = (f"{name} {before:,} → {after:,} (−{1 - after / before:.1%})" for name, before, after in _summary(self))
     return f"PrunedModel({type(self.model).__name__}: {', '.join(parts)})"
 
-
+# %% ../nbs/12_rebuild.ipynb #67ad88a2
 def _repr_markdown(self: PrunedModel) -> str:
     lines = (f"| {name.replace('_', ' ')} | {before:,} | {after:,} | −{1 - after / before:.1%} |" for name, before, after in _summary(self))
     return "\n".join([f"**{type(self.model).__name__}**, pruned\n", "| | before | after | |", "|---|---:|---:|---:|", *lines])
@@ -226,7 +226,7 @@ def _prunable(cls):
 
     return type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__})
 
-
+# %% ../nbs/12_rebuild.ipynb #75c3a3a9
 def _model_class(config, model_class):
     "The transformers class to load: `model_class` (an Auto class is looked up), or the one the configuration names."
     import transformers
@@ -256,7 +256,7 @@ def _load_model(directory: Path, config, model_class, **kwargs):
         embedding.padding_idx = int(embedding.index[config.pad_token_id, 0])
     return model
 
-
+# %% ../nbs/12_rebuild.ipynb #00ea2450
 def load(directory: str | Path, model_class=None, **kwargs) -> PrunedModel:
     """The pruned model saved in `directory` by `save_pretrained`, a `Trainer` or `model.save_pretrained`, in evaluation mode.
 

@@ -40,14 +40,14 @@ def subset(dataset, max_train_examples: int | None):
     few["train"] = dataset["train"].select(range(min(max_train_examples or len(dataset["train"]), len(dataset["train"]))))
     return type(dataset)(few)
 
-
+# %% ../nbs/23_results.ipynb #432fab0a
 def run_name(parameters: dict) -> str:
     "A readable name ending in 8 hex digits of the hash of `parameters` (JSON-ready, every one that changes the result)."
     parts = [parameters[k] for k in ("task", "method", "base", "ratio", "model_id", "seed") if parameters.get(k) is not None]
     readable = "-".join(str(part).split("/")[-1].lower() for part in parts)
     return f"{readable}-{fingerprint(parameters)[:8]}"
 
-
+# %% ../nbs/23_results.ipynb #57e127bf
 def run_directory(out: str | Path, parameters: dict) -> Path:
     "Where the run of `parameters` lives: `out` is relative to the project's root where there is one, else to the working directory."
     return project_root() / out / run_name(parameters)
@@ -63,20 +63,20 @@ def provenance() -> dict:
 # %% ../nbs/23_results.ipynb #2d6a37e7
 ROW = "result.json"
 
-
+# %% ../nbs/23_results.ipynb #15d8b887
 def read_row(directory: str | Path) -> dict | None:
     "The row of the run in `directory`, or None where there is none."
     path = Path(directory) / ROW
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-
+# %% ../nbs/23_results.ipynb #f7e29bf8
 def read_history(directory: str | Path):
     "The training log of the run in `directory`, as a DataFrame."
     import pandas as pd
 
     return pd.DataFrame(json.loads((Path(directory) / "history.json").read_text(encoding="utf-8")))
 
-
+# %% ../nbs/23_results.ipynb #d41f9122
 def _predictions(result: FineTuned):
     "Labels and predictions of every dev split, as a tidy DataFrame."
     import pandas as pd
@@ -116,7 +116,7 @@ def row_of_notebook(notebook: str | Path) -> dict:
         raise ValueError(f"{notebook} shows no result row; did its run end?")
     return rows[-1]
 
-
+# %% ../nbs/23_results.ipynb #af7320d6
 def summarize_notebook(notebook: str | Path, out: str | Path = "runs") -> str:
     "Where an executed run and its row are, and the row's main numbers, one per line."
     row = row_of_notebook(notebook)

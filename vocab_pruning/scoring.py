@@ -37,7 +37,7 @@ def check_scores(scores, n_rows: int) -> np.ndarray:
         raise ValueError(f"the score of row {row} is {scores[row]}; every score must be finite")
     return scores
 
-
+# %% ../nbs/09_scoring.ipynb #b8a200dc
 def compute_token_scores(stats: TokenStats, scorer: str = "tfidf", *, model=None, n_rows: int | None = None, seed: int = 0,
                          texts=None, tokenizer=None, **options) -> np.ndarray:
     """Importance of every row: float64 (V,), larger = keep (paper Algorithm 1, lines 2-6).

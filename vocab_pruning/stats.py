@@ -27,7 +27,7 @@ def backend(tokenizer):
     encoder.no_padding()
     return encoder
 
-
+# %% ../nbs/03_stats.ipynb #7ecc158b
 def _encode(encoder, texts: tuple[str, ...], first: int) -> tuple[np.ndarray, np.ndarray]:
     "`(ids, lengths)` of `texts`; `TypeError` names the first of `texts` (the corpus's text number `first` on) that is no string."
     bad = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
@@ -120,7 +120,7 @@ def coverage_curve(stats: TokenStats) -> np.ndarray:
     counts = np.sort(stats.counts[stats.seen])[::-1]
     return counts.cumsum() / stats.n_tokens
 
-
+# %% ../nbs/03_stats.ipynb #697104c2
 def coverage(stats: TokenStats, reference: TokenStats | None = None) -> dict[str, float]:
     """One side of the paper's Table 2: tokens, unique tokens, and in per cent the vocabulary present and what the top fifth covers.
 
