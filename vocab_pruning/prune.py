@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from .budget import break_even, count_rows, get_special_tokens, max_ratio, model_size, rank_rows
+from .budget import break_even, count_rows, max_ratio, model_size, rank_rows, special_mask
 from .core import call_declared
 from .oov import Remap, get_oov
 from .rebuild import PrunedModel, plain_embedding, rebuild_model_with_vocab, sizes
@@ -42,8 +42,7 @@ def prune_with_stats(model, tokenizer, stats: TokenStats, scores: np.ndarray, ra
 
     `stats` over V rows, `scores` float64 (V,). Raises as `count_rows`, `rank_rows` and the remap do."""
     size, embedding = model_size(model), model.get_input_embeddings().weight.detach()
-    special = np.zeros(size.rows, bool)
-    special[get_special_tokens(model, tokenizer)] = True
+    special = special_mask(model, tokenizer)
     n_keep = count_rows(ratio, base, size, special, stats.seen)
     order = rank_rows(scores, stats, special, base)
     offered = dict(unk_id=tokenizer.unk_token_id, n_special=int(special.sum()), seed=seed)
@@ -66,12 +65,11 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     Raises `ValueError` for a choice that does not exist, a ratio that cannot be had, texts without a token, rows that are not finite or a
     tokenizer of another model; `TypeError` for a model pruned already, texts that are not strings, a slow tokenizer or an unknown option."""
     get_oov(oov), get_scorer(scorer), _check_model(model, tokenizer)
-    size, special = model_size(model), get_special_tokens(model, tokenizer)
-    some = np.isin(np.arange(size.rows), special)
-    count_rows(ratio, base, size, some, some)
+    size, special = model_size(model), special_mask(model, tokenizer)
+    count_rows(ratio, base, size, special, seen=special)  # a ratio that cannot be had stops here, before the texts are read
     stats = token_stats(texts, tokenizer, size.rows, progress=progress)
     if scores is None:
-        scores = compute_token_scores(stats, scorer, model=model, n_rows=count_rows(ratio, base, size, some, stats.seen), seed=seed,
+        scores = compute_token_scores(stats, scorer, model=model, n_rows=count_rows(ratio, base, size, special, stats.seen), seed=seed,
                                       texts=texts, tokenizer=tokenizer, **(scorer_options or {}))
     else:
         scorer = "given"
