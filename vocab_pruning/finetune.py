@@ -135,16 +135,18 @@ def score(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str, 
 # %% ../nbs/20_finetune.ipynb #71a16138
 def _trainer(model, tokenizer, train, dev, task: Task, recipe: dict, output_dir, seed: int, progress: bool):
     "The `Trainer` that `recipe` describes."
-    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
     arguments = TrainingArguments(
         output_dir=str(output_dir), num_train_epochs=recipe["epochs"], learning_rate=recipe["learning_rate"], warmup_steps=0.1,
         per_device_train_batch_size=recipe["batch_size"], per_device_eval_batch_size=64, train_sampling_strategy="group_by_length",
         optim="adamw_torch_fused", bf16=recipe["precision"] == "bf16", use_cpu=recipe["device"] == "cpu", seed=seed, data_seed=seed,
         eval_strategy="epoch", save_strategy="no", logging_strategy="steps", logging_steps=1 / 40, report_to="none", disable_tqdm=not progress)
-    return Trainer(
+    trainer = Trainer(
         model, arguments, train_dataset=train, eval_dataset=dev, data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
         compute_metrics=lambda p: score(task, p.label_ids, decide(task, p.predictions)))
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 # %% ../nbs/20_finetune.ipynb #ba30406b
 def _last_epoch(task: Task, labels: dict[str, np.ndarray], predictions: dict[str, np.ndarray]) -> dict[str, float]:

@@ -116,10 +116,15 @@ def row_of_notebook(notebook: str | Path) -> dict:
         raise ValueError(f"{notebook} shows no result row; did its run end?")
     return rows[-1]
 
+# %% ../nbs/23_results.ipynb #3e1ed35d
+def _shown(value) -> str:
+    "A value of a row as a person reads it."
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
 # %% ../nbs/23_results.ipynb #af7320d6
 def summarize_notebook(notebook: str | Path, out: str | Path = "runs") -> str:
     "Where an executed run and its row are, and the row's main numbers, one per line."
     row = row_of_notebook(notebook)
     names = ("method", "base", "ratio", "metric", "score", "full_score", "retention", "rows", "embedding_params", "params", "bytes", "model_id", "data_id")
-    shown = {name: f"{row[name]:,.4g}" if isinstance(row[name], float) else f"{row[name]:,}" if isinstance(row[name], int) else row[name] for name in names}
-    return "\n".join([f"notebook          {notebook}", f"row               {Path(out) / row['run'] / ROW}", *(f"{k:<17} {v}" for k, v in shown.items())])
+    lines = {"notebook": notebook, "row": Path(out) / row["run"] / ROW} | {name: _shown(row[name]) for name in names}
+    return "\n".join(f"{name:<17} {value}" for name, value in lines.items())
