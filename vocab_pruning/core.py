@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HUB', 'MODERNBERT', 'MINILM', 'hub_reachable', 'minilm_directory', 'resolve_model', 'fingerprint',
            'model_fingerprint', 'library_versions', 'check_replaceable', 'whole_directory', 'project_root',
-           'call_declared']
+           'call_declared', 'choose']
 
 # %% ../nbs/00_core.ipynb #a5c21399
 import hashlib
@@ -140,3 +140,10 @@ def call_declared(function, *args, offered: dict, **options):
     "`function(*args, **options)` plus those of `offered` that its signature names. Raises `TypeError` for an option it does not know."
     declared = inspect.signature(function).parameters
     return function(*args, **{k: v for k, v in offered.items() if k in declared and k not in options}, **options)
+
+# %% ../nbs/00_core.ipynb #de0d4d49
+def choose(family: dict, kind: str, name: str):
+    "The member of `family` called `name`. Raises `ValueError` that lists the names there are; `kind` is what the members are."
+    if name not in family:
+        raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(family)}")
+    return family[name]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import fingerprint, hub_reachable
+from .core import choose, fingerprint, hub_reachable
 from .sample import make_sample
 
 # %% ../nbs/02_data.ipynb #922b19a9
@@ -72,11 +72,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (
 # %% ../nbs/02_data.ipynb #3f219074
 def get_task(task: str | Task) -> Task:
     "The row of `TASKS` called `task`; a `Task` is returned as it is. Raises `ValueError` for an unknown name."
-    if isinstance(task, Task):
-        return task
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
-    return TASKS[task]
+    return task if isinstance(task, Task) else choose(TASKS, "task", task)
 
 # %% ../nbs/02_data.ipynb #75491503
 def read_tsv(path: str | Path, header: bool = True):

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .core import choose
+
 # %% ../nbs/11_oov.ipynb #610620fe
 @dataclass
 class Remap:
@@ -147,6 +149,4 @@ OOV: dict[str, Callable[..., Remap]] = {"unk": remap_to_unk, "cluster": remap_to
 
 def get_oov(oov: str) -> Callable[..., Remap]:
     "The remap called `oov`. Raises `ValueError` for an unknown name."
-    if oov not in OOV:
-        raise ValueError(f"unknown oov {oov!r}; choose one of {', '.join(OOV)}")
-    return OOV[oov]
+    return choose(OOV, "oov", oov)

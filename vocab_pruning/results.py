@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from .budget import BASES
+from .budget import check_ratio
 from .core import fingerprint, library_versions, project_root, whole_directory
 from .data import get_task
 from .finetune import FineTuned, finetune, retention
@@ -25,11 +25,7 @@ from .scoring import get_scorer
 # %% ../nbs/23_results.ipynb #35c44d5d
 def check_run(task: str, ratio: float, base: str, scorer: str, oov: str):
     "Raise `ValueError` for an unknown task, base, scorer or oov, or a ratio outside [0, 1)."
-    get_task(task), get_scorer(scorer), get_oov(oov)
-    if base not in BASES:
-        raise ValueError(f"unknown base {base!r}; choose one of {', '.join(BASES)}")
-    if not 0 <= ratio < 1:
-        raise ValueError(f"ratio {ratio} is outside [0, 1): it is the fraction that goes")
+    get_task(task), get_scorer(scorer), get_oov(oov), check_ratio(ratio, base)
 
 # %% ../nbs/23_results.ipynb #b06b9dbb
 def subset(dataset, max_train_examples: int | None):

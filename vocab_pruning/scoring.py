@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .core import call_declared
+from .core import call_declared, choose
 from .scorers.frequency import frequency_scores
 from .scorers.random import random_scores
 from .scorers.tfidf import tfidf_scores
@@ -22,9 +22,7 @@ SCORERS: dict[str, Callable[..., np.ndarray]] = {"random": random_scores, "frequ
 
 def get_scorer(scorer: str) -> Callable[..., np.ndarray]:
     "The scorer called `scorer`. Raises `ValueError` for an unknown name."
-    if scorer not in SCORERS:
-        raise ValueError(f"unknown scorer {scorer!r}; choose one of {', '.join(SCORERS)}, or pass scores=array")
-    return SCORERS[scorer]
+    return choose(SCORERS, "scorer", scorer)
 
 # %% ../nbs/09_scoring.ipynb #4a77f0e5
 def check_scores(scores, n_rows: int) -> np.ndarray:
