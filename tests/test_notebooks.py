@@ -70,6 +70,12 @@ def test_median_exported_cell_is_at_most_ten_lines():
     assert statistics.median(lines(cell) for n in NOTEBOOKS for cell in exported(n)) <= 10
 
 
+def test_expected_errors_are_really_expected():
+    "fastcore's `expect_fail` is a context manager: called any other way it checks nothing (`test_fail` is the one to call)."
+    cells = ["".join(cell["source"]) for n in NOTEBOOKS for cell in json.loads(n.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert not [line for cell in cells for line in cell.splitlines() if "expect_fail(" in line and not line.lstrip().startswith("with ")]
+
+
 def test_package_does_not_import_its_development_tools():
     for module in (ROOT / "vocab_pruning").rglob("*.py"):
         imported = [n for n in ast.parse(module.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
@@ -80,7 +86,7 @@ def test_package_does_not_import_its_development_tools():
 def test_modules_import_only_from_above():
     "The order of the notebooks is the order of reading; a module imports only from earlier ones."
     order = {}
-    for notebook in sorted(NOTEBOOKS, key=lambda p: (p.parent != ROOT / "nbs" and "05" or p.stem, p.stem)):
+    for notebook in sorted(NOTEBOOKS, key=lambda p: (p.parent != ROOT / "nbs" and "06" or p.stem, p.stem)):
         for cell in sources(notebook):
             if cell.startswith("#| default_exp"):
                 order[cell.split()[2]] = len(order)
