@@ -6,8 +6,7 @@
 __all__ = ['OOV', 'Remap', 'remap_to_unk', 'nearest_rows', 'remap_to_nearest', 'cluster_pruned_tokens',
            'map_pruned_to_representatives', 'remap_to_clusters', 'get_oov']
 
-# %% ../nbs/11_oov.ipynb #fc0298d2
-import warnings
+# %% ../nbs/11_oov.ipynb #4a522ea0
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .clusters import centroids, kmeans_clusters, medoids
 from .core import choose
 
 # %% ../nbs/11_oov.ipynb #610620fe
@@ -87,25 +87,8 @@ def remap_to_nearest(rows: torch.Tensor, order: np.ndarray, n_keep: int) -> Rema
 
 # %% ../nbs/11_oov.ipynb #1b80239f
 def cluster_pruned_tokens(rows: torch.Tensor, n_clusters: int, seed: int = 0) -> np.ndarray:
-    """k-means labels 0 .. n_clusters - 1 of `rows` (n, d): int64 (n,), no cluster empty (paper Algorithm 1, line 12).
-
-    Identical rows can leave k-means short of clusters; the highest rows of the largest clusters then become clusters of their own."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        labels = KMeans(n_clusters, n_init=1, random_state=seed).fit(rows.float().numpy()).labels_.astype(np.int64)
-    for empty in np.setdiff1d(np.arange(n_clusters), labels):
-        largest = np.bincount(labels, minlength=n_clusters).argmax()
-        labels[np.flatnonzero(labels == largest)[-1]] = empty
-    return labels
-
-# %% ../nbs/11_oov.ipynb #a047787c
-def _centroids(rows: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
-    "Mean of the rows of each of `k` clusters: float32 (k, d)."
-    sums = torch.zeros(k, rows.shape[1]).index_add_(0, labels, rows.float())
-    return sums / torch.bincount(labels, minlength=k)[:, None]
+    "k-means labels 0 .. n_clusters - 1 of `rows` (n, d): int64 (n,), no cluster empty (paper Algorithm 1, line 12)."
+    return kmeans_clusters(rows, n_clusters, seed, init="k-means++", max_iter=300)
 
 # %% ../nbs/11_oov.ipynb #cdda9605
 def map_pruned_to_representatives(rows: torch.Tensor, labels: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
@@ -113,11 +96,7 @@ def map_pruned_to_representatives(rows: torch.Tensor, labels: np.ndarray) -> tup
 
     `rows` (n, d) are the pruned rows, `labels` int64 (n,) their clusters 0 .. k - 1. Returns medoids int64 (k,), positions among
     the n rows, and centroids float32 (k, d). Among equals the lowest position wins."""
-    centroids = _centroids(rows, torch.as_tensor(labels), labels.max() + 1)
-    distance = (rows.float() - centroids[labels]).norm(dim=1).numpy()
-    by_cluster = np.lexsort((distance, labels))
-    first = np.searchsorted(labels[by_cluster], np.arange(len(centroids)))
-    return by_cluster[first], centroids
+    return medoids(rows, labels), centroids(rows, labels)
 
 # %% ../nbs/11_oov.ipynb #9c216d74
 def remap_to_clusters(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, n_special: int, unk_id: int | None = None, n_clusters: int = 50,
@@ -135,12 +114,12 @@ def remap_to_clusters(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, n_s
     by_score = n_keep if outside_budget else n_keep - k
     pruned = np.sort(order[by_score:])
     labels = cluster_pruned_tokens(rows[pruned], k, seed)
-    medoids, centroids = map_pruned_to_representatives(rows[pruned], labels)
+    nearest, means = map_pruned_to_representatives(rows[pruned], labels)
     if representative == "mean":
-        return _remap(order[:by_score], V, by_score + labels, extra=centroids.to(rows.dtype), n_clusters=k)
-    back = pruned[medoids]
+        return _remap(order[:by_score], V, by_score + labels, extra=means.to(rows.dtype), n_clusters=k)
+    back = pruned[nearest]
     keep = np.concatenate([order[:by_score], back])
-    others = np.delete(labels, medoids)
+    others = np.delete(labels, nearest)
     return _remap(keep, V, _position(keep, back)[others], n_clusters=k)
 
 # %% ../nbs/11_oov.ipynb #202ec218
