@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, ODD_FAMILIES, TEXTS, build, same, state
-from transformers import ByT5Tokenizer
+from transformers import ByT5Tokenizer, FNetConfig, FNetForSequenceClassification
 
 from vocab_pruning import load, prune
 from vocab_pruning.budget import max_ratio, model_size
+from vocab_pruning.scoring import TUNED
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +78,11 @@ BAD_ARGUMENTS = {
     "None among the texts": (dict(texts=["ab", None]), TypeError, ["text 1", "None"]),
     "bytes among the texts": (dict(texts=["ab", "cd", b"ef"]), TypeError, ["text 2", "ef"]),
     "a number among the texts": (dict(texts=[1.5]), TypeError, ["text 0", "1.5"]),
+    "unknown clustering": (dict(scorer="clustering", scorer_options={"method": "ward"}), ValueError, ["ward", "average", "kmeans"]),
+    "option of another clustering": (dict(scorer="clustering", scorer_options={"eps": 0.3}), TypeError, ["eps"]),
+    "unknown pool": (dict(scorer="clustering", scorer_options={"pool": "train"}), ValueError, ["train", "seen"]),
+    "a one-shot iterator with attention": (dict(scorer="attention", texts=iter(TEXTS)), ValueError, ["read again", "list"]),
+    "None among the examples": (dict(scorer="vatp", examples=[("ab", "cd"), ("ab", None)]), TypeError, ["('ab', None)"]),
     "a one-shot iterator with tf-idf": (dict(texts=iter(TEXTS)), ValueError, ["second time", "list"]),
 }
 
@@ -102,6 +108,22 @@ def test_a_ratio_above_the_maximum(model, tokenizer, tmp_path):
 
 
 # Models and tokenizers
+
+
+def test_a_zero_row_cannot_be_clustered(model, tokenizer, tmp_path):
+    row = tokenizer.convert_tokens_to_ids("a")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[row] = 0
+    with refused(ValueError, f"row {row} of the embedding", "length 0.0", directory=tmp_path, model=model):
+        prune(model, tokenizer, ["a b c d e"], 0.2, "seen", "clustering", "unk")
+
+
+def test_a_model_that_shows_no_attention(tmp_path):
+    family = FAMILIES["wordpiece"]
+    fnet = FNetForSequenceClassification(FNetConfig(vocab_size=family.config().vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=1))
+    for scorer in TUNED:
+        with refused(ValueError, "FNetForSequenceClassification", "tfidf", directory=tmp_path, model=fnet):
+            prune(fnet, family.tokenizer, TEXTS, 0.1, scorer=scorer)
 
 
 def test_a_tokenizer_of_another_model(model, tmp_path):

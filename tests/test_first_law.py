@@ -28,7 +28,8 @@ from vocab_pruning.oov import Remap
 from vocab_pruning.rebuild import PrunedHead, rebuild_model_with_vocab, sizes
 from vocab_pruning.stats import TokenStats, token_stats
 
-SCORERS = ["random", "frequency", "tfidf"]
+COUNTING = ["random", "frequency", "tfidf"]
+SCORERS = [*COUNTING, "clustering", "attention", "vatp"]
 OOV = {
     "unk": dict(oov="unk"),
     "nearest": dict(oov="nearest"),
@@ -272,7 +273,7 @@ def test_the_ratio_asked_for_is_the_ratio_got(family, oov, base):
     special, V = special_ids(model, tokenizer), model.config.vocab_size
     params = sizes(model)["params"]
     most = Fraction((V - len(special)) * row_cost(model), params) if base == "params" else 1 - Fraction(1, 2**40)
-    for scorer in SCORERS:
+    for scorer in [*COUNTING, "clustering"]:
         for ratio in [*map(Fraction, ("0", "0.05", "0.1", "0.2", "0.25")), most]:
             p = prune(model, tokenizer, TEXTS, float(ratio), base, scorer, **OOV[oov])
             rows = rows_asked(model, tokenizer, ratio, base)

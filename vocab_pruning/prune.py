@@ -55,12 +55,14 @@ def prune_with_stats(model, tokenizer, stats: TokenStats, scores: np.ndarray, ra
 
 # %% ../nbs/13_prune.ipynb #5a3ebaa5
 def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str = "params", scorer: str = "tfidf", oov: str = "cluster", seed: int = 0,
-          *, scores: np.ndarray | None = None, scorer_options: dict | None = None, progress: bool = False, **oov_options) -> PrunedModel:
+          *, scores: np.ndarray | None = None, scorer_options: dict | None = None, scorer_model=None, examples: Iterable | None = None,
+          progress: bool = False, **oov_options) -> PrunedModel:
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1); `model` itself is not changed.
 
     `ratio`: the fraction to remove, of `base`: "params" (all parameters), "vocab" (all rows) or "seen" (rows the texts use; unused ones go too).
-    `scorer`: a key of `SCORERS`, or `scores`: float (V,), larger = keep. `oov`: a key of `OOV`, with its options (`n_clusters`, `representative`,
-    `outside_budget` for "cluster"). `texts`: documents, each a string; tf-idf reads them twice.
+    `scorer`: a key of `SCORERS`, with `scorer_options`, or `scores`: float (V,), larger = keep. "attention" and "vatp" read `scorer_model`, fine-tuned on the
+    task (else `model`), and `examples`, tuples of texts it reads together (else `texts`). `oov`: a key of `OOV`, with its options (`n_clusters`,
+    `representative`, `outside_budget` for "cluster"). `texts`: documents, each a string; only frequency and random selection read them once.
 
     Raises `ValueError` for a choice that does not exist, a ratio that cannot be had, texts without a token, rows that are not finite or a
     tokenizer of another model; `TypeError` for a model pruned already, texts that are not strings, a slow tokenizer or an unknown option."""
@@ -69,8 +71,9 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     count_rows(ratio, base, size, special, seen=special)  # a ratio that cannot be had stops here, before the texts are read
     stats = token_stats(texts, tokenizer, size.rows, progress=progress)
     if scores is None:
-        scores = compute_token_scores(stats, scorer, model=model, n_rows=count_rows(ratio, base, size, special, stats.seen), seed=seed,
-                                      texts=texts, tokenizer=tokenizer, **(scorer_options or {}))
+        n_rows = count_rows(ratio, base, size, special, stats.seen)
+        scores = compute_token_scores(stats, scorer, model=model if scorer_model is None else scorer_model, n_rows=n_rows, seed=seed, texts=texts,
+                                      tokenizer=tokenizer, special=special, examples=examples, **(scorer_options or {}))
     else:
         scorer = "given"
     result = prune_with_stats(model, tokenizer, stats, scores, ratio, base, oov, seed, **oov_options)

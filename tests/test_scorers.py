@@ -1,0 +1,267 @@
+"""The scorers that need the model: clustering at any size, and what a fine-tuned model attends to."""
+
+import os
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, TEXTS, build, make_texts, shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.metrics import adjusted_rand_score
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from vocab_pruning import prune
+from vocab_pruning.budget import special_mask
+from vocab_pruning.clusters import CLUSTERINGS, cluster_rows
+from vocab_pruning.core import minilm_directory
+from vocab_pruning.data import examples, load_task
+from vocab_pruning.linkage import average_linkage, cut_linkage, unit_rows
+from vocab_pruning.scorers.attention import attention_received, compute_attention_scores, vatp_scores
+from vocab_pruning.scoring import SCORERS, TUNED, compute_token_scores
+from vocab_pruning.stats import token_stats
+
+needs_minilm = pytest.mark.skipif(minilm_directory() is None, reason="needs the extra `offline` (MiniLM weights)")
+needs_glue = pytest.mark.skipif("GLUE_DIR" not in os.environ, reason="needs GLUE's files: set GLUE_DIR")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(scope="module")
+def minilm_rows() -> torch.Tensor:
+    from safetensors.torch import load_file
+
+    rows = load_file(minilm_directory() / "model.safetensors")["embeddings.word_embeddings.weight"]
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+
+
+# Average linkage
+
+
+@needs_minilm
+@pytest.mark.parametrize("n", [500, 2000, 5000])
+def test_the_partition_is_scikit_learns(minilm_rows, n):
+    tree = average_linkage(minilm_rows[:n])
+    for k in (2, n // 20, n // 2):
+        theirs = AgglomerativeClustering(k, metric="cosine", linkage="average").fit_predict(minilm_rows[:n].numpy())
+        assert adjusted_rand_score(cut_linkage(tree, k), theirs) == 1
+
+
+def check_greedy(rows: torch.Tensor):
+    "The definition: each merge joins a nearest pair of the clusters that stand before it, by all pairs of rows."
+    distance = 1 - (unit_rows(rows) @ unit_rows(rows).T).numpy()
+    members, tree = {i: [i] for i in range(len(rows))}, average_linkage(rows)
+    for number, (a, b, height, size) in enumerate(tree, len(rows)):
+        nearest = min(distance[np.ix_(p, q)].mean() for p, q in combinations(members.values(), 2))
+        got = distance[np.ix_(members[a], members[b])].mean()
+        assert got == pytest.approx(height, abs=1e-9) and got == pytest.approx(nearest, abs=1e-6)
+        members[number] = members.pop(a) + members.pop(b)
+        assert len(members[number]) == size
+    assert (np.diff(tree[:, 2]) >= 0).all()
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(*[st.integers(-2, 2)] * 3).filter(any), min_size=1, max_size=14))
+def test_every_merge_joins_a_nearest_pair(rows):
+    "Small whole numbers: duplicates, opposite rows and exact ties abound."
+    check_greedy(torch.tensor(rows).float())
+
+
+def test_many_rows_around_one():
+    "A row near to all others draws them in one by one, which makes long chains of merges."
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.randn(32, generator=generator)
+    check_greedy(torch.cat([centre[None], centre + 1.5 * torch.randn(60, 32, generator=generator)]))
+
+
+def test_a_circle_of_pointers_is_broken():
+    "Where rounding left no two clusters pointing at each other, the nearest pair is joined."
+    from vocab_pruning.linkage import _Clusters, _pairs
+
+    clusters = _Clusters(unit_rows(torch.tensor([[1.0, 0, 0], [0.1, 1, 0], [0, 0.2, 1]])), torch.ones(3))
+    clusters.nearest = torch.tensor([1, 2, 0])
+    a, b = _pairs(clusters)
+    assert (a.tolist(), b.tolist()) == ([1], [2])
+
+
+def test_the_same_tree_with_other_tiles(monkeypatch):
+    rows = torch.randint(-3, 4, (200, 5), generator=torch.Generator().manual_seed(3)).float()
+    rows = rows[rows.norm(dim=1) > 0]
+    whole = average_linkage(rows)
+    monkeypatch.setattr("vocab_pruning.linkage.TILE", (7, 13))
+    np.testing.assert_allclose(average_linkage(rows)[:, 2], whole[:, 2], atol=1e-9)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc to see a process's peak memory")
+def test_memory_grows_with_the_rows_not_with_their_square():
+    "16,000 rows: the matrix of distances alone would take a gigabyte."
+    code = """if True:
+        import torch
+        from pathlib import Path
+        from vocab_pruning.linkage import average_linkage
+        peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
+        rows = torch.randn(16_000, 64, generator=torch.Generator().manual_seed(0))
+        average_linkage(rows[:500])
+        before = peak()
+        average_linkage(rows)
+        print(peak() - before)"""
+    grown = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 10 < grown < 200
+
+
+@needs_gpu
+def test_clusters_on_a_gpu(minilm_rows):
+    some = minilm_rows[:3000]
+    for method in ("average", "dbscan"):
+        assert adjusted_rand_score(cluster_rows(some, 700, method), cluster_rows(some.cuda(), 700, method)) == 1
+
+
+@needs_minilm
+@pytest.mark.parametrize("method", CLUSTERINGS)
+def test_exactly_as_many_rows_as_asked_for(method):
+    directory = minilm_directory()
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+    texts = load_task("sst2", "sample")["train"]["text"][:300]
+    p = prune(model, tokenizer, texts, 0.5, "seen", "clustering", "unk", scorer_options={"method": method})
+    stats, special = token_stats(texts, tokenizer, 30522), special_mask(model, tokenizer)
+    assert len(p.keep) == int(0.5 * (stats.seen & ~special).sum()) + special.sum()
+    assert (stats.seen | special)[p.keep].all()
+
+
+@pytest.mark.parametrize("method", CLUSTERINGS)
+def test_a_vocabulary_of_one_row(method):
+    assert cluster_rows(torch.ones(1, 4), 1, method).tolist() == [0]
+    with pytest.raises(ValueError, match="n_clusters 2 is outside 1 .. 1"):
+        cluster_rows(torch.ones(1, 4), 2, method)
+    with pytest.raises(ValueError, match="n_clusters 0 is outside"):
+        cluster_rows(torch.ones(1, 4), 0, method)
+
+
+def test_one_token_seen():
+    "Where the texts use a single token, it is the one that stays."
+    model, tokenizer = shared("wordpiece"), FAMILIES["wordpiece"].tokenizer
+    p = prune(model, tokenizer, ["a a a"], 0.0, "seen", "clustering", "unk")
+    special = special_mask(model, tokenizer)
+    assert sorted(p.keep.tolist()) == sorted([*np.flatnonzero(special), tokenizer.convert_tokens_to_ids("a")])
+
+
+# Attention
+
+
+@torch.no_grad()
+def plainly(model, tokenizer, pairs: list[tuple], n_rows: int, by_value: bool, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    "All matrices of a batch at once, and a loop over examples and tokens."
+    total, count = np.zeros(n_rows), np.zeros(n_rows, int)
+    model.set_attn_implementation("eager")
+    for first in range(0, len(pairs), batch_size):
+        inputs = tokenizer(*map(list, zip(*pairs[first : first + batch_size], strict=True)), padding=True, truncation=True, max_length=48, return_tensors="pt")
+        values = []
+        hooks = [layer.register_forward_hook(lambda layer, args, output, to=values: to.append(value_states(layer, output))) for layer in value_layers(model)]
+        matrices = model.eval()(**inputs, output_attentions=True).attentions
+        for hook in hooks:
+            hook.remove()
+        for example, (ids, mask) in enumerate(zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), strict=True)):
+            real = [i for i, m in enumerate(mask) if m]
+            for layer, matrix in enumerate(matrices):
+                given = matrix[example].double()[:, real].sum(1)  # (heads, keys)
+                if by_value:
+                    given = given * values[layer][example].double().abs().sum(-1)
+                for i in real:
+                    total[ids[i]] += given[:, i].sum()
+            for i in real:
+                count[ids[i]] += 1
+    return total, count
+
+
+def value_layers(model) -> list:
+    "The linear layers that make values."
+    return [part for name, part in model.named_modules() if name.endswith(("attention.self.value", "attn.Wqkv", "self_attn.v_proj"))]
+
+
+def value_states(layer, output: torch.Tensor) -> torch.Tensor:
+    "Values (batch, heads, length, d) from the layer's output; every model here has two heads but MiniLM, with twelve."
+    width = output.shape[-1] if layer.out_features == layer.in_features else output.shape[-1] // 3
+    heads = 12 if width == 384 else 2
+    return output[..., -width:].unflatten(-1, (heads, width // heads)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("by_value", [False, True], ids=["attention", "vatp"])
+@pytest.mark.parametrize("padded", [False, True], ids=["alone", "padded"])
+def test_what_is_received_is_the_plain_sum(family, padded, by_value):
+    model, tokenizer = build(family), FAMILIES[family].tokenizer
+    texts = make_texts(200, seed=4)
+    pairs, size = list(zip(texts[:100], texts[100:], strict=True)), 16 if padded else 1
+    got, occurrences = attention_received(model, tokenizer, pairs, model.config.vocab_size, by_value, size, 48)
+    total, count = plainly(model, tokenizer, pairs, model.config.vocab_size, by_value, size)
+    np.testing.assert_allclose(got, total, rtol=1e-5)
+    np.testing.assert_array_equal(occurrences, count)
+
+
+@needs_minilm
+@pytest.mark.parametrize("by_value", [False, True], ids=["attention", "vatp"])
+@pytest.mark.parametrize("data", ["sample", pytest.param("auto", marks=needs_glue)])
+def test_minilm_on_200_examples(data, by_value):
+    directory = minilm_directory()
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+    pairs = examples(load_task("mrpc", data)["train"].select(range(200)))
+    got, _ = attention_received(model, tokenizer, pairs, 30522, by_value, 32, 48)
+    total, _ = plainly(model, tokenizer, pairs, 30522, by_value, 25)
+    np.testing.assert_allclose(got, total, rtol=1e-5)
+
+
+def test_padding_changes_nothing(family):
+    model, tokenizer = shared(family), FAMILIES[family].tokenizer
+    alone, together = (attention_received(model, tokenizer, TEXTS, model.config.vocab_size, batch_size=size)[0] for size in (1, 60))
+    np.testing.assert_allclose(alone, together, rtol=1e-4)
+
+
+def test_half_precision(family):
+    model, tokenizer = build(family).bfloat16(), FAMILIES[family].tokenizer
+    got, count = attention_received(model, tokenizer, TEXTS, model.config.vocab_size)
+    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    assert got.sum() == pytest.approx(count.sum() * layers * heads, rel=0.01)
+
+
+def test_the_model_is_left_as_it_was(family):
+    model, tokenizer = build(family).train(), FAMILIES[family].tokenizer
+    before = model.config._attn_implementation
+    stats = token_stats(TEXTS, tokenizer, model.config.vocab_size)
+    with pytest.raises(TypeError, match=r"example \(3,\) holds something that is not a string"):
+        compute_attention_scores(stats, model=model, tokenizer=tokenizer, texts=[3])
+    vatp_scores(stats, model=model, tokenizer=tokenizer, texts=TEXTS)
+    assert (model.config._attn_implementation, model.training) == (before, True)
+
+
+def test_a_watch_that_fails_leaves_the_model_as_it_was():
+    from vocab_pruning.scorers.attention import watch_attention
+
+    model = build("wordpiece").train()
+    before = model.config._attn_implementation
+    with pytest.raises(ZeroDivisionError), watch_attention(model, lambda *shown: 1 / 0):
+        model(input_ids=torch.tensor([[2, 3]]))
+    assert (model.config._attn_implementation, model.training) == (before, True)
+
+
+# All scorers
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_no_scorer_is_given_the_dev_split(family, scorer):
+    "A token that is in dev alone is scored as any token that is nowhere."
+    model, tokenizer = shared(family), FAMILIES[family].tokenizer
+    canary = "zqx"
+    ids = {*tokenizer(canary, add_special_tokens=False)["input_ids"]}
+    train = [text for text in TEXTS if not ids & {*tokenizer(text)["input_ids"]}]
+    stats = token_stats(train, tokenizer, model.config.vocab_size)
+    scores = compute_token_scores(stats, scorer, model=model, n_rows=40, texts=train, tokenizer=tokenizer, special=special_mask(model, tokenizer))
+    assert not stats.counts[[*ids]].any()
+    if scorer != "random":
+        assert not scores[[*ids]].any() and scores[stats.seen].any()
+
+
+def test_the_tuned_are_scorers():
+    assert set(SCORERS) >= TUNED
