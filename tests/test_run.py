@@ -87,9 +87,60 @@ def test_a_run_that_is_there_is_read(first):
     assert "retention" in summarize_notebook(executed)
 
 
+def test_attention_reads_the_baseline(first):
+    "The baseline's model was not saved, so it is made once more and kept; a second run with attention reads it."
+    asked = QUICK | dict(model=str(minilm_directory()), base="seen", ratio=0.3)
+    row = row_of_notebook(run(first, **asked, scorer="attention"))
+    full = first / "runs" / next(name for name, r in rows(first).items() if r["method"] == "full")
+    assert row["seconds_scores"] > json.loads((full / "result.json").read_text())["seconds_train"] > 0
+    assert row["train_tokens_pruned"] > 0
+    before = {p: p.stat().st_mtime_ns for p in full.rglob("*") if p.is_file()}
+    assert full / "model" / "model.safetensors" in before
+    other = row_of_notebook(run(first, **asked, scorer="vatp"))
+    assert {p: p.stat().st_mtime_ns for p in full.rglob("*") if p.is_file()} == before
+    assert (other["scorer"], other["full_score"]) == ("vatp", row["full_score"])
+
+
+def write_cola(directory: Path, dev_suffix: str) -> Path:
+    "A task in GLUE's layout from the embedded sample; each sentence of dev ends in `dev_suffix`."
+    from vocab_pruning import load_task
+
+    (directory / "CoLA").mkdir(parents=True)
+    for split, suffix in (("train", ""), ("dev", dev_suffix)):
+        lines = [f"sample\t{e['label']}\t\t{e['text']}{suffix}" for e in load_task("cola", "sample")[split].select(range(64))]
+        (directory / "CoLA" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return directory
+
+
+def test_what_dev_holds_changes_nothing_that_is_kept(tmp_path):
+    "The canary is a token that occurs in dev alone; attention is read from a model that the run itself fine-tunes."
+    from transformers import AutoTokenizer
+
+    from vocab_pruning import load
+
+    kept = {}
+    for name, canary in (("plain", ""), ("canary", " tungsten")):
+        out = tmp_path / name
+        asked = QUICK | dict(data=str(write_cola(out, canary)), scorer="attention", base="seen", ratio=0.3, save_model=True, model=str(minilm_directory()))
+        kept[name] = load(out / "runs" / row_of_notebook(run(out, **asked))["run"] / "model").keep.tolist()
+    assert kept["plain"] == kept["canary"]
+    assert AutoTokenizer.from_pretrained(minilm_directory()).convert_tokens_to_ids("tungsten") not in kept["canary"]
+
+
+def test_the_scorers_side_by_side(tmp_path):
+    executed = tmp_path / "page.ipynb"
+    asked = dict(task="mrpc", data="sample", max_train_examples=64, epochs=1, ratio=0.3, model=str(minilm_directory()), out=str(tmp_path / "runs"))
+    papermill.execute_notebook(ROOT / "nbs" / "scorers_side_by_side.ipynb", executed, asked, progress_bar=False, cwd=str(ROOT / "nbs"))
+    outputs = [o for c in json.loads(executed.read_text())["cells"] for o in c.get("outputs", [])]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    assert "There is no such run yet" in executed.read_text() and str(Path.home()) not in json.dumps(outputs)
+
+
 @pytest.mark.parametrize(("parameters", "message"), [
     (dict(task="colla"), "unknown task 'colla'"),
     (dict(scorer="tf-idf"), "unknown scorer 'tf-idf'"),
+    (dict(scorer_options={"nrom": None}), "unexpected keyword argument 'nrom'"),
     (dict(oov="closest"), "unknown oov 'closest'"),
     (dict(base="tokens"), "unknown base 'tokens'"),
     (dict(ratio=-0.1), "ratio -0.1 is outside"),
