@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, EuroBertConfig, EuroBertForSequenceClassification
 
 from vocab_pruning import prune
 from vocab_pruning.budget import special_mask
@@ -114,6 +114,7 @@ def test_memory_grows_with_the_rows_not_with_their_square():
 
 
 @needs_gpu
+@needs_minilm
 def test_clusters_on_a_gpu(minilm_rows):
     some = minilm_rows[:3000]
     for method in ("average", "dbscan"):
@@ -217,6 +218,32 @@ def test_padding_changes_nothing(family):
     model, tokenizer = shared(family), FAMILIES[family].tokenizer
     alone, together = (attention_received(model, tokenizer, TEXTS, model.config.vocab_size, batch_size=size)[0] for size in (1, 60))
     np.testing.assert_allclose(alone, together, rtol=1e-4)
+
+
+def test_the_side_of_padding_does_not_matter():
+    tokenizer = FAMILIES["wordpiece"].make_tokenizer()
+    right = attention_received(shared("wordpiece"), tokenizer, TEXTS, 177)[0]
+    tokenizer.padding_side = "left"
+    np.testing.assert_array_equal(attention_received(shared("wordpiece"), tokenizer, TEXTS, 177)[0], right)
+
+
+def test_heads_that_share_their_values():
+    "Grouped queries: two heads for each set of values count as two."
+    config = EuroBertConfig(vocab_size=177, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                            max_position_embeddings=64, pad_token_id=0)
+    model, tokenizer = EuroBertForSequenceClassification(config).eval(), FAMILIES["wordpiece"].tokenizer
+    values = []
+    hooks = [layer.self_attn.v_proj.register_forward_hook(lambda layer, args, output: values.append(output)) for layer in model.model.layers]
+    inputs = tokenizer(TEXTS[1], return_tensors="pt")
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        matrices = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], output_attentions=True).attentions
+    for hook in hooks:
+        hook.remove()
+    size = [v[0].unflatten(-1, (2, 8)).abs().sum(-1).T[[0, 0, 1, 1]] for v in values]  # (heads, keys)
+    wanted = sum((matrix[0].sum(1) * norm).sum(0) for matrix, norm in zip(matrices, size, strict=True))
+    got, count = attention_received(model, tokenizer, [TEXTS[1]], 177, by_value=True)
+    np.testing.assert_allclose(got, np.bincount(inputs["input_ids"][0], wanted, minlength=177), rtol=1e-5)
 
 
 def test_half_precision(family):

@@ -86,18 +86,21 @@ def cluster_rows(rows: torch.Tensor, n_clusters: int, method: str = "average", s
     if not 1 <= n_clusters <= len(rows):
         raise ValueError(f"n_clusters {n_clusters} is outside 1 .. {len(rows)}, the number of rows; choose one within")
     unit = unit_rows(rows).float()
+    if n_clusters == len(rows):
+        return np.arange(n_clusters)
     return call_declared(function, unit, n_clusters, offered={"seed": seed}, **options)
 
 # %% ../nbs/05_clusters.ipynb #cc3d29a6
 def centroids(rows: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
-    "Mean of the rows (n, d) of each cluster 0 .. k - 1 of `labels` (n,): float32 (k, d)."
+    "Mean of the rows (n, d) of each cluster 0 .. k - 1 of `labels` (n,): float64 (k, d)."
     labels = torch.as_tensor(labels, device=rows.device)
     size = torch.bincount(labels)
-    return torch.zeros(len(size), rows.shape[1], device=rows.device).index_add_(0, labels, rows.float()) / size[:, None]
+    sums = torch.zeros(len(size), rows.shape[1], dtype=torch.float64, device=rows.device).index_add_(0, labels, rows.double())
+    return sums / size[:, None]
 
 
 def medoids(rows: torch.Tensor, labels: np.ndarray) -> np.ndarray:
     "For each cluster 0 .. k - 1 of `labels` (n,) the row of `rows` (n, d) nearest to its centroid: positions, int64 (k,). Among equals the lowest."
-    distance = (rows.float() - centroids(rows, labels)[labels]).norm(dim=1).cpu().numpy()
+    distance = (rows.double() - centroids(rows, labels)[labels]).norm(dim=1).cpu().numpy().round(12)  # the two rows of a pair are equally near
     by_cluster = np.lexsort((distance, labels))
     return by_cluster[np.searchsorted(labels[by_cluster], np.arange(labels.max() + 1))]

@@ -8,7 +8,6 @@ __all__ = ['TILE', 'BATCH', 'unit_rows', 'average_linkage', 'cut_linkage']
 # %% ../nbs/04_linkage.ipynb #344de335
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 # %% ../nbs/04_linkage.ipynb #20b935c8
@@ -155,11 +154,14 @@ def average_linkage(rows: torch.Tensor, labels: np.ndarray | None = None, progre
     """Average-linkage cosine clustering of `rows` (n, d), any float dtype and device: SciPy's linkage matrix, float64 (n - 1, 4).
 
     With `labels` (n,), 0 .. c - 1, it starts from those c clusters instead of single rows. At equal distance the lower row is the nearer, and merges of
-    equal height stand in the order in which rounds found them. Memory O(n d). Raises `ValueError` for no row, a zero row or one that is not finite."""
+    equal height stand in the order in which rounds found them. Memory O(n d). Raises `ValueError` for no row, a zero row, one that is not finite,
+    and a label that no row has."""
     sums, size = unit_rows(rows), torch.ones(len(rows), device=rows.device)
     if labels is not None:
         labels = torch.as_tensor(labels, device=rows.device)
         size = torch.bincount(labels)
+        if (size == 0).any():
+            raise ValueError(f"no row has label {int((size == 0).nonzero()[0])}; number the clusters 0 .. c - 1 without a gap")
         sums = torch.zeros(len(size), rows.shape[1], dtype=torch.float64, device=rows.device).index_add_(0, labels, sums)
     clusters = _Clusters(sums, size)
     with tqdm(total=len(sums) - 1, unit="merge", desc="clustering", disable=not progress) as bar:

@@ -95,7 +95,7 @@ def map_pruned_to_representatives(rows: torch.Tensor, labels: np.ndarray) -> tup
     """The token nearest to each centroid, and the centroids (paper Algorithm 1, line 13).
 
     `rows` (n, d) are the pruned rows, `labels` int64 (n,) their clusters 0 .. k - 1. Returns medoids int64 (k,), positions among
-    the n rows, and centroids float32 (k, d). Among equals the lowest position wins."""
+    the n rows, and centroids float64 (k, d). Among equals the lowest position wins."""
     return medoids(rows, labels), centroids(rows, labels)
 
 # %% ../nbs/11_oov.ipynb #9c216d74

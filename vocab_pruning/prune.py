@@ -15,7 +15,7 @@ from .budget import break_even, count_rows, max_ratio, model_size, rank_rows, sp
 from .core import call_declared
 from .oov import Remap, get_oov
 from .rebuild import PrunedModel, plain_embedding, rebuild_model_with_vocab, sizes
-from .scoring import check_scores, compute_token_scores, get_scorer
+from .scoring import TUNED, check_scores, compute_token_scores, get_scorer
 from .stats import TokenStats, token_stats
 
 # %% ../nbs/13_prune.ipynb #7dc8cb74
@@ -62,7 +62,7 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     `ratio`: the fraction to remove, of `base`: "params" (all parameters), "vocab" (all rows) or "seen" (rows the texts use; unused ones go too).
     `scorer`: a key of `SCORERS`, with `scorer_options`, or `scores`: float (V,), larger = keep. "attention" and "vatp" read `scorer_model`, fine-tuned on the
     task (else `model`), and `examples`, tuples of texts it reads together (else `texts`). `oov`: a key of `OOV`, with its options (`n_clusters`,
-    `representative`, `outside_budget` for "cluster"). `texts`: documents, each a string; only frequency and random selection read them once.
+    `representative`, `outside_budget` for "cluster"). `texts`: documents, each a string; tf-idf and attention read them twice.
 
     Raises `ValueError` for a choice that does not exist, a ratio that cannot be had, texts without a token, rows that are not finite or a
     tokenizer of another model; `TypeError` for a model pruned already, texts that are not strings, a slow tokenizer or an unknown option."""
@@ -72,7 +72,8 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     stats = token_stats(texts, tokenizer, size.rows, progress=progress)
     if scores is None:
         n_rows = count_rows(ratio, base, size, special, stats.seen)
-        scores = compute_token_scores(stats, scorer, model=model if scorer_model is None else scorer_model, n_rows=n_rows, seed=seed, texts=texts,
+        read = scorer_model if scorer in TUNED and scorer_model is not None else model
+        scores = compute_token_scores(stats, scorer, model=read, n_rows=n_rows, seed=seed, texts=texts,
                                       tokenizer=tokenizer, special=special, examples=examples, **(scorer_options or {}))
     else:
         scorer = "given"

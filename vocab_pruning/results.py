@@ -25,7 +25,7 @@ from .scoring import get_scorer
 
 # %% ../nbs/23_results.ipynb #35c44d5d
 def check_run(task: str, ratio: float, base: str, scorer: str, oov: str, scorer_options: dict | None = None):
-    "Raise `ValueError` for an unknown task, base, scorer or oov, or a ratio outside [0, 1), `TypeError` for an option that the scorer does not know."
+    "Raise `ValueError` for an unknown task, base, scorer or oov, or a ratio outside [0, 1), `TypeError` for an option the scorer does not take."
     get_task(task), get_scorer(scorer), get_oov(oov), check_ratio(ratio, base)
     inspect.signature(get_scorer(scorer)).bind_partial(**(scorer_options or {}))
 

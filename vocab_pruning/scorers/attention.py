@@ -24,9 +24,11 @@ _observer: ContextVar[Callable] = ContextVar("observer of attention weights and 
 
 
 def _watched_attention(module, query, key, value, attention_mask, **kwargs):
-    "The eager attention of `module`'s own family; its weights (batch, heads, queries, keys) and `value` (batch, heads, keys, d) are shown to the observer."
+    "The eager attention of `module`'s own family, which shows weights (batch, heads, queries, keys) and values (batch, value heads, keys, d) to the observer."
     homes = (sys.modules[cls.__module__] for cls in type(module).__mro__)
-    eager = next(home.eager_attention_forward for home in homes if hasattr(home, "eager_attention_forward"))
+    eager = next((home.eager_attention_forward for home in homes if hasattr(home, "eager_attention_forward")), None)
+    if eager is None:
+        raise ValueError(f"{type(module).__name__} has no eager attention to watch; choose a scorer that needs no attention, e.g. 'tfidf'")
     output, weights = eager(module, query, key, value, attention_mask, **kwargs)
     _observer.get()(weights, value)
     return output, None
@@ -42,7 +44,7 @@ def watch_attention(model, observer: Callable):
 
     AttentionInterface.register(WATCHED, _watched_attention)
     AttentionMaskInterface.register(WATCHED, eager_mask)
-    shown, before, training = set(), model.config._attn_implementation, model.training
+    shown, before, modes = set(), model.config._attn_implementation, [(part, part.training) for part in model.modules()]
     token = _observer.set(lambda weights, values: (shown.add(True), observer(weights, values)))
     try:
         model.set_attn_implementation(WATCHED)
@@ -51,7 +53,8 @@ def watch_attention(model, observer: Callable):
             raise ValueError(f"{type(model).__name__} does not show its attention weights; choose a scorer that needs no attention, e.g. 'tfidf'")
     finally:
         model.set_attn_implementation(before)
-        model.train(training)
+        for part, training in modes:
+            part.training = training
         _observer.reset(token)
 
 # %% ../../nbs/scorers/attention.ipynb #409b48bc
@@ -63,7 +66,8 @@ def _received(model, inputs: dict[str, torch.Tensor], by_value: bool) -> torch.T
     def observe(weights, values):
         received = (real[:, None, None].float() @ weights.float()).squeeze(2)
         if by_value:
-            received = received * values.float().abs().sum(-1)
+            size = values.float().abs().sum(-1)
+            received = received * size.repeat_interleave(received.shape[1] // size.shape[1], 1)  # heads that share their values
         total.add_(received.sum(1))
 
     with watch_attention(model, observe):
@@ -78,10 +82,10 @@ def _batches(examples: Iterable, tokenizer, batch_size: int, max_length: int) ->
     while chunk := list(islice(stream, 32 * batch_size)):
         if (bad := next((example for example in chunk if not all(isinstance(text, str) for text in example)), None)) is not None:
             raise TypeError(f"example {bad!r} holds something that is not a string; leave out missing texts first")
-        inputs = tokenizer(*map(list, zip(*chunk, strict=True)), truncation=True, max_length=max_length)
+        inputs = tokenizer(*map(list, zip(*chunk, strict=True)), truncation=True, max_length=max_length, return_attention_mask=True)
         order = np.argsort([len(ids) for ids in inputs["input_ids"]], kind="stable")
         for some in np.split(order, range(batch_size, len(order), batch_size)):
-            yield tokenizer.pad({name: [values[i] for i in some] for name, values in inputs.items()}, return_tensors="pt")
+            yield tokenizer.pad({name: [values[i] for i in some] for name, values in inputs.items()}, padding_side="right", return_tensors="pt")
 
 # %% ../../nbs/scorers/attention.ipynb #6e5c5daa
 @torch.inference_mode()
@@ -108,12 +112,16 @@ def compute_attention_scores(stats: TokenStats, *, model=None, tokenizer=None, t
     """Mean attention that a row's occurrences receive from all queries, heads and layers: float64 (V,), 0 for rows without any (paper §3.1, Attention).
 
     `model`: fine-tuned on the task's train split. `examples` (else `texts`): that split, as in `attention_received`, which takes `options`. `divide=False`
-    gives sums instead of means. Raises `ValueError` without a model or examples, for examples that can be read only once, and for a model whose attention
-    cannot be watched."""
+    gives sums instead of means. Raises `ValueError` without a model or examples, for a model of another size, for examples that can be read
+    only once, and for a model whose attention cannot be watched."""
     examples = texts if examples is None else examples
     if model is None or tokenizer is None or examples is None or iter(examples) is examples:
         raise ValueError("attention needs model= (fine-tuned on train), tokenizer=, and examples= or texts= that can be read again: a list, not a generator")
+    if (rows := model.get_input_embeddings().num_embeddings) != stats.n_rows:
+        raise ValueError(f"the statistics are over {stats.n_rows} rows, the embedding has {rows}: they do not belong together")
     total, count = attention_received(model, tokenizer, examples, stats.n_rows, by_value, **options)
+    if not count.any():
+        raise ValueError("there is no example to read attention from; give the texts of the train split")
     return total / np.maximum(count, 1) if divide else total
 
 
