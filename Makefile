@@ -27,7 +27,7 @@ run: $(READY)
 	@$(BIN)/python -c "from vocab_pruning.results import summarize_notebook as s; print(s('$(EXECUTED)', '$(or $(out),runs)'))"
 
 test: $(READY) lint
-	$(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest
 
 readme: $(READY)

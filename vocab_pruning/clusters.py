@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CLUSTERINGS', 'average_clusters', 'kmeans_clusters', 'dbscan_clusters', 'cluster_rows', 'centroids', 'medoids']
 
-# %% ../nbs/05_clusters.ipynb #fc0298d2
+# %% ../nbs/05_clusters.ipynb #788289a7
+import inspect
 import warnings
 from collections.abc import Callable
 
@@ -81,10 +82,11 @@ CLUSTERINGS: dict[str, Callable[..., np.ndarray]] = {"average": average_clusters
 def cluster_rows(rows: torch.Tensor, n_clusters: int, method: str = "average", seed: int = 0, **options) -> np.ndarray:
     """Labels 0 .. n_clusters - 1 of `rows` (n, d), none empty: int64 (n,). `method`: a key of `CLUSTERINGS`, with its `options`.
 
-    Raises `ValueError` for an unknown method, more clusters than rows or fewer than one, and a row of zeros."""
+    Raises `ValueError` for an unknown method, more clusters than rows or fewer than one, and a row of zeros; `TypeError` for an unknown option."""
     function = choose(CLUSTERINGS, "method", method)
     if not 1 <= n_clusters <= len(rows):
         raise ValueError(f"n_clusters {n_clusters} is outside 1 .. {len(rows)}, the number of rows; choose one within")
+    inspect.signature(function).bind_partial(**options)
     unit = unit_rows(rows).float()
     if n_clusters == len(rows):
         return np.arange(n_clusters)

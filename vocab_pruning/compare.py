@@ -36,7 +36,7 @@ def plot_overlap(kept: dict[str, np.ndarray], special: np.ndarray, ax=None):
     import seaborn as sns
 
     ax = ax or plt.subplots(figsize=(1.6 + 0.7 * len(kept), 0.9 + 0.5 * len(kept)), layout="constrained")[1]
-    sns.heatmap(100 * overlap(kept, special), annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar_kws={"label": "rows shared (%)"}, ax=ax)
+    sns.heatmap(100 * overlap(kept, special), annot=True, fmt=".0f", cmap="Blues", vmax=100, cbar_kws={"label": "rows shared (%)"}, ax=ax)
     ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel="also kept by", ylabel="of the rows kept by")
     return ax
