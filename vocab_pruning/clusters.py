@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .core import call_declared, choose
-from .linkage import average_linkage, cut_linkage, unit_rows
+from .linkage import average_linkage, cluster_sums, cut_linkage, unit_rows
 
 # %% ../nbs/05_clusters.ipynb #b1657a14
 def average_clusters(rows: torch.Tensor, n_clusters: int) -> np.ndarray:
@@ -95,9 +95,7 @@ def cluster_rows(rows: torch.Tensor, n_clusters: int, method: str = "average", s
 # %% ../nbs/05_clusters.ipynb #cc3d29a6
 def centroids(rows: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
     "Mean of the rows (n, d) of each cluster 0 .. k - 1 of `labels` (n,): float64 (k, d)."
-    labels = torch.as_tensor(labels, device=rows.device)
-    size = torch.bincount(labels)
-    sums = torch.zeros(len(size), rows.shape[1], dtype=torch.float64, device=rows.device).index_add_(0, labels, rows.double())
+    sums, size = cluster_sums(rows, labels)
     return sums / size[:, None]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .budget import rank_rows
+from .prune import lost_by
 from .stats import TokenStats
 
 # %% ../nbs/25_compare.ipynb #6dce5e2a
@@ -20,8 +21,8 @@ def kept_rows(scores: np.ndarray, stats: TokenStats, special: np.ndarray, n_rows
 # %% ../nbs/25_compare.ipynb #5ce93250
 def what_is_lost(kept: dict[str, np.ndarray], stats: dict[str, TokenStats]) -> pd.DataFrame:
     "For each scorer of `kept` (name -> bool (V,)) the distinct tokens of each corpus that lose their row, and the share of its occurrences that are theirs."
-    return pd.DataFrame({scorer: {(name, what): value for name, corpus in stats.items() for what, value in (
-        ("tokens lost", (corpus.seen & ~mask).sum()), ("share lost", corpus.counts[~mask].sum() / corpus.n_tokens))} for scorer, mask in kept.items()}).T
+    return pd.DataFrame({scorer: {(name, f"{what} lost"): value for name, corpus in stats.items() for what, value in lost_by(mask, corpus).items()}
+                         for scorer, mask in kept.items()}).T
 
 # %% ../nbs/25_compare.ipynb #e87837f7
 def overlap(kept: dict[str, np.ndarray], special: np.ndarray) -> pd.DataFrame:

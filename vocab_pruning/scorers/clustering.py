@@ -33,10 +33,11 @@ def clustering_scores(stats: TokenStats, *, model=None, n_rows: int | None = Non
         raise ValueError(f"the statistics are over {stats.n_rows} rows, the embedding has {len(weight)}: they do not belong together")
     ids = _candidates(stats, special, pool)
     wanted, scores = min(n_rows - (0 if special is None else int(special.sum())), len(ids)), np.zeros(stats.n_rows)
-    zero = ids[(weight[ids] == 0).all(dim=1).cpu().numpy()]
+    rows = weight[ids]
+    zero = ids[(rows == 0).all(dim=1).cpu().numpy()]
     if len(zero):
         raise ValueError(f"row {zero[0]} of the embedding has length 0.0, so it has no direction to compare; choose a scorer that does not cluster")
     if wanted > 0:
-        labels = cluster_rows(weight[ids], wanted, method, seed, **options)
-        scores[ids[medoids(weight[ids], labels)]] = 1 + np.bincount(labels, stats.counts[ids]) / stats.n_tokens
+        labels = cluster_rows(rows, wanted, method, seed, **options)
+        scores[ids[medoids(rows, labels)]] = 1 + np.bincount(labels, stats.counts[ids]) / stats.n_tokens
     return scores
