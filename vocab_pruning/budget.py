@@ -37,22 +37,30 @@ def special_mask(model, tokenizer) -> np.ndarray:
 # %% ../nbs/10_budget.ipynb #922b19a9
 @dataclass(frozen=True)
 class Size:
-    "A model's vocabulary in numbers: V `rows`, `width` d, all `params` P, and `row_cost` c, the parameters that go with one row."
+    """A model's vocabulary in numbers: V `rows`, `width` d, all `params` P, and `row_cost` c, the parameters that go with one row.
+
+    `added`: parameters that the remap brings with it (codebooks), which the budget pays for in rows."""
 
     rows: int
     width: int
     params: int
     row_cost: int
+    added: int = 0
 
-# %% ../nbs/10_budget.ipynb #8ea85a2e
-def model_size(model: nn.Module) -> Size:
+    @property
+    def spent(self) -> int:
+        "Rows that must go to pay for what is `added`."
+        return math.ceil(self.added / self.row_cost)
+
+# %% ../nbs/10_budget.ipynb #5bf4bf0e
+def model_size(model: nn.Module, added: int = 0) -> Size:
     "`Size` of a loaded model; tied parameters count once."
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     rows, width = embedding.weight.shape
     cost = width
     if head is not None:
         cost += (head.weight is not embedding.weight) * head.weight.shape[1] + (getattr(head, "bias", None) is not None)
-    return Size(rows, width, sum(p.numel() for p in model.parameters()), cost)
+    return Size(rows, width, sum(p.numel() for p in model.parameters()), cost, added)
 
 # %% ../nbs/10_budget.ipynb #382e0c8d
 def _floor(x: float) -> int:
@@ -61,8 +69,8 @@ def _floor(x: float) -> int:
 
 # %% ../nbs/10_budget.ipynb #8e9704ca
 def _of_params(ratio: float, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
-    "V - ⌊p · P / c⌋: the fraction p of all parameters goes (paper Table 3)."
-    return size.rows - _floor(ratio * size.params / size.row_cost)
+    "V - ⌊p · P / c⌋: the fraction p of all parameters goes (paper Table 3); what a remap adds goes in whole rows."
+    return size.rows - _floor(ratio * size.params / size.row_cost) - size.spent
 
 # %% ../nbs/10_budget.ipynb #38bdc259
 def _of_vocab(ratio: float, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
@@ -80,7 +88,7 @@ BASES: dict[str, Callable[..., int]] = {"params": _of_params, "vocab": _of_vocab
 # %% ../nbs/10_budget.ipynb #99dfe0c9
 def max_ratio(size: Size, n_special: int, base: str = "params") -> float:
     "The largest ratio that leaves the special rows: (V - specials) · c / P for `params`, 1 for the other bases."
-    return (size.rows - n_special) * size.row_cost / size.params if base == "params" else 1.0
+    return (size.rows - n_special - size.spent) * size.row_cost / size.params if base == "params" else 1.0
 
 # %% ../nbs/10_budget.ipynb #9d227b8f
 def check_ratio(ratio: float, base: str):
@@ -107,7 +115,7 @@ def break_even(base: str, size: Size, special: np.ndarray, seen: np.ndarray) -> 
     "The smallest ratio of `base` that costs a row seen in train, a fraction; above `max_ratio` where no ratio does."
     unseen = size.rows - int((seen | special).sum())
     if base == "params":
-        return (unseen + 1) * size.row_cost / size.params
+        return max(unseen + 1 - size.spent, 0) * size.row_cost / size.params
     pool = size.rows - int(special.sum()) if base == "vocab" else int((seen & ~special).sum())
     return ((unseen if base == "vocab" else 0) + 1) / max(pool, 1)
 

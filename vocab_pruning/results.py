@@ -20,14 +20,15 @@ from .budget import check_ratio
 from .core import fingerprint, library_versions, project_root, whole_directory
 from .data import get_task
 from .finetune import FineTuned, finetune, retention
-from .oov import get_oov
+from .prune import check_oov
 from .scoring import get_scorer
 
 # %% ../nbs/23_results.ipynb #35c44d5d
-def check_run(task: str, ratio: float, base: str, scorer: str, oov: str, scorer_options: dict | None = None):
-    "Raise `ValueError` for an unknown task, base, scorer or oov, or a ratio outside [0, 1), `TypeError` for an option the scorer does not take."
-    get_task(task), get_scorer(scorer), get_oov(oov), check_ratio(ratio, base)
+def check_run(task: str, ratio: float, base: str, scorer: str, oov: str, scorer_options: dict | None = None, oov_options: dict | None = None):
+    "Raise `ValueError` for an unknown task, base, scorer or oov, or a ratio outside [0, 1), `TypeError` for an option that scorer or remap do not take."
+    get_task(task), get_scorer(scorer), check_ratio(ratio, base)
     inspect.signature(get_scorer(scorer)).bind_partial(**(scorer_options or {}))
+    check_oov(oov, **(oov_options or {}))
 
 # %% ../nbs/23_results.ipynb #b06b9dbb
 def subset(dataset, max_train_examples: int | None):
