@@ -14,7 +14,7 @@ EXECUTED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty)
 
 .PHONY: help run test readme lint clean
 help:
-	@echo "make run [task=cola ratio=0.2 scorer=tfidf oov=cluster …]   prune, fine-tune, score; prints the row"
+	@echo "make run [task=cola ratio=0.2 scorer=tfidf oov=pq …]   prune, fine-tune, score; prints the row"
 	@echo "make test                                                   everything that must hold"
 
 $(READY): setup.py settings.ini constraints.txt

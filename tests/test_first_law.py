@@ -239,7 +239,7 @@ def test_the_budget_pays_for_codebooks():
 def test_a_single_representative(family, options):
     "One cluster: every pruned id reads the same row, and it is not [UNK]'s."
     model, tokenizer = shared(family), FAMILIES[family].tokenizer
-    p = prune(model, tokenizer, TEXTS, 0.5, "vocab", n_clusters=1, **options)
+    p = prune(model, tokenizer, TEXTS, 0.5, "vocab", oov="cluster", n_clusters=1, **options)
     assert p.info["n_clusters"] == 1 and len(set(p.remap.index[~p.remap.kept].flatten().tolist()) - {tokenizer.unk_token_id}) == 1
     check_law(model, p.model, p.keep, batch(draw_ids(p.keep, 0), model.config.pad_token_id))
 

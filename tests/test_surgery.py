@@ -38,7 +38,7 @@ for case in Path(sys.argv[1]).iterdir():
 
 def pruned(family: str, task: str = "classification", tie: bool = True, **options) -> PrunedModel:
     "The shared model of a kind, pruned by half of what can go."
-    options = dict(ratio=0.6, base="vocab", n_clusters=7) | options
+    options = dict(ratio=0.6, base="vocab", oov="cluster", n_clusters=7) | options
     return prune(shared(family, task, tie), FAMILIES[family].tokenizer, TEXTS, **options)
 
 

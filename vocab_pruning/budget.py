@@ -22,10 +22,11 @@ from .stats import TokenStats
 def get_special_tokens(model, tokenizer) -> np.ndarray:
     """Ids of the rows that are always kept: int64, ascending (paper Algorithm 1, line 1).
 
-    All special tokens of the tokenizer, and every `*_token_id` of the model's configuration that is a row of its embedding."""
+    All special tokens of the tokenizer, and every `*_token_id` of the model's configurations that is a row of its embedding."""
     n_rows = model.get_input_embeddings().weight.shape[0]
     added = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-    named = [v for k, v in model.config.to_dict().items() if k.endswith("_token_id")]
+    configs = [config for config in (model.config, getattr(model, "generation_config", None)) if config is not None]
+    named = [v for config in configs for k, v in config.to_dict().items() if k.endswith("_token_id")]
     listed = [i for v in named for i in (v if isinstance(v, list) else [v]) if isinstance(i, int) and 0 <= i < n_rows]
     return np.unique(np.array([*tokenizer.all_special_ids, *added, *listed], dtype=np.int64))
 
@@ -70,7 +71,8 @@ def _floor(x: float) -> int:
 # %% ../nbs/10_budget.ipynb #8e9704ca
 def _of_params(ratio: float, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
     "V - ⌊p · P / c⌋: the fraction p of all parameters goes (paper Table 3); what a remap adds goes in whole rows."
-    return size.rows - _floor(ratio * size.params / size.row_cost) - size.spent
+    removed = _floor(ratio * size.params / size.row_cost)
+    return size.rows - removed - (size.spent if removed else 0)
 
 # %% ../nbs/10_budget.ipynb #38bdc259
 def _of_vocab(ratio: float, size: Size, special: np.ndarray, seen: np.ndarray) -> int:

@@ -12,13 +12,12 @@ import torch
 from tqdm.auto import tqdm
 
 from .data import examples
-from .ship import PrunedModel
+from .ship import PrunedModel, evaluating
 
-# %% ../nbs/15_frozen.ipynb #6e5c5daa
-@torch.inference_mode()
+# %% ../nbs/15_frozen.ipynb #1e0e6c9e
 def sentence_vectors(model, tokenizer, texts: Iterable[str], batch_size: int = 64, max_length: int = 128, progress: bool = False) -> torch.Tensor:
     "Mean-pooled outputs of the encoder of `model` for `texts` (n,), cut at `max_length` tokens: float32 (n, d) on the CPU."
-    encoder, texts = model.base_model.eval(), list(texts)
+    encoder, texts = model.base_model, list(texts)
     encoded = tokenizer(texts, truncation=True, max_length=max_length)
     order = sorted(range(len(texts)), key=lambda i: len(encoded["input_ids"][i]))
     result = torch.empty(len(texts), encoder.config.hidden_size)
@@ -26,7 +25,8 @@ def sentence_vectors(model, tokenizer, texts: Iterable[str], batch_size: int = 6
         some = order[start : start + batch_size]
         batch = tokenizer.pad({name: [values[i] for i in some] for name, values in encoded.items()}, return_tensors="pt").to(encoder.device)
         mask = batch["attention_mask"].unsqueeze(-1)
-        hidden = encoder(**batch).last_hidden_state.float()
+        with evaluating(encoder):
+            hidden = encoder(**batch).last_hidden_state.float()
         result[some] = ((hidden * mask).sum(1) / mask.sum(1)).cpu()
     return result
 

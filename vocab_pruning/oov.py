@@ -155,9 +155,11 @@ def _remap_to_codes(rows: torch.Tensor, order: np.ndarray, n_keep: int, encode: 
     return _remap(order[:n_keep], len(order), n_keep + torch.arange(len(pruned)), coded=encode(rows[pruned]) if len(pruned) else None)
 
 
-def remap_to_product_codes(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, n_bytes: int = 32, seed: int = 0) -> Remap:
-    "Every pruned id reads its row's product code of `n_bytes` bytes. Raises `ValueError` where they do not divide the width."
-    return _remap_to_codes(rows, order, n_keep, partial(product_codes, parts=n_bytes, seed=seed))
+def remap_to_product_codes(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, n_bytes: int | None = None, seed: int = 0) -> Remap:
+    "Every pruned id reads its row as product codes, `n_bytes` bytes (None: the divisor of the width next to 32). Raises `ValueError` for no divisor."
+    width = rows.shape[1]
+    near = min((p for p in range(1, width + 1) if width % p == 0), key=lambda p: abs(p - 32))
+    return _remap_to_codes(rows, order, n_keep, partial(product_codes, parts=near if n_bytes is None else n_bytes, seed=seed))
 
 
 def remap_to_rounded(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, bits: int = 8) -> Remap:

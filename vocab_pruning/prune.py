@@ -20,7 +20,7 @@ from .rebuild import plain_embedding, rebuild_model_with_vocab, rebuild_plain, s
 from .scoring import TUNED, check_scores, compute_token_scores, get_scorer
 from .ship import PrunedModel
 from .stats import TokenStats, token_stats
-from .surgery import resegment
+from .surgery import resegment, token_kind
 
 # %% ../nbs/14_prune.ipynb #7dc8cb74
 def _check_model(model, tokenizer):
@@ -64,11 +64,21 @@ def check_oov(oov: str, **options):
     choose({**OOV, "resegment": _by_resegmenting}, "oov", oov)
     if oov == "resegment" and (unknown := options.keys() - {"lossless", "pad_to_multiple_of"}):
         raise TypeError(f"oov='resegment' got an unexpected keyword argument {min(unknown)!r}; it takes lossless and pad_to_multiple_of")
+    pad = options.get("pad_to_multiple_of", 1)
+    if not isinstance(pad, int) or pad < 1:
+        raise ValueError(f"pad_to_multiple_of {pad!r}: give a whole number, 1 or more")
     if oov in OOV:
         inspect.signature(OOV[oov]).bind_partial(**options)
 
+# %% ../nbs/14_prune.ipynb #548c9f46
+def _check_resegment(tokenizer, texts: Iterable[str], lossless: bool = True, **options):
+    "Raise `ValueError` for a tokenizer that cannot be re-segmented and texts that can be read only once, where they are read twice."
+    token_kind(tokenizer)
+    if lossless and isinstance(texts, Iterator):
+        raise ValueError("oov='resegment' reads the texts a second time; give a list, not a one-shot iterator")
+
 # %% ../nbs/14_prune.ipynb #c8591464
-def prune_with_stats(model, tokenizer, stats: TokenStats, scores: np.ndarray, ratio: float, base: str = "params", oov: str = "cluster",
+def prune_with_stats(model, tokenizer, stats: TokenStats, scores: np.ndarray, ratio: float, base: str = "params", oov: str = "pq",
                      seed: int = 0, *, texts: Iterable[str] | None = None, share: bool = False, **oov_options) -> PrunedModel:
     """Prune once statistics and scores are known: budget, ranking, remap, rebuild (paper Algorithm 1, lines 8-16).
 
@@ -90,7 +100,7 @@ def prune_with_stats(model, tokenizer, stats: TokenStats, scores: np.ndarray, ra
 SAMPLE = 16  # texts that a save is verified on
 
 
-def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str = "params", scorer: str = "tfidf", oov: str = "cluster", seed: int = 0,
+def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str = "params", scorer: str = "tfidf", oov: str = "pq", seed: int = 0,
           *, scores: np.ndarray | None = None, scorer_options: dict | None = None, scorer_model=None, examples: Iterable | None = None,
           progress: bool = False, **oov_options) -> PrunedModel:
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1); `model` itself is not changed.
@@ -104,6 +114,8 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     Raises `ValueError` for a choice that does not exist, a ratio that cannot be had, texts without a token, rows that are not finite or a
     tokenizer of another model; `TypeError` for a model pruned already, texts that are not strings, a slow tokenizer or an unknown option."""
     check_oov(oov, **oov_options), get_scorer(scorer), _check_model(model, tokenizer)
+    if oov == "resegment":
+        _check_resegment(tokenizer, texts, **oov_options)
     size, special = model_size(model, trained_params(oov, plain_embedding(model).embedding_dim)), special_mask(model, tokenizer)
     count_rows(ratio, base, size, special, seen=special)  # a ratio that cannot be had stops here, before the texts are read
     stats = token_stats(texts, tokenizer, size.rows, progress=progress)
@@ -114,7 +126,7 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
                                       tokenizer=tokenizer, special=special, examples=examples, **(scorer_options or {}))
     else:
         scorer = "given"
-    result = prune_with_stats(model, tokenizer, stats, scores, ratio, base, oov, seed, texts=texts, **oov_options)
+    result = prune_with_stats(model, tokenizer, stats, scores, ratio, base, oov, seed, texts=None if isinstance(texts, Iterator) else texts, **oov_options)
     result.info |= dict(scorer=scorer, scorer_options=scorer_options or {})
     result.sample = [] if isinstance(texts, Iterator) else [text for text in islice(texts, 100) if text.strip()][:SAMPLE]
     return result

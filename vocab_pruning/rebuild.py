@@ -76,7 +76,9 @@ def pruned_embedding(embedding: nn.Embedding, remap: Remap) -> PrunedEmbedding:
         new.keep.copy_(remap.keep)
         new.index.copy_(remap.index)
         if new.mix is not None:
-            new.mix.copy_(remap.weight)
+            most = torch.finfo(new.mix.dtype).max
+            new.mix.copy_(remap.weight.clamp(-most, most))
+    new.weight.requires_grad_(old.requires_grad)
     return new.to(old.device)
 
 # %% ../nbs/12_rebuild.ipynb #cde988f1
@@ -124,11 +126,16 @@ def _ignore_pruned_labels(model, args, kwargs):
         call.arguments["labels"] = labels.masked_fill(~kept, -100)
     return call.args, call.kwargs
 
-# %% ../nbs/12_rebuild.ipynb #8af2cb0e
-def _second_bias(model, head: PrunedHead):
+# %% ../nbs/12_rebuild.ipynb #3ab3766e
+def _head_parent(model, head: nn.Module) -> nn.Module:
+    "The module of `model` that holds `head`."
+    return next(part for part in model.modules() if any(child is head for child in part.children()))
+
+
+def _second_bias(model, head: nn.Linear):
     "Fit the copy of the head's bias that BERT and RoBERTa hold one level up: the same parameter where tied, else one that nothing reads."
-    parent = next(part for part in model.modules() if any(child is head for child in part.children()))
-    if isinstance(getattr(parent, "bias", None), nn.Parameter):
+    parent = _head_parent(model, head)
+    if head.bias is not None and isinstance(getattr(parent, "bias", None), nn.Parameter):
         parent.bias = head.bias if model.config.tie_word_embeddings else nn.Parameter(head.bias.detach().clone())
 
 # %% ../nbs/12_rebuild.ipynb #9b92d23c
@@ -149,7 +156,7 @@ def install(model, embedding: PrunedEmbedding, head: PrunedHead | None):
 def plain_embedding(model) -> nn.Embedding:
     "The input embedding of `model`. Raises `TypeError` where it is pruned already or no `nn.Embedding`."
     embedding = model.get_input_embeddings()
-    if isinstance(embedding, PrunedEmbedding) or not isinstance(embedding, nn.Embedding):
+    if isinstance(embedding, PrunedEmbedding) or not isinstance(embedding, nn.Embedding) or type(embedding).forward is not nn.Embedding.forward:
         raise TypeError(f"the model's input embedding is a {type(embedding).__name__}; prune the original model, with a plain nn.Embedding")
     return embedding
 
@@ -171,58 +178,79 @@ def rebuild_model_with_vocab(model, remap: Remap, share: bool = False):
     small = head and pruned_head(head, embedding, new)
     result = _copy(model, without=[embedding, head], share=share)
     install(result, new, small)
+    if len(places := [name for name, part in result.named_modules(remove_duplicate=False) if part is new]) > 1:
+        raise ValueError(f"the model holds its embedding in {len(places)} places ({', '.join(places)}), where no table can be saved; choose oov='resegment'")
     result.config.vocab_pruning = {"rows": remap.n_rows, "kept": len(remap.keep), "m": remap.index.shape[1],
                                    "coded": None if remap.coded is None else remap.coded.describe()}
     return result
 
-# %% ../nbs/12_rebuild.ipynb #320ab50b
-def _plain_parts(model, rows: torch.Tensor, n_rows: int) -> tuple[nn.Embedding, nn.Linear | None]:
-    "Embedding and head of `model` with the original `rows` first and zeros up to `n_rows`."
-    def gather(old: torch.Tensor) -> nn.Parameter:
-        new = old.new_zeros(n_rows, *old.shape[1:])
-        new[: len(rows)] = old.detach()[rows.to(old.device)]
-        return nn.Parameter(new, requires_grad=old.requires_grad)
+# %% ../nbs/12_rebuild.ipynb #a722ebad
+def _gather(old: torch.Tensor, rows: torch.Tensor, n_rows: int, fill: float = 0.0) -> nn.Parameter:
+    "The `rows` of `old` (V, ...), followed by `fill` up to `n_rows`."
+    new = old.new_full((n_rows, *old.shape[1:]), fill)
+    new[: len(rows)] = old.detach()[rows.to(old.device)]
+    return nn.Parameter(new, requires_grad=old.requires_grad)
 
-    old, head, small = model.get_input_embeddings(), model.get_output_embeddings(), None
-    embedding = nn.Embedding(n_rows, old.embedding_dim, _weight=gather(old.weight))
-    if head is not None:
-        small = nn.Linear(head.in_features, n_rows, head.bias is not None, device="meta")
-        small.weight = embedding.weight if head.weight is old.weight else gather(head.weight)
-        small.bias = None if head.bias is None else gather(head.bias)
-    return embedding, small
 
-# %% ../nbs/12_rebuild.ipynb #8cc18564
-def _renumber(config, new_id: dict[int, int], n_rows: int):
-    "Set `vocab_size` and the token ids of `config` to the new numbers."
+def _plain_head(head: nn.Linear, old: nn.Embedding, new: nn.Embedding, rows: torch.Tensor) -> nn.Linear:
+    "`head` with the original `rows` only, tied to `new` where it was tied to `old`; a row that pads can never be predicted."
+    n_rows = new.num_embeddings
+    small = nn.Linear(head.in_features, n_rows, head.bias is not None, device="meta")
+    small.weight = new.weight if head.weight is old.weight else _gather(head.weight, rows, n_rows)
+    if head.bias is not None:
+        small.bias = _gather(head.bias, rows, n_rows, torch.finfo(head.bias.dtype).min)
+    return small
+
+
+def _install_plain_head(model, head: nn.Linear, rows: torch.Tensor):
+    "Make `head` that of `model`, in place, and gather the bias that ESM holds one level up for a head without one."
+    model.set_output_embeddings(head)
+    _second_bias(model, head)
+    parent = _head_parent(model, head)
+    if head.bias is None and isinstance(getattr(parent, "bias", None), nn.Parameter):
+        parent.bias = _gather(parent.bias, rows, head.out_features, torch.finfo(parent.bias.dtype).min)
+
+# %% ../nbs/12_rebuild.ipynb #15aa9140
+def _renumber(config, new_id: dict[int, int], n_old: int, n_rows: int):
+    "Set `vocab_size` and the token ids of `config` to the new numbers; `ValueError` for one whose row is gone."
     for name, old in [*vars(config).items()]:
+        ids = old if isinstance(old, list) else [old]
         if name == "vocab_size":
             config.vocab_size = n_rows
-        elif name.endswith("_token_id") and isinstance(old, int):
-            setattr(config, name, new_id.get(old, old))
-        elif name.endswith("_token_id") and isinstance(old, list):
-            setattr(config, name, [new_id.get(i, i) for i in old])
+        elif name.endswith("_token_id") and all(isinstance(i, int) for i in ids):
+            if gone := [i for i in ids if 0 <= i < n_old and i not in new_id]:
+                raise ValueError(f"{name} {gone[0]} of the configuration is the id of no token that stays; set it to one of the tokenizer's")
+            new = [new_id.get(i, i) for i in ids]
+            setattr(config, name, new if isinstance(old, list) else new[0])
 
-# %% ../nbs/12_rebuild.ipynb #1565b1fc
+# %% ../nbs/12_rebuild.ipynb #fa08e312
+def _check_rows(model, rows: torch.Tensor, n_old: int, pad: int | None, new_pad: int | None):
+    "Raise `ValueError` for rows that are not there or come twice, and a padding row that moves in a model that counts positions from it."
+    if len(rows.unique()) != len(rows) or not 0 <= int(rows.min()) <= int(rows.max()) < n_old:
+        raise ValueError(f"{len(rows)} rows, {len(rows.unique())} of them different, from {int(rows.min())} to {int(rows.max())}: "
+                         f"give each of 0 .. {n_old - 1} once at most")
+    if new_pad != pad and any(hasattr(part, "create_position_ids_from_input_ids") for part in model.modules()):
+        raise ValueError(f"this model counts positions from its padding id, which would move from {pad} to {new_pad}; choose another oov, e.g. 'sparse'")
+
+
 def rebuild_plain(model, rows: np.ndarray, pad_to_multiple_of: int = 1, share: bool = False):
     """A copy of `model` with a plain embedding (and head) of the original `rows`, int64 (K,), in that order; `model` is not changed.
 
     `pad_to_multiple_of`: rows of zeros follow up to a multiple of it. Token ids of the configurations are renumbered. `share` as in
-    `rebuild_model_with_vocab`. Raises `TypeError` for a pruned model, `ValueError` for rows that the model does not have or that come twice."""
-    embedding, head, rows = plain_embedding(model), model.get_output_embeddings(), torch.as_tensor(rows)
-    n_old, n_rows = len(embedding.weight), math.ceil(len(rows) / pad_to_multiple_of) * pad_to_multiple_of
-    if len(rows.unique()) != len(rows) or not 0 <= int(rows.min()) <= int(rows.max()) < n_old:
-        raise ValueError(f"{len(rows)} rows, {len(rows.unique())} of them different, from {int(rows.min())} to {int(rows.max())}: "
-                         f"give each of 0 .. {n_old - 1} once at most")
-    new_id = {old: new for new, old in enumerate(rows.tolist())}
-    new, small = _plain_parts(model, rows, n_rows)
-    new.padding_idx = new_id.get(embedding.padding_idx)
-    result = _copy(model, without=[embedding, head], share=share)
+    `rebuild_model_with_vocab`. Raises `TypeError` for a pruned model, `ValueError` for rows that the model does not have, that come twice, or that
+    lack a special token of the configuration, and for a model that cannot bear another padding id."""
+    old, head, rows = plain_embedding(model), model.get_output_embeddings(), torch.as_tensor(rows)
+    n_old, n_rows = len(old.weight), math.ceil(len(rows) / pad_to_multiple_of) * pad_to_multiple_of
+    new_id = {old_id: new for new, old_id in enumerate(rows.tolist())}
+    _check_rows(model, rows, n_old, old.padding_idx, new_id.get(old.padding_idx))
+    new = nn.Embedding(n_rows, old.embedding_dim, new_id.get(old.padding_idx), _weight=torch.empty(n_rows, old.embedding_dim, device="meta"))
+    new.weight = _gather(old.weight, rows, n_rows)
+    result = _copy(model, without=[old, head], share=share)
     result.set_input_embeddings(new)
-    if small is not None:
-        result.set_output_embeddings(small)
-        _second_bias(result, small)
+    if head is not None:
+        _install_plain_head(result, _plain_head(head, old, new, rows), rows)
     for config in {id(c): c for c in (result.config, getattr(result, "generation_config", None)) if c is not None}.values():
-        _renumber(config, new_id, n_rows)
+        _renumber(config, new_id, n_old, n_rows)
     return result
 
 # %% ../nbs/12_rebuild.ipynb #0439784a

