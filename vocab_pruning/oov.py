@@ -15,10 +15,9 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from .clusters import centroids, cluster_rows, kmeans_clusters, medoids
-from .codes import ENTRIES, product_codes, rounded_rows
+from .codes import ENTRIES, RowCodes, product_codes, rounded_rows
 from .core import choose
 from .pursuit import pursue
 
@@ -36,7 +35,7 @@ class Remap:
     mix: torch.Tensor | None = None
     extra: torch.Tensor | None = None
     n_clusters: int = 0
-    coded: nn.Module | None = None
+    coded: RowCodes | None = None
 
     @property
     def weight(self) -> torch.Tensor:

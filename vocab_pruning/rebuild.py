@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .codes import make_codes
+from .codes import RowCodes
 from .oov import Remap
 
 # %% ../nbs/12_rebuild.ipynb #39347c15
@@ -26,7 +26,7 @@ class PrunedEmbedding(nn.Embedding):
     Parameter `weight` (K, d). Buffers: `keep` int32 (kept originals,), `index` int16 or int32 (V, m), `mix` float16 (V, m) for m > 1 only. Module `coded`:
     decodes row numbers K, K + 1, …, or None. Input ids: integers (...) in [0, V); output (..., d)."""
 
-    def __init__(self, n_rows: int, width: int, n_ids: int, n_kept: int, m: int = 1, coded: nn.Module | None = None, padding_idx: int | None = None,
+    def __init__(self, n_rows: int, width: int, n_ids: int, n_kept: int, m: int = 1, coded: RowCodes | None = None, padding_idx: int | None = None,
                  device=None, dtype=None):
         super().__init__(n_rows, width, padding_idx=padding_idx, device=device, dtype=dtype)
         numbers = torch.int16 if (n_rows if coded is None else n_ids) <= 2**15 else torch.int32
