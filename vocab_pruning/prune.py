@@ -102,7 +102,7 @@ SAMPLE = 16  # texts that a save is verified on
 
 def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str = "params", scorer: str = "tfidf", oov: str = "pq", seed: int = 0,
           *, scores: np.ndarray | None = None, scorer_options: dict | None = None, scorer_model=None, examples: Iterable | None = None,
-          progress: bool = False, **oov_options) -> PrunedModel:
+          share: bool = False, progress: bool = False, **oov_options) -> PrunedModel:
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1); `model` itself is not changed.
 
     `ratio`: the fraction to remove, of `base`: "params" (all parameters), "vocab" (all rows) or "seen" (rows the texts use; unused ones go too).
@@ -110,6 +110,7 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     task (else `model`), and `examples`, tuples of texts it reads together (else `texts`). `oov`: what becomes of pruned tokens, a key of `OOV` or
     "resegment", with its options (`n_clusters`, `representative`, `outside_budget` for "cluster", `m` for "sparse", `n_bytes` for "pq", `lossless`,
     `pad_to_multiple_of` for "resegment"). `texts`: documents, each a string; tf-idf, attention and "resegment" read them twice.
+    `share`: the encoder is the very one of `model`, which saves its copy where the result is only written or run; training it would train `model`.
 
     Raises `ValueError` for a choice that does not exist, a ratio that cannot be had, texts without a token, rows that are not finite or a
     tokenizer of another model; `TypeError` for a model pruned already, texts that are not strings, a slow tokenizer or an unknown option."""
@@ -126,7 +127,8 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
                                       tokenizer=tokenizer, special=special, examples=examples, **(scorer_options or {}))
     else:
         scorer = "given"
-    result = prune_with_stats(model, tokenizer, stats, scores, ratio, base, oov, seed, texts=None if isinstance(texts, Iterator) else texts, **oov_options)
+    result = prune_with_stats(model, tokenizer, stats, scores, ratio, base, oov, seed, texts=None if isinstance(texts, Iterator) else texts,
+                              share=share, **oov_options)
     result.info |= dict(scorer=scorer, scorer_options=scorer_options or {})
     result.sample = [] if isinstance(texts, Iterator) else [text for text in islice(texts, 100) if text.strip()][:SAMPLE]
     return result
