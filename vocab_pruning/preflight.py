@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
@@ -65,12 +64,15 @@ def _one(model, tokenizer, ratio: float, base: str, oov: str, scorer: str, seed:
 
 
 def preflight(model, tokenizer, texts: Sequence[str], held_out: Sequence[str], ratios: Iterable[float] = (0.5, 0.75, 0.9, 0.95), base: str = "vocab",
-              oovs: Iterable[str] = KINDS, scorer: str = "tfidf", seed: int = 0, progress: bool = False) -> pd.DataFrame:
-    """What pruning `model` for `texts` would leave, one row for each of `ratios` (fractions of `base` to remove) and `oovs`; nothing is trained or changed.
+              oovs: Iterable[str] = KINDS, scorer: str = "tfidf", seed: int = 0, progress: bool = False):
+    """What pruning `model` for `texts` would leave, a DataFrame with one row for each of `ratios` (fractions of `base` to remove)
+    and `oovs`; nothing is trained or changed.
 
     Columns: `rows` kept; `coverage_train`, `coverage_held_out`, shares of occurrences whose token keeps its row; `mapped_held_out`, the rest; `error`, mean of
     1 - cosine of the mapped ones; `growth` of sequences; `params`, `params_removed`, `bytes`; `reason` where a cut cannot be had. Raises `ValueError` for
     an unknown kind, and what `token_stats` raises."""
+    import pandas as pd
+
     if one_shot := [name for name, split in (("texts", texts), ("held_out", held_out)) if isinstance(split, Iterator)]:
         raise ValueError(f"{one_shot[0]} can be read only once, and every cut reads it again; give a list")
     cuts = list(product(ratios, oovs))
@@ -81,9 +83,9 @@ def preflight(model, tokenizer, texts: Sequence[str], held_out: Sequence[str], r
             for ratio, oov in tqdm(cuts, unit="cut", desc="preflight", disable=not progress)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
-# %% ../nbs/16_preflight.ipynb #28c44bbd
-def plot_preflight(table: pd.DataFrame):
-    "Loss by ratio and by bytes, a line for each kind of `oov`, of a table by `preflight`; returns the figure's axes."
+# %% ../nbs/16_preflight.ipynb #d04ba037
+def plot_preflight(table):
+    "Loss by ratio and by bytes, a line for each kind of `oov`, of a table (DataFrame) by `preflight`; returns the figure's axes."
     import matplotlib.pyplot as plt
     import seaborn as sns
 

@@ -29,7 +29,7 @@ def _check_model(model, tokenizer):
     largest = max(tokenizer.get_vocab().values())
     if largest >= len(rows):
         raise ValueError(f"the tokenizer knows id {largest} but the embedding has {len(rows)} rows: they do not belong together")
-    finite = torch.isfinite(rows).all(dim=1)
+    finite = torch.isfinite(torch.stack(rows.aminmax(dim=1))).all(dim=0)
     if not finite.all():
         raise ValueError(f"embedding row {int((~finite).nonzero()[0])} holds NaN or infinity; check the weights before pruning")
 
