@@ -24,8 +24,9 @@ def _pursue_block(targets: torch.Tensor, unit: torch.Tensor, m: int) -> tuple[to
     for _ in range(m):
         match = (residual @ unit.T).abs_().scatter_(1, index, -1)
         index = torch.cat([index, match.argmax(1, keepdim=True)], dim=1)
-        weight = _fit(targets, unit[index])
-        residual = targets - (weight[:, None].to(unit.dtype) @ unit[index])[:, 0]
+        chosen = unit[index]
+        weight = _fit(targets, chosen)
+        residual = targets - (weight[:, None].to(unit.dtype) @ chosen)[:, 0]
     return index, weight
 
 # %% ../nbs/06_pursuit.ipynb #753f7daf

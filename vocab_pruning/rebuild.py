@@ -41,9 +41,9 @@ class PrunedEmbedding(nn.Embedding):
             rows = F.embedding(index, self.weight, self.padding_idx)
             return (rows * self.mix[ids].to(rows.dtype).unsqueeze(-1)).sum(-2)
         index, last = index.squeeze(-1), len(self.weight) - 1
-        rows = F.embedding(index.clamp(max=last), self.weight, self.padding_idx)
         if self.coded is None:
-            return rows
+            return F.embedding(index, self.weight, self.padding_idx)
+        rows = F.embedding(index.clamp(max=last), self.weight, self.padding_idx)
         return torch.where((index > last).unsqueeze(-1), self.coded((index - last - 1).clamp(min=0)), rows)
 
     def is_kept(self, ids: torch.Tensor) -> torch.Tensor:
