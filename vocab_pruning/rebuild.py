@@ -38,10 +38,10 @@ class PrunedEmbedding(nn.Embedding):
         self.coded = coded
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        index = self.index[ids].int()
+        index = F.embedding(ids, self.index).int()
         if self.mix is not None:
             rows = F.embedding(index, self.weight, self.padding_idx)
-            return (rows * self.mix[ids].to(rows.dtype).unsqueeze(-1)).sum(-2)
+            return (rows * F.embedding(ids, self.mix).to(rows.dtype).unsqueeze(-1)).sum(-2)
         index, last = index.squeeze(-1), len(self.weight) - 1
         if self.coded is None:
             return F.embedding(index, self.weight, self.padding_idx)
@@ -196,7 +196,10 @@ def install(model, embedding: PrunedEmbedding, head: PrunedHead | None):
 # %% ../nbs/12_rebuild.ipynb #c7dc2f97
 def plain_embedding(model) -> nn.Embedding:
     "The input embedding of `model`. Raises `TypeError` where it is pruned already or anything but an `nn.Embedding` that holds rows and nothing else."
-    embedding = model.get_input_embeddings()
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError as error:
+        raise TypeError(f"{type(model).__name__} has no input embedding with a row for each token: there is nothing to prune") from error
     if isinstance(embedding, PrunedEmbedding) or not isinstance(embedding, nn.Embedding) or [*embedding.state_dict()] != ["weight"]:
         raise TypeError(f"the model's input embedding is a {type(embedding).__name__}; prune the original model, with an nn.Embedding of rows alone")
     return embedding
@@ -209,13 +212,13 @@ def _copy(model, *, without: list, share: bool):
 
 
 def _check_reached(model, result):
-    "Raise `ValueError` where other parts of `model` than those that `result` has smaller read the rows of its embedding, or some of those have rows of their own."
-    old, new = model.get_input_embeddings(), result.get_input_embeddings()
+    "Raise `ValueError` unless the parts of `result` that read its embedding's rows are those of `model` that read the rows before."
+    old, new = model.get_input_embeddings().weight, result.get_input_embeddings().weight
     for name, part in model.named_modules(remove_duplicate=False):
-        ours = result.get_submodule(name)
-        if (getattr(part, "weight", None) is old.weight) != (ours is new or getattr(ours, "weight", None) is new.weight):
-            raise ValueError(f"the model's embedding is not all there is to {name!r}, or {name!r} not all that reads it: {type(model).__name__}.set_input_embeddings "
-                             "cannot exchange it; load the encoder alone")
+        before, now = getattr(part, "weight", None) is old, getattr(result.get_submodule(name), "weight", None) is new
+        if before != now:
+            raise ValueError(f"{name!r} reads {'the embedding' if before else 'rows of its own'}, which {type(model).__name__}.set_input_embeddings "
+                             f"{'leaves as they are' if before else 'takes away'}; load the encoder alone")
 
 
 def rebuild_model_with_vocab(model, remap: Remap, share: bool = False):

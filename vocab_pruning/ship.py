@@ -105,6 +105,7 @@ def _prunable(cls):
         n_rows, n_kept, m, codes = (config.vocab_pruning[name] for name in ("rows", "kept", "m", "coded"))
         old, head = self.get_input_embeddings(), self.get_output_embeddings()
         new = PrunedEmbedding(n_rows, old.embedding_dim, old.num_embeddings, n_kept, m, codes and make_codes(old.embedding_dim, **codes))
+        new.pad_id = old.padding_idx  # its row is known once the table is there
         install(self, in_manner_of(old, new), head and PrunedHead(n_rows, head.in_features, old.num_embeddings, n_kept, head.bias is not None))
 
     return type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__})
@@ -135,8 +136,8 @@ def _load_model(directory: Path, config, model_class, **kwargs):
     if missing := model_class is None and sorted(report["missing_keys"]):
         raise ValueError(f"the weights in {directory} lack {missing[0]} and {len(missing) - 1} more; save the model again")
     model.__class__, embedding = cls, model.get_input_embeddings()
-    if config.pad_token_id is not None and isinstance(embedding, PrunedEmbedding):
-        embedding.padding_idx = int(embedding.index[config.pad_token_id, 0])
+    if isinstance(embedding, PrunedEmbedding) and embedding.pad_id is not None:
+        embedding.padding_idx = int(embedding.index[embedding.pad_id, 0])
     return model
 
 # %% ../nbs/13_ship.ipynb #00ea2450
