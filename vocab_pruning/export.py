@@ -83,7 +83,7 @@ def _onnx_program(pruned: PrunedModel):
 
 # %% ../nbs/18_export.ipynb #0c9555d9
 def onnx_session(directory: str | Path, threads: int | None = None):
-    "An `onnxruntime.InferenceSession` on the CPU for the graph in `directory`; `threads`: how many, None: as many as it likes. Raises `ImportError` without the extra."
+    "An `onnxruntime.InferenceSession` on the CPU for the graph in `directory`; `threads` None: as many as it likes. Raises `ImportError` without the extra."
     runtime = _runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
@@ -118,10 +118,12 @@ def export_onnx(pruned: PrunedModel, directory: str | Path, texts: list | None =
     """Write `pruned` to `directory` as `model.onnx` with its tokenizer, `config.json` and `vocab_pruning.json`, whole or not at all.
 
     What was written is compared with the model on `texts` (None: those it was pruned with, at most 16). Returns `bytes` of the graph, `texts` compared and
-    `max_difference`. Raises `ImportError` without the extra, `ValueError` where an output differs by more than `tolerance` (see `compare_onnx`) or there is
-    no text, `FileExistsError` where `directory` holds anything but an earlier save."""
+    `max_difference`. Raises `ImportError` without the extra, `ValueError` where an output differs by more than `tolerance` (see `compare_onnx`) there is
+    no text or the model is not in float32, `FileExistsError` where `directory` holds anything but an earlier save."""
     _runtime()
     texts = pruned.sample if texts is None else list(texts)
+    if pruned.model.dtype != torch.float32:
+        raise ValueError(f"the model is in {pruned.model.dtype}, which ONNX has few operations for on the CPU; export model.float(), and convert the graph after")
     if not texts:
         raise ValueError("there is no text to compare the graph with the model on: give texts=[…]")
     with whole_directory(directory, MARKER) as new:

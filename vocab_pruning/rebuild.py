@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .budget import configurations
+from .budget import NAMES_TOKENS, configurations
 from .codes import RowCodes
 from .oov import Remap
 
@@ -273,7 +273,7 @@ def _renumber(config, new_id: dict[int, int], n_old: int, n_rows: int):
         ids = old if isinstance(old, list) else [old]
         if name == "vocab_size":
             config.vocab_size = n_rows
-        elif name.endswith("_token_id") and all(isinstance(i, int) for i in ids):
+        elif name.endswith(NAMES_TOKENS) and all(isinstance(i, int) for i in ids):
             if gone := [i for i in ids if 0 <= i < n_old and i not in new_id]:
                 raise ValueError(f"{name} {gone[0]} of the configuration is the id of no token that stays; set it to one of the tokenizer's")
             new = [new_id.get(i, i) for i in ids]
