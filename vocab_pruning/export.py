@@ -123,7 +123,7 @@ def export_onnx(pruned: PrunedModel, directory: str | Path, texts: list | None =
     _runtime()
     texts = pruned.sample if texts is None else list(texts)
     if pruned.model.dtype != torch.float32:
-        raise ValueError(f"the model is in {pruned.model.dtype}, which ONNX has few operations for on the CPU; export model.float(), and convert the graph after")
+        raise ValueError(f"the model is in {pruned.model.dtype}, for which ONNX has few operations on the CPU; export model.float() and convert the graph")
     if not texts:
         raise ValueError("there is no text to compare the graph with the model on: give texts=[…]")
     with whole_directory(directory, MARKER) as new:
