@@ -55,10 +55,10 @@ def device_name() -> str:
 
 # %% ../nbs/20_finetune.ipynb #00da0d9d
 def has_bf16() -> bool:
-    "Whether bfloat16 pays on the training device: a GPU that supports it, a CPU with AMX tiles."
+    "Whether bfloat16 pays on the training device: a GPU that supports it, a CPU with AMX tiles or AVX-512's bfloat16 products."
     if device_name() == "cuda":
         return torch.cuda.is_bf16_supported()
-    return device_name() == "cpu" and torch.cpu._is_amx_tile_supported()
+    return device_name() == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 # %% ../nbs/20_finetune.ipynb #a31190e5
 def make_recipe(task: str | Task, epochs: float | None = None, learning_rate: float | None = None, batch_size: int | None = None,
