@@ -153,6 +153,18 @@ def _last_epoch(task: Task, labels: dict[str, np.ndarray], predictions: dict[str
     "Metrics of all dev splits in one dict; those of `dev_mismatched` end in `_mismatched`."
     return {name + split.removeprefix("dev"): value for split in labels for name, value in score(task, labels[split], predictions[split]).items()}
 
+# %% ../nbs/20_finetune.ipynb #9eb77eb2
+@contextmanager
+def _own_forward(model):
+    "Give `model` back, at the end, the `forward` that it came with."
+    own = {name: vars(model)[name] for name in ("forward", "_original_forward") if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in ("forward", "_original_forward"):
+            vars(model).pop(name, None)
+        vars(model).update(own)
+
 # %% ../nbs/20_finetune.ipynb #561e4de8
 def finetune(model, tokenizer, dataset, task: str | Task, recipe: dict, output_dir: str | Path, seed: int = 42, progress: bool = False) -> FineTuned:
     """Fine-tune `model` in place on `dataset["train"]` as `recipe` says and score it on every other split.
@@ -161,14 +173,15 @@ def finetune(model, tokenizer, dataset, task: str | Task, recipe: dict, output_d
     task = get_task(task)
     splits = {name: tokenize_split(split, tokenizer, recipe["max_length"]) for name, split in dataset.items()}
     train = splits.pop("train")
-    trainer = _trainer(model, tokenizer, train, splits["dev"], task, recipe, output_dir, seed, progress)
     start = time.perf_counter()
-    loss = trainer.train().training_loss
-    trained = time.perf_counter()
-    if not np.isfinite(loss):
-        raise ValueError(f"training loss is {loss} after {recipe['epochs']} epochs; lower learning_rate ({recipe['learning_rate']})")
-    trainer.args.train_sampling_strategy = "sequential"  # grouping by length would shuffle the predictions, too
-    outputs = {name: trainer.predict(split) for name, split in splits.items()}
+    with _own_forward(model):
+        trainer = _trainer(model, tokenizer, train, splits["dev"], task, recipe, output_dir, seed, progress)
+        loss = trainer.train().training_loss
+        trained = time.perf_counter()
+        if not np.isfinite(loss):
+            raise ValueError(f"training loss is {loss} after {recipe['epochs']} epochs; lower learning_rate ({recipe['learning_rate']})")
+        trainer.args.train_sampling_strategy = "sequential"  # grouping by length would shuffle the predictions, too
+        outputs = {name: trainer.predict(split) for name, split in splits.items()}
     labels = {name: output.label_ids for name, output in outputs.items()}
     predictions = {name: decide(task, output.predictions) for name, output in outputs.items()}
     seconds = dict(train=trained - start, evaluate=time.perf_counter() - trained)
