@@ -18,7 +18,7 @@ import torch
 
 from .budget import check_ratio
 from .core import fingerprint, library_versions, project_root, whole_directory
-from .data import get_task
+from .data import Task, get_task
 from .finetune import FineTuned, finetune, retention
 from .prune import check_oov
 from .scoring import get_scorer
@@ -91,15 +91,15 @@ def _predictions(result: FineTuned):
 
 # %% ../nbs/23_results.ipynb #6287fcce
 def record_run(directory: str | Path, parameters: dict, model, tokenizer, dataset, recipe: dict, *, facts: dict | None = None,
-               full_score: float | None = None, save=None, progress: bool = False) -> dict:
+               full_score: float | None = None, task: Task | None = None, save=None, progress: bool = False) -> dict:
     """The row of a run: read where `directory` holds it, else made by fine-tuning `model` and written, whole or not at all.
 
     `parameters` identify the run, `facts` are what is known before training (sizes, break-even, seconds), `full_score` is what retention
-    is relative to; `save(directory)` writes the trained model beside the row, and a run without one is then made again. Raises `FileExistsError` where
-    `directory` holds something else."""
+    is relative to; `task`: None for the one that `parameters` name; `save(directory)` writes the trained model beside the row, and a run without one is then
+    made again. Raises `FileExistsError` where `directory` holds something else."""
     if (row := read_row(directory)) is not None and (save is None or (Path(directory) / "model").is_dir()):
         return row
-    task = get_task(parameters["task"])
+    task = get_task(task or parameters["task"])
     with whole_directory(directory, ROW) as new, tempfile.TemporaryDirectory() as scratch:
         result = finetune(model, tokenizer, dataset, task, recipe, scratch, parameters["seed"], progress)
         kept, reason = retention(result.metrics[task.metrics[0]], full_score)
