@@ -169,7 +169,7 @@ def test_texts_without_labels(name, tmp_path):
 
 
 CELLS = {
-    "missing label": ("text,label\na,yes\nb,\nc,no\n", "own.csv, row 1 (from 0), column 'label' is empty, as 1 of 3 rows are; fill it, or pass drop_missing=True"),
+    "missing label": ("text,label\na,yes\nb,\nc,no\n", "own.csv, row 1 (from 0), column 'label' is empty, as 1 of 3 rows are; fill it, or pass"),
     "short row": ("text,label\na,yes\nb\nc,no\n", "row 1 (from 0), column 'label' is empty"),
     "empty text": ('text,label\na,yes\nb,no\n"  ",no\n', "row 2 (from 0), column 'text' is empty"),
     "wrong column": ("txt,label\na,yes\nb,no\n", "own.csv has no column 'text'; it has 'txt', 'label'"),

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from .budget import check_ratio
-from .core import fingerprint, library_versions, project_root, whole_directory
+from .core import call_declared, fingerprint, library_versions, project_root, whole_directory
 from .data import Task, get_task
 from .finetune import FineTuned, finetune, retention
 from .prune import check_oov
@@ -110,7 +110,7 @@ def record_run(directory: str | Path, parameters: dict, model, tokenizer, datase
         (new / "history.json").write_text(json.dumps(result.history), encoding="utf-8")
         (new / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
         if save is not None:
-            save(new / "model")
+            call_declared(save, new / "model", offered=dict(scores={"task": task.name} | scores))
     return row
 
 # %% ../nbs/23_results.ipynb #0aecd4c0
