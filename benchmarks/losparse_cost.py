@@ -12,14 +12,15 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForSequenceClassification, ModernBertConfig, ModernBertForSequenceClassification
+from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 from vocab_pruning import PrunedModel
 from vocab_pruning.core import library_versions, minilm_directory
+from vocab_pruning.finetune import load_classifier
 from vocab_pruning.losparse import close_window, losparse_settings, mask_rows, most_important, observe, zero_rows
 from vocab_pruning.lowrank import compact, encoder_linears, install_losparse, losparse_linears, split_model
 from vocab_pruning.rebuild import sizes
@@ -27,8 +28,7 @@ from vocab_pruning.rebuild import sizes
 
 def minilm():
     "MiniLM as a classifier, from a seed."
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_pretrained(minilm_directory(), dtype=torch.float32)
+    return load_classifier(str(minilm_directory()), "cola", seed=0)[0]
 
 
 def batch(device: str, size: int = 16, length: int = 128) -> dict:
@@ -79,17 +79,17 @@ class Training:
         self.optimizer.zero_grad()
 
 
-def seconds_of(work, device: str) -> float:
-    "Seconds that `work` takes, all of it."
-    start = perf_counter()
+def seconds_of(work, device: str) -> tuple[float, float]:
+    "Seconds that `work` takes, all of it, by the clock and of the processor."
+    start, busy = perf_counter(), process_time()
     work()
     if device == "cuda":
         torch.cuda.synchronize()
-    return perf_counter() - start
+    return perf_counter() - start, process_time() - busy
 
 
 def in_turn(works: dict, rounds: int, device: str) -> dict[str, dict[str, float]]:
-    "Median seconds of each of `works`, and of its ratio to the first in the same round."
+    "Median seconds of each of `works`, and of its ratios to the first in the same round, by the clock and of the processor."
     seconds = {name: [] for name in works}
     for work in works.values():
         work()
@@ -97,7 +97,10 @@ def in_turn(works: dict, rounds: int, device: str) -> dict[str, dict[str, float]
         for name, work in works.items():
             seconds[name].append(seconds_of(work, device))
     first = next(iter(seconds.values()))
-    return {name: dict(seconds=median(taken), ratio=median(a / b for a, b in zip(taken, first, strict=True))) for name, taken in seconds.items()}
+    ratios = {name: [[a / b for a, b in zip(*pair, strict=True)] for pair in zip(taken, first, strict=True)] for name, taken in seconds.items()}
+    return {name: dict(seconds=median(clock for clock, _ in taken), processor_seconds=median(busy for _, busy in taken),
+                       ratio=median(clock for clock, _ in ratios[name]), processor_ratio=median(busy for _, busy in ratios[name]))
+            for name, taken in seconds.items()}
 
 
 def training_seconds(ratio: float, rounds: int, device: str, bf16: bool) -> dict:
@@ -167,7 +170,8 @@ def measure(what: str, ratio: float, rounds: int, device: str, bf16: bool) -> di
             results[name]["peak_mib"] = child("training_memory", name, ratio, device, bf16)
     for name, r in results.items():
         more = f", peak {r['peak_mib']:,.0f} MiB" if "peak_mib" in r else f", {r['params']:,} parameters"
-        print(f"{what}, 16 x 128, {asked}: {name} {r['seconds'] * 1000:.0f} ms, {r['ratio']:.2f} times{more}", flush=True)
+        print(f"{what}, 16 x 128, {asked}: {name} {r['seconds'] * 1000:.0f} ms, {r['ratio']:.2f} times "
+              f"({r['processor_seconds'] * 1000:.0f} ms, {r['processor_ratio']:.2f} times of the processor){more}", flush=True)
     return results
 
 

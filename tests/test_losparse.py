@@ -271,6 +271,10 @@ def test_the_vocabulary_bears_its_share():
         vocabulary_ratio(0.2, 0.5, 0)
     with pytest.raises(ValueError, match="the vocabulary can bear nothing"):
         combine(shared("wordpiece"), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, oov="pq")
+    with pytest.raises(ValueError, match="leaves nothing of ratio 0.2"):
+        combine(shared("wordpiece"), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, 1, oov="unk")
+    with pytest.raises(ValueError, match="ratio 0.97 is more than"):
+        combine(shared("wordpiece"), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.97, oov="unk")
 
 
 # Cut off and resumed
