@@ -19,7 +19,7 @@ help:
 
 $(READY): setup.py settings.ini constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks,offline]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks,offline,sentence,retrieval]'
 	touch $@
 
 run: $(READY)

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from .budget import check_ratio
-from .core import choose, fingerprint, library_versions, project_root, whole_directory
-from .data import documents, get_task, load_task
+from .core import call_declared, choose, fingerprint, library_versions, project_root, whole_directory
+from .data import Task, documents, get_task, load_task
 from .finetune import FineTuned, finetune, retention
 from .prune import check_oov
 from .rebuild import sizes
@@ -131,15 +131,15 @@ def _with_sizes(facts: dict, model) -> dict:
 
 # %% ../nbs/23_results.ipynb #6287fcce
 def record_run(directory: str | Path, parameters: dict, model, tokenizer, dataset, recipe: dict, *, facts: dict | None = None,
-               full_score: float | None = None, save=None, progress: bool = False, callbacks=()) -> dict:
+               full_score: float | None = None, task: Task | None = None, save=None, progress: bool = False, callbacks=()) -> dict:
     """The row of a run: read where `directory` holds it, else made by fine-tuning `model` and written, whole or not at all.
 
-    `parameters` identify the run, `facts` are what is known before training (break-even, seconds), `full_score` is what retention is relative to; sizes
-    are those of the trained model, which `callbacks` may have made smaller. `save(directory)` writes it beside the row, and a run without one is then made
-    again. Raises `FileExistsError` where `directory` holds something else."""
+    `parameters` identify the run, `facts` are what is known before training (break-even, seconds), `full_score` is what retention is relative to; `task`:
+    None for the one that `parameters` name; sizes are those of the trained model, which `callbacks` may have made smaller. `save(directory)` writes it beside
+    the row, and a run without one is then made again. Raises `FileExistsError` where `directory` holds something else."""
     if (row := read_row(directory)) is not None and (save is None or (Path(directory) / "model").is_dir()):
         return row
-    task = get_task(parameters["task"])
+    task = get_task(task or parameters["task"])
     with whole_directory(directory, ROW) as new, tempfile.TemporaryDirectory() as scratch:
         result = finetune(model, tokenizer, dataset, task, recipe, scratch, parameters["seed"], progress, callbacks)
         kept, reason = retention(result.metrics[task.metrics[0]], full_score)
@@ -150,7 +150,7 @@ def record_run(directory: str | Path, parameters: dict, model, tokenizer, datase
         (new / "history.json").write_text(json.dumps(result.history), encoding="utf-8")
         (new / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
         if save is not None:
-            save(new / "model")
+            call_declared(save, new / "model", offered=dict(scores={"task": task.name} | scores))
     return row
 
 # %% ../nbs/23_results.ipynb #0aecd4c0

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .card import make_card
 from .codes import make_codes
 from .core import library_versions, whole_directory
 from .lowrank import install_losparse
@@ -339,7 +340,7 @@ def companions(name_or_path: str) -> list[tuple[Path, str]]:
 
 # %% ../nbs/13_ship.ipynb #4854389a
 def _write(self: PrunedModel, directory: Path):
-    "Model, tokenizer, companions and `vocab_pruning.json` into `directory`."
+    "Model, tokenizer, companions, `vocab_pruning.json` and the card into `directory`."
     self.model.save_pretrained(directory)
     if self.tokenizer is not None:
         self.tokenizer.save_pretrained(directory)
@@ -349,13 +350,16 @@ def _write(self: PrunedModel, directory: Path):
             shutil.copyfile(file, directory / name)
     written = json.dumps(self.info | {"versions": library_versions()}, indent=2, default=lambda value: value.item() if hasattr(value, "item") else str(value))
     (directory / MARKER).write_text(written)
+    (directory / "README.md").write_text(make_card(json.loads(written)), encoding="utf-8")
 
 
-def _save_pretrained(self: PrunedModel, directory: str | Path, verify: bool = True):
-    """Write model, tokenizer and `vocab_pruning.json` to `directory`, whole or not at all, and `verify` it there on the own sample before it gets its name.
+def _save_pretrained(self: PrunedModel, directory: str | Path, verify: bool = True, scores: dict | None = None):
+    """Write model, tokenizer, `vocab_pruning.json` and card to `directory`, whole or not at all, and `verify` it there on the own sample first.
 
+    `scores`: metrics by name, and `task`, for the card; `info` keeps them.
     `verify=False` where only some weights are changed on purpose, which looks like damage. Raises `FileExistsError` where `directory` holds anything but an
     earlier save, `ValueError` where it fails to verify; then nothing is left."""
+    self.info |= {"scores": scores} if scores else {}
     with whole_directory(directory, MARKER) as new:
         _write(self, new)
         if verify:
