@@ -159,6 +159,8 @@ def preflight(model: Model, texts: Texts, held_out: Annotated[str | None, typer.
     others = load_texts(held_out, text, data=data) if held_out else load_texts(texts, split="dev", data=data) if texts in TASKS else train[::10]
     train = train if held_out or texts in TASKS else [t for i, t in enumerate(train) if i % 10]
     table = look(*_load_model(model), train, others, ratio, base, oov or KINDS, scorer, seed, progress=_progress())
+    if table.rows.isna().all():
+        raise ValueError(table.reason.iloc[0])
     typer.echo(table.dropna(axis=1, how="all").to_string(index=False, float_format="{:.4g}".format, na_rep=""))
     if csv:
         table.to_csv(csv, index=False)
@@ -258,11 +260,14 @@ def run(task: Annotated[str, typer.Argument(help="A GLUE task, a file of texts a
 
 # %% ../nbs/92_cli.ipynb #b49118be
 def _execute(notebook: Path, executed: Path, parameters: dict):
-    "Run `notebook` with papermill. Raises `ImportError` without it, `ValueError` with the error of the cell that failed."
+    "Run `notebook` with papermill. Raises `ImportError` without it, `ValueError` for a parameter that it lacks and with the error of a cell that failed."
     try:
         import papermill
     except ImportError:
         raise ImportError("a run needs papermill; install vocab_pruning[notebooks]") from None
+    known = papermill.inspect_notebook(str(notebook))
+    if unknown := [name for name in parameters if name not in known]:
+        raise ValueError(f"{notebook.name} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
     try:
         papermill.execute_notebook(notebook, executed, parameters, progress_bar=_progress())
     except papermill.PapermillExecutionError as error:
