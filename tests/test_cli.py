@@ -193,7 +193,8 @@ def test_debug_shows_where(tiny):
 # A run of a notebook
 
 
-PARAMETERS = "\n".join(f"{name} = None" for name in "task ratio base scorer oov model data seed out save_model extra".split())
+NAMES = ["task", "ratio", "base", "scorer", "oov", "model", "data", "seed", "out", "save_model", "extra"]
+PARAMETERS = "\n".join(f"{name} = None" for name in NAMES)
 ROW = """assert ratio < 0.9, "too much"
 names = "method base ratio metric score full_score retention rows embedding_params params bytes model_id data_id".split()
 row = dict.fromkeys(names, ratio) | dict(run=f"{task}-0", extra=extra, saved=save_model)
@@ -204,7 +205,8 @@ display({"application/json": row}, raw=True)"""
 def notebook(tmp_path):
     "A notebook that only shows a row, with the parameters it was given."
     cells = [new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])), new_code_cell(ROW)]
-    nbformat.write(new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), tmp_path / "small.ipynb")
+    kernel = dict(name="python3", display_name="python3", language="python")
+    nbformat.write(new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), tmp_path / "small.ipynb")
     return tmp_path / "small.ipynb"
 
 
