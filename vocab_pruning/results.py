@@ -134,9 +134,9 @@ def record_run(directory: str | Path, parameters: dict, model, tokenizer, datase
                full_score: float | None = None, task: Task | None = None, save=None, progress: bool = False, callbacks=()) -> dict:
     """The row of a run: read where `directory` holds it, else made by fine-tuning `model` and written, whole or not at all.
 
-    `parameters` identify the run, `facts` are what is known before training (break-even, seconds), `full_score` is what retention is relative to, `task` is
-    one's own (None: the one that `parameters` name); sizes are those of the trained model, which `callbacks` may have made smaller. `save(directory)` writes it
-    beside the row, and a run without one is then made again. Raises `FileExistsError` where `directory` holds something else."""
+    `parameters` identify the run, `facts` are what is known before training (break-even, seconds), `full_score` is what retention is relative to; `task`:
+    None for the one that `parameters` name; sizes are those of the trained model, which `callbacks` may have made smaller. `save(directory)` writes it beside
+    the row, and a run without one is then made again. Raises `FileExistsError` where `directory` holds something else."""
     if (row := read_row(directory)) is not None and (save is None or (Path(directory) / "model").is_dir()):
         return row
     task = get_task(task or parameters["task"])
