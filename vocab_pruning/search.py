@@ -119,7 +119,8 @@ def _train_full(self: _Case) -> dict:
     model = copy.deepcopy(self.model)
     facts = dict(train_examples=len(self.dataset["train"]), dev_examples=len(self.dataset["dev"])) | sizes(self.model)
     asked = self.asked | {"method": "full"}
-    return record_run(run_directory(self.out, asked), asked, model, self.tokenizer, self.dataset, self.recipe, facts=facts, task=self.task, progress=self.progress)
+    return record_run(run_directory(self.out, asked), asked, model, self.tokenizer, self.dataset, self.recipe, facts=facts, task=self.task,
+                      progress=self.progress)
 
 # %% ../nbs/33_search.ipynb #5f989591
 def _facts(self: _Case, pruned: PrunedModel) -> dict:
@@ -141,8 +142,8 @@ def _train(self: _Case, ratio: float, full: dict) -> dict:
     pruned = _cut(self, ratio, share=False)
     self.seconds["prune"] = time.perf_counter() - started
     pruned.info |= {"run": self.asked}
-    return record_run(run_directory(self.out, asked), asked, pruned.model, pruned.tokenizer, self.dataset, self.recipe, task=self.task, facts=_facts(self, pruned),
-                      full_score=full["score"], progress=self.progress)
+    return record_run(run_directory(self.out, asked), asked, pruned.model, pruned.tokenizer, self.dataset, self.recipe, facts=_facts(self, pruned),
+                      task=self.task, full_score=full["score"], progress=self.progress)
 
 # %% ../nbs/33_search.ipynb #782fa8ef
 def interval(task: str | Task, directory: str | Path, full_directory: str | Path, split: str = "dev", n_draws: int = 200, seed: int = 0) -> tuple[float, float]:
