@@ -23,7 +23,7 @@ setup(
     packages=find_packages(include=["vocab_pruning", "vocab_pruning.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "notebooks", "offline")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "notebooks", "offline", "cluster")},
     entry_points={"console_scripts": cfg["console_scripts"].split("\n")},
     classifiers=[
         "Development Status :: 3 - Alpha",
