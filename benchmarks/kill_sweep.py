@@ -18,6 +18,7 @@ from nbformat.v4 import new_code_cell
 
 from vocab_pruning.sweep import CELLS, read_recipe, run_notebook, sweep_status
 
+ROOT = Path(__file__).parent.parent
 WORK = """
 import fcntl, json, os, time
 from pathlib import Path
@@ -68,7 +69,7 @@ seeds: {seeds}
 
 def write_stand_in(path: Path, work: str = WORK) -> Path:
     "A notebook with the parameters of `run.ipynb` that does `work`."
-    nb = nbformat.read(run_notebook(), as_version=4)
+    nb = nbformat.read(run_notebook(ROOT / "nbs" / "run.ipynb"), as_version=4)
     nb.cells = [cell for cell in nb.cells if "parameters" in cell.metadata.get("tags", [])] + [new_code_cell(work)]
     nbformat.write(nb, path)
     return path
@@ -123,9 +124,11 @@ def figures(recipe: Path, notebook: Path) -> dict:
         alive=sum(Path(f"/proc/{pid}").exists() for *_, pid in log))
 
 
-def killed_sweep(directory: Path, seeds: int, kills: int, seed: int, workers: int = 2, at_once: int = 1, report=lambda line: None) -> dict:
+def killed_sweep(directory: Path, seeds: int, kills: int, seed: int, workers: int = 2, at_once: int = 1, recipe: str = RECIPE,
+                 report=lambda line: None) -> dict:
     "Kill a sweep of 8 runs for each of `seeds` so many times, then let it end, `at_once` sweeps at the same time; the figures."
-    recipe, notebook, draw = write_recipe(directory / "recipe.yml", seeds), write_stand_in(directory / "stand_in.ipynb"), random.Random(seed)
+    recipe, notebook = write_recipe(directory / "recipe.yml", seeds, recipe), write_stand_in(directory / "stand_in.ipynb")
+    draw = random.Random(seed)
     for i in range(kills):
         when = kill_at_random(start_sweep(recipe, notebook, workers=workers), directory / "sweep", draw)
         report(f"kill {i + 1}: {when}; {len(row_files(directory / 'sweep'))} rows")

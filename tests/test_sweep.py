@@ -15,11 +15,11 @@ from vocab_pruning.core import minilm_directory
 from vocab_pruning.finetune import FineTuned
 from vocab_pruning.results import read_row, read_rows, record_run
 from vocab_pruning.site import output_problems
-from vocab_pruning.sweep import CELL, PAGE, run_notebook, sweep, sweep_cells, sweep_status
+from vocab_pruning.sweep import CELL, PAGE, sweep, sweep_cells, sweep_status
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from kill_sweep import killed_sweep, write_recipe, write_stand_in  # noqa: E402
+from kill_sweep import RECIPE, killed_sweep, write_recipe, write_stand_in  # noqa: E402
 
 ROW_OF = """
 import json, os
@@ -34,7 +34,7 @@ row = dict(run=name, task=task, scorer=scorer, seed=seed, score=0.5, seconds_tra
 display({"application/json": row}, raw=True)
 """
 TWO = """
-out: {out}
+out: sweep
 tasks: [cola]
 methods: [{{scorer: frequency}}, {{scorer: tfidf}}]
 cuts: [{{base: vocab, ratio: 0.9}}]
@@ -43,47 +43,53 @@ seeds: {seeds}
 
 
 @pytest.fixture
-def two(tmp_path):
-    "A function that writes a recipe of two runs and a stand-in that does `work` before it writes its row."
+def two(tmp_path, monkeypatch):
+    "A function that writes a recipe of two runs, whose rows go below the working directory, and a stand-in that does `work` before it writes its row."
+    monkeypatch.chdir(tmp_path)
+
     def write(work: str = "", seeds: int = 1) -> dict:
         return dict(recipe=write_recipe(tmp_path / "recipe.yml", seeds, TWO), notebook=write_stand_in(tmp_path / "stand_in.ipynb", ROW_OF + work + WRITE))
     return write
 
 
 def test_a_sweep_that_is_killed_and_resumed_by_two_at_once_has_every_row_once(tmp_path):
-    found = killed_sweep(tmp_path, seeds=1, kills=2, seed=3, at_once=2)
-    assert (found["runs"], found["rows"], found["names"], found["done"]) == (8, 8, 8, 8)
+    found = killed_sweep(tmp_path, seeds=1, kills=2, seed=3, at_once=2, recipe=RECIPE.replace(", rte", ""))
+    assert (found["runs"], found["rows"], found["names"], found["done"]) == (4, 4, 4, 4)
     assert not any(found[name] for name in ("made_twice", "overlaps", "half_made_cells", "alive")), found
 
 
-def test_a_run_that_fails_is_recorded_and_made_again_only_when_asked(two, tmp_path):
-    given = two('if scorer == "frequency" and not (place / "mended").exists():\n    raise RuntimeError(f"no room in {Path.home()}\\nat all")')
-    with pytest.warns(UserWarning, match="1 of 2 runs failed, cola-frequency-vocab-0.9-0-"):
-        assert len(sweep(**given, workers=1, progress=False)) == 1
-    status = sweep_status(**given)
-    assert status.state.tolist() == ["failed", "done"]
-    assert status.error[0] == "RuntimeError: no room in ~ at all"
-    page = (next(iter(sweep_cells(**given))) / PAGE).read_text()
-    assert "RuntimeError" in page and str(Path.home()) not in page and str(tmp_path) not in page
-    (tmp_path / "sweep" / "mended").touch()
-    with pytest.warns(UserWarning, match="1 of 2 runs failed"):
-        sweep(**given, workers=1, progress=False)
-    assert len(sweep(**given, workers=1, progress=False, retry=True)) == 2
+FAULTS = """
+import signal
+if not (place / "mended").exists() and scorer == "frequency":
+    raise RuntimeError(f"no room in {Path.home()}\\nat all")
+if not (place / "mended").exists():
+    os.kill(os.getppid(), signal.SIGKILL)
+"""
+
+
+def test_runs_that_fail_are_recorded_and_made_again_only_when_asked(two, tmp_path):
+    given = two(FAULTS)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="2 of 2 runs failed, cola-frequency-vocab-0.9-0-"):
+            assert sweep(**given, progress=False).empty
+        status = sweep_status(**given)
+        assert status.error.tolist() == ["RuntimeError: no room in ~ at all", "the process was killed by signal 9 (by the system, if memory ran out)"]
+        page = (next(iter(sweep_cells(**given))) / PAGE).read_text()
+        assert "RuntimeError" in page and str(Path.home()) not in page and str(tmp_path) not in page
+        (tmp_path / "sweep" / "mended").touch()
+    assert len(sweep(**given, progress=False, retry=True)) == 2
     assert sweep_status(**given).state.tolist() == ["done", "done"]
 
 
-def test_a_process_that_is_killed_is_a_run_that_failed(two):
-    with pytest.warns(UserWarning, match="2 of 2 runs failed"):
-        sweep(**two("import signal\nos.kill(os.getppid(), signal.SIGKILL)"), progress=False)
-
-
 def test_a_full_disk_stops_the_sweep_and_leaves_the_rows(two, tmp_path):
-    given = two('if scorer == "tfidf":\n    raise OSError(28, "No space left on device")')
+    given = two('raise OSError(28, "No space left on device")')
+    (tmp_path / "sweep" / "earlier").mkdir(parents=True)
+    (tmp_path / "sweep" / "earlier" / "result.json").write_text('{"run": "earlier"}')
     with pytest.raises(OSError, match="cannot write to .*No space left on device.*the rows there are intact") as error:
         sweep(**given, workers=1, progress=False)
     assert error.value.errno == 28
-    assert read_rows(tmp_path / "sweep").run.tolist() == ["cola-frequency-0"]
-    assert sweep_status(**given).state.tolist() == ["done", "missing"]
+    assert read_rows(tmp_path / "sweep").run.tolist() == ["earlier"]
+    assert sweep_status(**given).state.tolist() == ["missing", "missing"]
 
 
 def test_a_directory_that_cannot_be_written_is_an_error(two, tmp_path):
@@ -127,9 +133,9 @@ def test_a_run_that_two_want_is_made_once(tmp_path, monkeypatch):
     ("tfidf", "frequency", "frequency-vocab-0.9-0: it is asked for twice"),
 ])
 def test_a_recipe_that_cannot_be_run_writes_nothing(tmp_path, old, new, message):
-    recipe = write_recipe(tmp_path / "recipe.yml", 1, TWO.replace(old, new))
+    recipe = write_recipe(tmp_path / "recipe.yml", 1, TWO.replace("out: sweep", "out: {out}").replace(old, new))
     with pytest.raises(ValueError, match=message):
-        sweep(recipe)
+        sweep(recipe, notebook=ROOT / "nbs" / "run.ipynb")
     assert not (tmp_path / "sweep").exists()
 
 
@@ -152,14 +158,14 @@ def test_the_run_notebook_in_a_sweep(tmp_path):
     tokenizer, model = AutoTokenizer.from_pretrained(minilm_directory()), tmp_path / "tiny"
     BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    recipe = write_recipe(tmp_path / "recipe.yml", 1, TWO.replace("{{scorer: tfidf}}", "") + f"""
+    recipe = write_recipe(tmp_path / "recipe.yml", 1, TWO.replace("{{scorer: tfidf}}", "").replace("out: sweep", "out: {out}") + f"""
 model: {model}
 data: sample
 defaults: {{{{epochs: 1, max_train_examples: 64, learning_rate: 2e-5, oov: unk}}}}
 """)
-    rows = sweep(recipe, progress=False, notebook=run_notebook())
+    rows = sweep(recipe, progress=False, notebook=ROOT / "nbs" / "run.ipynb")
     assert rows.method.tolist() == ["frequency+unk", "full"] and set(rows.learning_rate) == {2e-5} and set(rows.model_id) == {"tiny"}
-    (cell,) = sweep_cells(recipe)
+    (cell,) = sweep_cells(recipe, ROOT / "nbs" / "run.ipynb")
     assert json.loads((cell / CELL).read_text())["run"] == rows.run[0]
     page = json.loads((cell / PAGE).read_text())
     assert not [problem for c in page["cells"] for output in c.get("outputs", []) for problem in output_problems(output)]
