@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # Parameters of nbs/run.ipynb, as in `make run task=mrpc ratio=0.3 oov_options='{m: 8}'`; only those given here are passed on, as YAML.
-PARAMETERS := task ratio base scorer scorer_options oov oov_options model data seed epochs learning_rate batch_size max_train_examples baseline save_model out
+PARAMETERS := task ratio method vocab_share losparse_options base scorer scorer_options oov oov_options model data seed epochs learning_rate batch_size max_train_examples held_out_examples vocabulary_tasks look_first baseline save_model out
 GIVEN := $(foreach p,$(PARAMETERS),$(if $(filter command,$(origin $(p))),$(p)))
 EXECUTED := $(or $(out),runs)/notebooks/run$(foreach p,$(GIVEN),-$(subst /,_,$($(p)))).ipynb
 empty :=
@@ -15,12 +15,12 @@ EXECUTED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty)
 .PHONY: help run sweep test readme lint clean
 help:
 	@echo "make run [task=cola ratio=0.2 scorer=tfidf oov=pq …]   prune, fine-tune, score; prints the row"
-	@echo "make sweep recipe=FILE [engine=local workers=2 retry=False]    every run of a recipe that is not there yet"
+	@echo "make sweep recipe=FILE [engine=ray workers=4 retry=1]   every run of a recipe that is not there yet"
 	@echo "make test                                                   everything that must hold"
 
 $(READY): setup.py settings.ini constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks,offline]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks,offline,sentence,retrieval]'
 	touch $@
 
 run: $(READY)
@@ -29,8 +29,7 @@ run: $(READY)
 	@$(BIN)/python -c "from vocab_pruning.results import summarize_notebook as s; print(s('$(EXECUTED)', '$(or $(out),runs)'))"
 
 sweep: $(READY)
-	$(BIN)/python -c "from vocab_pruning.sweep import sweep, sweep_status as status; \
-		sweep('$(recipe)', '$(or $(engine),local)', $(or $(workers),2), $(or $(retry),False)); print(status('$(recipe)').to_string())"
+	$(BIN)/vocab-prune sweep $(recipe) --engine $(or $(engine),local) --workers $(or $(workers),2) $(if $(retry),--retry)
 
 test: $(READY) lint
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2

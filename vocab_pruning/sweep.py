@@ -273,8 +273,8 @@ _STOPPERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 def _stop_where_nothing_fits(error: str | None):
     "Raise `OSError` where `error` says that the disk is full or read-only."
-    if error and (found := re.search(r"\[Errno (\d+)\]", error)) and int(found[1]) in _STOPPERS:
-        raise OSError(int(found[1]), os.strerror(int(found[1])))
+    if error and (found := re.search(r"\[Errno (\d+)\]|os error (\d+)", error)) and (number := int(found[1] or found[2])) in _STOPPERS:
+        raise OSError(number, os.strerror(number))
 
 # %% ../nbs/30_sweep.ipynb #f9ff7a72
 def _record_cell(new: Path, run: dict, cwd: Path, name: str | None, error: str | None, seconds: float | None):
