@@ -326,7 +326,7 @@ def _local(workers: int, threads: int) -> Iterator[Callable[..., Future]]:
 # %% ../nbs/30_sweep.ipynb #15e5d515
 @contextmanager
 def _ray(workers: int, threads: int, address: str | None = None, gpus: float = 0, max_retries: int = 3) -> Iterator[Callable[..., Future]]:
-    """Tasks of the Ray cluster at `address`, or of one with room for `workers` that is started here.
+    """Tasks of the Ray cluster at `address` (None: the one that `RAY_ADDRESS` names), or of one with room for `workers` that is started here.
 
     `gpus` is each run's share of a GPU, `max_retries` how often its worker may die. Raises `ImportError` without Ray."""
     if find_spec("ray") is None:
@@ -334,7 +334,8 @@ def _ray(workers: int, threads: int, address: str | None = None, gpus: float = 0
     import ray
 
     if start := not ray.is_initialized():
-        ours = dict(num_cpus=workers * threads, include_dashboard=False, object_store_memory=100 * 2**20) if address is None else {}
+        address = address or os.environ.get("RAY_ADDRESS")
+        ours = {} if address else dict(num_cpus=workers * threads, include_dashboard=False, object_store_memory=100 * 2**20)
         ray.init(address=address, log_to_driver=False, configure_logging=False, **ours)
     task, refs = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=max_retries)(run_cell), []
 
