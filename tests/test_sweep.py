@@ -59,11 +59,12 @@ def test_a_sweep_that_is_killed_and_resumed_by_two_at_once_has_every_row_once(tm
 
 
 FAULTS = """
-import signal
+import signal, time
 if not (place / "mended").exists() and scorer == "frequency":
     raise RuntimeError(f"no room in {Path.home()}\\nat all")
 if not (place / "mended").exists():
     os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)  # the kernel notices that it is alone, and ends
 """
 
 
@@ -114,6 +115,7 @@ def test_a_run_that_two_want_is_made_once(tmp_path, monkeypatch):
         return FineTuned(dict(matthews=0.5), labels, labels, [], dict(train=0.3))
 
     monkeypatch.setattr(results, "finetune", slow)
+    monkeypatch.setattr(results, "sizes", lambda model: dict(params=1))
     asked = (tmp_path / "run", dict(task="cola", seed=1), None, None, None, {})
     both = [threading.Thread(target=record_run, args=asked) for _ in range(2)]
     for thread in both:
