@@ -63,7 +63,7 @@ def dropped_alone(kept: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, 
 
 # %% ../nbs/25_compare.ipynb #a1ba6889
 def read_predictions(runs: list[str], out: str | Path = "runs", split: str = "dev") -> tuple[np.ndarray, np.ndarray]:
-    "Labels (n,) and predictions (runs, n) of `runs` below `out` on `split`. Raises `ValueError` where they have none on it or were scored on different examples."
+    "Labels (n,) and predictions (runs, n) of `runs` below `out` on `split`. Raises `ValueError` where one has none or was scored on other examples."
     frames = [pd.read_csv(project_root() / out / run / "predictions.csv").loc[lambda t: t.split == split] for run in runs]
     for run, frame in zip(runs, frames, strict=True):
         if not len(frame):
