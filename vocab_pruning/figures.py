@@ -11,7 +11,7 @@ import pandas as pd
 
 from .summary import (ALL_TASKS, FULL, TRAIN_ONLY, align_cuts, averages, break_even_of_params, cut_label, front, score_means, sort_columns,
                                    task_title)
-from .tables import IN_PAPER, METRIC_TITLES, method_order, paper_numbers
+from .tables import IN_PAPER, METRIC_TITLES, label_parts, method_order, paper_numbers
 
 # %% ../nbs/28_figures.ipynb #38f0574d
 _COLOURS = {"tf-idf": 0, "clustering": 1, "frequency": 2, "LoSparse": 3, "attention": 4, "VATP": 5, "random": 7}
@@ -21,31 +21,34 @@ _TOL = ("", "#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#cc6677", "#
 _SHADES = dict(zip(_MARKS, _TOL, strict=True))
 
 
-def _parts(label: str) -> list[str]:
-    "The names that the method `label` is made of, options and remarks left out."
-    return [part.partition(" (")[0] for part in label.partition(", ")[0].split(" + ")]
+def _seaborn():
+    "The module seaborn. Raises `ModuleNotFoundError` that says how to get it."
+    try:
+        import seaborn
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("figures need seaborn: pip install vocab_pruning[notebooks]") from None
+    return seaborn
 
 
 def _marks(label: str) -> list[str]:
     "Remaps (and LoSparse) in the method `label`, in the order of the name."
-    return [part for part in _parts(label)[1:] if part in _MARKS] or (["LoSparse"] if label == "LoSparse" else ["unk"])
+    scorer, *others = label_parts(label)
+    return [part for part in others if part in _MARKS] or ["LoSparse" if scorer == "LoSparse" else "unk"]
 
 # %% ../nbs/28_figures.ipynb #93357b14
 def method_style(label: str) -> dict:
     "How the method `label` is drawn: colour by scorer (tf-idf's remaps each their own), marker and dash by remap, hollow where tasks share a vocabulary."
-    import seaborn as sns
-
-    scorer, marks = _parts(label)[0], _marks(label)
-    colour = "black" if scorer in (FULL, TRAIN_ONLY) else sns.color_palette("colorblind").as_hex()[_COLOURS.get(scorer, 9)]
+    scorer, marks = label_parts(label)[0], _marks(label)
+    colour = "black" if scorer in (FULL, TRAIN_ONLY) else _seaborn().color_palette("colorblind").as_hex()[_COLOURS.get(scorer, 9)]
     colour = _SHADES[marks[-1]] if scorer == "tf-idf" and marks[-1] != "unk" else colour
     return dict(color=colour, marker=_MARKS[marks[0]][0], linestyle=_MARKS[marks[0]][1], markersize=5, linewidth=1.3, markeredgecolor=colour,
                 markerfacecolor="white" if ", one" in label else colour)
 
-# %% ../nbs/28_figures.ipynb #3fa45853
-def _key(ax, handles: dict, ncols: int):
-    "Turn `ax` into a legend of `handles` (label -> handle)."
+# %% ../nbs/28_figures.ipynb #3b2a42ca
+def _key(ax, handles: dict, ncols: int, loc: str = "upper center", **options):
+    "Add a legend of `handles` (label -> handle) to `ax`, which shows nothing else."
     ax.axis("off")
-    ax.legend([*handles.values()], [*handles], loc="upper center", ncols=ncols, frameon=False, fontsize=8, handlelength=2.6, borderaxespad=0)
+    ax.add_artist(ax.legend([*handles.values()], [*handles], loc=loc, ncols=ncols, frameon=False, fontsize=8, borderaxespad=0, **options))
 
 
 def _handles(*axes) -> dict:
@@ -117,9 +120,9 @@ def figure_1(lines: pd.DataFrame, paper: bool = True):
     if not len(table):
         tasks = ", ".join(map(task_title, sort_columns(lines[lines.main].column)))
         raise ValueError(f"no method has a retention on each of {tasks}, so there is no average to draw")
-    remaps = [m for m in _methods(table) if _parts(m)[0] == "tf-idf" and m != "tf-idf + unk"]
+    remaps = [m for m in _methods(table) if label_parts(m)[0] == "tf-idf" and m != "tf-idf + unk"]
     groups = [[m for m in _methods(table) if m not in remaps], [m for m in ("tf-idf + unk", "LoSparse") if m in set(table.label)] + remaps][: 1 + bool(remaps)]
-    fig, panels, keys = _ranges(100 * table["mean"], (max(map(len, groups)) + 3) * len(groups) // 4 + 2, len(groups))
+    fig, panels, keys = _ranges(100 * table["mean"], (max(map(len, groups)) + 3) * len(groups) // 4 + 1, len(groups))
     for column, key, group in zip(panels.T, keys, groups, strict=True):
         for ax in column:
             for label in group:
@@ -190,7 +193,7 @@ def pareto(lines: pd.DataFrame, size: str = "bytes"):
     "Average retention against `size`, a key of `SIZES`, with the front drawn and its points numbered."
     table = sizes_and_scores(lines, size)
     best, labels = table[table.front], sorted(table.label.unique(), key=method_order)
-    fig, panels, (key,) = _ranges(table["mean"], (len(labels) + len(best)) // 3 + 2)
+    fig, panels, (key,) = _ranges(table["mean"], max(-(-len(labels) // 2), len(best) + 1) + 1)
     for ax in panels.flat:
         ax.step(best["size"], best["mean"], where="post", color="0.55", lw=1, zorder=0)
         for label in labels:
@@ -199,16 +202,17 @@ def pareto(lines: pd.DataFrame, size: str = "bytes"):
     for number, one in enumerate(best.itertuples(), 1):
         ax = panels[0 if one.mean >= panels[0, 0].get_ylim()[0] else -1, 0]
         ax.annotate(str(number), (one.size, one.mean), (-3, 5), textcoords="offset points", fontsize=8, fontweight="bold", ha="right")
-        panels[0, 0].plot([], [], " ", label=f"{number}  {one.label}" + (f", {cut_label(one.base, one.ratio)}" if one.base != "full" else ""))
     panels[-1, 0].set_xlabel(SIZES[size][0])
-    _key(key, _handles(panels[0, 0]), 3)
+    _key(key, _handles(panels[0, 0]), 2, "upper left")
+    nothing = panels[0, 0].plot([], [], " ")[0]
+    names = [f"{i}  {one.label}" + (f", {cut_label(one.base, one.ratio)}" if one.base != "full" else "") for i, one in enumerate(best.itertuples(), 1)]
+    _key(key, dict.fromkeys(names, nothing), 1, "upper right", title="on the front", title_fontsize=8, alignment="left", handlelength=0, handletextpad=0)
     return fig
 
 # %% ../nbs/28_figures.ipynb #fa3f4d9c
 def heat_map(lines: pd.DataFrame, column: str):
     "Mean retention in per cent on `column` (a task, or task_split) of each method at each cut. Raises `ValueError` where nothing was pruned on it."
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
     some = align_cuts(lines[lines.column == column]).query("label != @FULL")
     if not len(some):
@@ -217,8 +221,9 @@ def heat_map(lines: pd.DataFrame, column: str):
     order = sorted(set(zip(means.base, means.ratio, strict=True)))
     table = means.pivot(index="label", columns=["base", "ratio"], values="mean").reindex(index=_methods(means), columns=pd.MultiIndex.from_tuples(order))
     fig, ax = plt.subplots(figsize=(8, 1.3 + 0.27 * len(table)), layout="constrained")
-    sns.heatmap(table.set_axis([f"{100 * r:.3g} %\n{_SHORT[b]}" for b, r in order], axis=1), annot=True, fmt=".1f", cmap="viridis", vmin=80, vmax=100, ax=ax,
-                annot_kws=dict(fontsize=8), linewidths=0.5, cbar_kws=dict(label="retention (%)", extend="both"))
+    table = table.set_axis([f"{100 * r:.3g} %\n{_SHORT[b]}" for b, r in order], axis=1)
+    _seaborn().heatmap(table, annot=True, fmt=".1f", cmap="viridis", vmin=80, vmax=100, ax=ax, annot_kws=dict(fontsize=8), linewidths=0.5,
+                       cbar_kws=dict(label="retention (%)", extend="both"))
     ax.set(xlabel="removed", ylabel="", title=f"{task_title(column)}: retention (%)")
     ax.tick_params(axis="both", labelsize=8, rotation=0, length=0)
     return fig
@@ -230,7 +235,6 @@ _SHORT = {"params": "params", "vocab": "rows", "seen": "of seen"}
 def plot_wins(won: pd.DataFrame, column: str = ALL_TASKS, scale: float = 100):
     "All pairs of `won` (of `who_wins`) on `column`, times `scale`, the best first; more than noise is coloured. Raises `ValueError` where none has it."
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
     some = won[won.column == column]
     if not len(some):
@@ -242,8 +246,8 @@ def plot_wins(won: pd.DataFrame, column: str = ALL_TASKS, scale: float = 100):
     values, sure = values.loc[order, order], sure.loc[order, order]
     fig, ax = plt.subplots(figsize=(8, 1.9 + 0.33 * len(order)), layout="constrained")
     limit = np.quantile(np.abs(values.to_numpy()[sure]), 0.75) if sure.to_numpy().any() else 1
-    sns.heatmap(values.where(sure), cmap="PuOr", center=0, vmin=-limit, vmax=limit, ax=ax, linewidths=0.5,
-                cbar_kws=dict(label="line less column (points)", extend="both"))
+    _seaborn().heatmap(values.where(sure), cmap="PuOr", center=0, vmin=-limit, vmax=limit, ax=ax, linewidths=0.5,
+                       cbar_kws=dict(label="line less column (points)", extend="both"))
     for i, j in zip(*np.nonzero(values.notna().to_numpy()), strict=True):
         value = values.iat[i, j]
         ax.text(j + 0.5, i + 0.5, f"{value:+.1f}".replace("-", "−"), ha="center", va="center", fontsize=6.5,

@@ -46,7 +46,9 @@ def _best_of(lines: pd.DataFrame, base: str, ratio: float) -> str:
     if not len(table):
         return f"With {cut_label(base, ratio)} removed no method was run on each of {tasks}, so there is no average."
     best = table.sort_values("mean", ascending=False).iloc[0]
-    spread = f" ± {100 * best.half:.1f} over {best.seeds} seeds" if pd.notna(best.half) else " with one seed, so without an interval"
+    near = (table["mean"] >= best["mean"] - best.half).sum() - 1
+    spread = (f" ± {100 * best.half:.1f} over {best.seeds} seeds, {near} of {len(table) - 1} others within that" if pd.notna(best.half)
+              else " with one seed, so without an interval")
     return (f"With {cut_label(base, ratio)} removed, {best.label} keeps most on average over {tasks}: {100 * best['mean']:.1f} %{spread}, "
             f"with {100 * best.params_removed:.1f} % of the parameters gone.")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROVENANCE', 'FULL', 'TRAIN_ONLY', 'PRINTED', 'CUTS', 'ORDER', 'CUT', 'ALL_TASKS', 'example_runs',
            'provenance_differences', 'check_provenance', 'split_provenance', 'method_label', 'cut_label', 'task_title',
-           'sort_columns', 'evaluations', 'interval', 'score_means', 'averages', 'cuts', 'at_cut', 'align_cuts',
+           'sort_columns', 'evaluations', 'interval', 'score_means', 'averages', 'align_cuts', 'cuts', 'at_cut',
            'break_even_of_params', 'who_wins', 'against', 'front']
 
 # %% ../nbs/26_summary.ipynb #a70a506a
@@ -176,11 +176,14 @@ def method_label(row: dict) -> str:
     "What the method of `row` is called in print."
     if row["method"] == "full":
         return FULL
-    names, shared = row["method"].split("+"), row.get("vocabulary_tasks")
-    parts = [PRINTED.get(name, name) + _options(row.get(f"{kind}_options")) for name, kind in zip(names, ("scorer", "oov", "encoder"), strict=False)]
+    names, shared = [name for name in row["method"].split("+") if name != "shared"], row.get("vocabulary_tasks")
+    kinds = {row.get("scorer"): "scorer", row.get("oov"): "oov", "losparse": "losparse"}
+    parts = [PRINTED.get(name, name) + _options(row.get(f"{kinds.get(name)}_options")) for name in names]
     if row.get("base") == "seen" and row["ratio"] == 0:
         parts = [TRAIN_ONLY, *(part for part in parts[1:] if part != "unk")]
-    return " + ".join(parts) + (f", one vocabulary for {len(shared)} tasks" if isinstance(shared, list) and len(shared) > 1 else "")
+    if len(parts) > 2 and pd.notna(share := row.get("vocab_share")):
+        parts[-1] += f", {share:.0%} of it vocabulary"
+    return " + ".join(parts) + (f", one vocabulary for {len(shared)} tasks" if isinstance(shared, list | dict) and len(shared) > 1 else "")
 
 
 def cut_label(base: str, ratio: float) -> str:
@@ -268,10 +271,36 @@ def averages(lines: pd.DataFrame) -> pd.DataFrame:
     absent = wide.notna().groupby(level=CUT, sort=False).any().apply(lambda there: ", ".join(task_title(t) for t in tasks if not there[t]), axis=1)
     return sizes.join(means).assign(missing=absent, seeds=lambda t: t.seeds.fillna(0).astype(int)).reset_index()
 
+# %% ../nbs/26_summary.ipynb #3d0d14c3
+def _by_encoder(lines: pd.DataFrame) -> pd.Series:
+    "Which of `lines` prune the encoder's layers, too."
+    return lines.method.str.contains("losparse")
+
+
+def _vocabulary_cuts(lines: pd.DataFrame) -> list[tuple[str, float]]:
+    "The cuts `(base, ratio)` of methods that prune the vocabulary alone, those with most lines first."
+    pruned = lines[~lines.label.str.startswith((FULL, TRAIN_ONLY)) & ~_by_encoder(lines)]
+    return list(pruned.groupby(["base", "ratio"]).size().sort_values(ascending=False, kind="stable").index)
+
+# %% ../nbs/26_summary.ipynb #ca8af59f
+def _joined(lines: pd.DataFrame, base: str, ratio: float, tolerance: float) -> pd.Series:
+    "Which of `lines` prune the encoder and remove as large a share of the parameters as the cut does on their task, within `tolerance`."
+    own = (lines.base == base) & (lines.ratio == ratio)
+    removed = lines.task.map(lines[own].groupby("task").params_removed.median())
+    return _by_encoder(lines) & ~own & ((lines.params_removed - removed).abs() <= tolerance)
+
+
+def align_cuts(lines: pd.DataFrame, tolerance: float = 0.01) -> pd.DataFrame:
+    "`lines` with LoSparse at the first cut of a vocabulary it can be compared with, where there is one."
+    aligned = lines.assign(ratio=lines.ratio.astype(float))
+    for base, ratio in reversed(_vocabulary_cuts(lines)):
+        aligned.loc[_joined(lines, base, ratio, tolerance), ["base", "ratio"]] = base, ratio
+    return aligned
+
 # %% ../nbs/26_summary.ipynb #0eb723ac
 def cuts(lines: pd.DataFrame) -> list[tuple[str, float]]:
-    "The cuts `(base, ratio)` at which a vocabulary was pruned, train tokens only aside, those with most lines first."
-    pruned = lines[~lines.label.str.startswith((FULL, TRAIN_ONLY)) & (lines.method != "losparse")]
+    "The cuts `(base, ratio)` to compare methods at, train tokens only aside, those with most lines first."
+    pruned = align_cuts(lines)[~lines.label.str.startswith((FULL, TRAIN_ONLY))]
     return list(pruned.groupby(["base", "ratio"]).size().sort_values(ascending=False, kind="stable").index)
 
 
@@ -280,24 +309,13 @@ def at_cut(lines: pd.DataFrame, base: str, ratio: float, tolerance: float = 0.01
     own = (lines.base == base) & (lines.ratio == ratio)
     if not own.any():
         raise ValueError(f"no row removes {cut_label(base, ratio)}; there are {', '.join(cut_label(*c) for c in cuts(lines))}")
-    removed = lines.task.map(lines[own].groupby("task").params_removed.median())
-    encoder = (lines.method == "losparse") & ~own & ((lines.params_removed - removed).abs() <= tolerance)
-    return lines[own | encoder | lines.label.str.startswith((FULL, TRAIN_ONLY))]
-
-# %% ../nbs/26_summary.ipynb #4046f847
-def align_cuts(lines: pd.DataFrame, tolerance: float = 0.01) -> pd.DataFrame:
-    "`lines` with LoSparse at the first cut it can be compared with (see `at_cut`), where there is one."
-    lines = lines.assign(ratio=lines.ratio.astype(float))
-    for base, ratio in reversed(cuts(lines)):
-        there = at_cut(lines, base, ratio, tolerance)
-        lines.loc[there.index[there.method == "losparse"], ["base", "ratio"]] = base, ratio
-    return lines
+    return lines[own | _joined(lines, base, ratio, tolerance) | lines.label.str.startswith((FULL, TRAIN_ONLY))]
 
 # %% ../nbs/26_summary.ipynb #5c008b70
 def break_even_of_params(rows: pd.DataFrame) -> dict[str, float]:
     "Share of all parameters at which each task loses its first token of train, from rows whose base is `params` or `vocab`."
     share = pd.Series(np.where(rows.base == "params", 1, rows.embedding_params_full / rows.params_full), rows.index) * rows.break_even
-    some = rows.base.isin(["params", "vocab"]) & share.notna() & (rows.method != "losparse")
+    some = rows.base.isin(["params", "vocab"]) & share.notna() & ~_by_encoder(rows)
     return share[some].groupby(rows.task[some]).median().to_dict()
 
 # %% ../nbs/26_summary.ipynb #d0fb4269

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'IN_PAPER', 'PAPER_CUTS', 'FORMATS', 'METRIC_TITLES', 'TABLE_2', 'TABLE_3', 'paper_numbers', 'in_paper',
-           'Cell', 'Table', 'escape_markdown', 'to_markdown', 'to_latex', 'to_html', 'method_order', 'paper_row',
-           'table_1', 'table_2', 'table_3', 'table_wins', 'table_where']
+           'Cell', 'Table', 'escape_markdown', 'to_markdown', 'to_latex', 'to_html', 'label_parts', 'method_order',
+           'paper_row', 'table_1', 'table_2', 'table_3', 'table_wins', 'table_where']
 
 # %% ../nbs/27_tables.ipynb #338b5cb7
 import html
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -34,7 +35,8 @@ def paper_numbers(name: str) -> pd.DataFrame:
 
 # %% ../nbs/27_tables.ipynb #aa7108e9
 IN_PAPER = {FULL: "ModernBERT (Full)", TRAIN_ONLY: "Train Tokens Only", "LoSparse": "LoSparse", "random + unk": "Random Selection",
-            "clustering + unk": "Clustering-Based (agglomerative)", "clustering (method dbscan) + unk": "Clustering-Based (DBSCAN)",
+            "clustering + unk": "Clustering-Based (agglomerative)", "clustering (method average) + unk": "Clustering-Based (agglomerative)",
+            "clustering (method dbscan) + unk": "Clustering-Based (DBSCAN)",
             "attention + unk": "Attention-Based",
             "frequency + unk": "Frequency-Based", "tf-idf + unk": "TF-IDF Based", "frequency + cluster": "Frequency + OOV", "tf-idf + cluster": "TF-IDF + OOV"}
 PAPER_CUTS = {"params": 0.2, "seen": 0.2, "vocab": 0.7734}
@@ -124,9 +126,14 @@ _KINDS = ("unk", "cluster", "dbscan", "nearest", "sparse", "pq", "int4", "int8",
 _SCORERS = ("random", "clustering", "attention", "VATP", "frequency", "tf-idf")
 
 
+def label_parts(label: str) -> list[str]:
+    "The names that the method `label` is made of; options and what follows a comma are left out."
+    return re.sub(r" \(.*?\)", "", label).partition(", ")[0].split(" + ")
+
+
 def method_order(label: str) -> tuple:
     "Where the method `label` stands in a table: the full model, train tokens only, LoSparse, then by scorer and remap."
-    parts = [part.partition(" (")[0] for part in label.partition(", ")[0].split(" + ")]
+    parts = label_parts(label)
     first = next((i for i, name in enumerate((FULL, TRAIN_ONLY, "LoSparse", *_SCORERS)) if parts[0] == name), 99)
     second = next((i for i, name in enumerate(_KINDS) if name in parts[1:]), 99)
     return first, len(parts), second, label
@@ -221,21 +228,23 @@ def table_2(ours: pd.DataFrame) -> Table:
 # %% ../nbs/27_tables.ipynb #ad6f19a1
 TABLE_3 = {"params": ("parameters (M)", 1e6, "params_millions"), "embedding_params": ("embedding parameters (M)", 1e6, "embedding_params_millions"),
            "bytes": ("storage (MiB)", 2**20, "storage_mib"), "memory_bytes": ("peak memory (MiB)", 2**20, "gpu_memory_mib"),
-           "latency_ms": ("inference (ms)", 1, "inference_ms")}
+           "before_bytes": ("of it before the model (MiB)", 2**20, None), "latency_ms": ("inference (ms)", 1, "inference_ms")}
 
 
-def table_3(measured: pd.DataFrame, full: str = "full") -> Table:
-    """The paper's Table 3 from `measured`: a line per model, `model` its name, columns of `TABLE_3` in their units (parameters, bytes, ms).
+def table_3(measured: pd.DataFrame) -> Table:
+    """The paper's Table 3 from `measured`: a line per model, the base first, `model` its name, columns of `TABLE_3` in their units (parameters, bytes, ms).
 
-    The line `full` is the base that the others are compared with. Raises `ValueError` where there is no such line or none to compare with it."""
-    if "model" not in measured or full not in set(measured.model) or len(measured) < 2:
-        raise ValueError(f"Table 3 needs a line whose model is {full!r} and others beside it; there are {measured.get('model', pd.Series()).tolist()}")
+    Other columns are shown as they are. Raises `ValueError` where there is nothing to compare with the base."""
+    measured = measured.reset_index() if measured.index.name == "model" else measured
+    if "model" not in measured or len(measured) < 2:
+        raise ValueError(f"Table 3 needs a column `model` and two lines or more, the base first; there are {measured.get('model', pd.Series()).tolist()}")
     values, paper = measured.set_index("model").select_dtypes("number"), paper_numbers("table3_efficiency").set_index("metric")
-    others, rows = [name for name in values.index if name != full], []
+    (full, *others), rows = values.index, []
     for column in [*(c for c in TABLE_3 if c in values), *(c for c in values if c not in TABLE_3)]:
         title, unit, theirs = TABLE_3.get(column, (column.replace("_", " "), 1, None))
         show, there = values[column] / unit, paper.loc[theirs].map("{:.2f}".format) if theirs else dict.fromkeys(("base", "pruned", "improvement_pct"), "")
-        pairs = [(Cell(f"{show[o]:,.2f}", there["pruned"]), Cell(f"{100 * (1 - show[o] / show[full]):.2f}", there["improvement_pct"])) for o in others]
+        saved = (100 * (1 - show / show[full])).map("{:.2f}".format) if theirs else dict.fromkeys(others, "")
+        pairs = [(Cell(f"{show[o]:,.2f}", there["pruned"]), Cell(saved[o], there["improvement_pct"])) for o in others]
         rows.append((Cell(title), Cell(f"{show[full]:,.2f}", there["base"]), *(cell for pair in pairs for cell in pair)))
     return Table("table3", "Table 3: sizes and times", ("quantity", full, *(c for o in others for c in (o, "saved (%)"))), tuple(rows),
                  "Small: the paper, ModernBERT-base and its pruned variant (tf-idf + cluster) on an RTX 4090")
