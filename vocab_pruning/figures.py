@@ -47,8 +47,10 @@ def method_style(label: str) -> dict:
 # %% ../nbs/28_figures.ipynb #3b2a42ca
 def _key(ax, handles: dict, ncols: int, loc: str = "upper center", **options):
     "Add a legend of `handles` (label -> handle) to `ax`, which shows nothing else."
+    from matplotlib.legend import Legend
+
     ax.axis("off")
-    ax.add_artist(ax.legend([*handles.values()], [*handles], loc=loc, ncols=ncols, frameon=False, fontsize=8, borderaxespad=0, **options))
+    ax.add_artist(Legend(ax, [*handles.values()], [*handles], loc=loc, ncols=ncols, frameon=False, fontsize=8, borderaxespad=0, **options))
 
 
 def _handles(*axes) -> dict:
