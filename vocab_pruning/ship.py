@@ -7,6 +7,7 @@ __all__ = ['MARKER', 'PARTS', 'PrunedModel', 'load', 'evaluating', 'companions']
 
 # %% ../nbs/13_ship.ipynb #7896a13c
 import copy
+import inspect
 import json
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ from .codes import make_codes
 from .core import library_versions, whole_directory
 from .lowrank import install_losparse
 from .oov import Remap
-from .rebuild import PrunedEmbedding, PrunedHead, install, sizes
+from .rebuild import PrunedEmbedding, PrunedHead, in_manner_of, install, sizes
 
 # %% ../nbs/13_ship.ipynb #38a7b6b6
 MARKER = "vocab_pruning.json"
@@ -103,7 +104,8 @@ def _install_vocabulary(model, rows: int, kept: int, m: int, coded: dict | None)
     "Give `model`, in place, an empty embedding and head of the shapes that `config.vocab_pruning` tells."
     old, head = model.get_input_embeddings(), model.get_output_embeddings()
     new = PrunedEmbedding(rows, old.embedding_dim, old.num_embeddings, kept, m, coded and make_codes(old.embedding_dim, **coded))
-    install(model, new, head and PrunedHead(rows, head.in_features, old.num_embeddings, kept, head.bias is not None))
+    new.pad_id = old.padding_idx  # its row is known once the table is there
+    install(model, in_manner_of(old, new), head and PrunedHead(rows, head.in_features, old.num_embeddings, kept, head.bias is not None))
 
 
 PARTS = {"vocab_pruning": _install_vocabulary, "losparse": install_losparse}
@@ -146,8 +148,8 @@ def _load_model(directory: Path, config, model_class, **kwargs):
     if missing := model_class is None and sorted(report["missing_keys"]):
         raise ValueError(f"the weights in {directory} lack {missing[0]} and {len(missing) - 1} more; save the model again")
     model.__class__, embedding = cls, model.get_input_embeddings()
-    if config.pad_token_id is not None and isinstance(embedding, PrunedEmbedding):
-        embedding.padding_idx = int(embedding.index[config.pad_token_id, 0])
+    if isinstance(embedding, PrunedEmbedding) and embedding.pad_id is not None:
+        embedding.padding_idx = int(embedding.index[embedding.pad_id, 0])
     return model
 
 # %% ../nbs/13_ship.ipynb #00ea2450
@@ -185,8 +187,10 @@ def evaluating(model):
 def _outputs(model, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     "All hidden states and outputs of `model` for one text's `ids` (1, n), by name; of a masked-LM's logits the kept columns."
     rows = model.get_input_embeddings()
+    ids = ids.to(rows.weight.device)
+    decoder = {"decoder_input_ids": ids} if "decoder_input_ids" in inspect.signature(model.forward).parameters else {}
     with evaluating(model):
-        got = model(input_ids=ids.to(rows.weight.device), output_hidden_states=True, return_dict=True)
+        got = model(input_ids=ids, output_hidden_states=True, return_dict=True, **decoder)
     named = {f"hidden state {i}": state for i, state in enumerate(got.get("hidden_states") or ())} | {k: v for k, v in got.items() if torch.is_tensor(v)}
     if model.get_output_embeddings() is not None and isinstance(rows, PrunedEmbedding):
         named["logits"] = named["logits"][..., rows.keep.long()]
@@ -208,8 +212,13 @@ def _check_equal(ours: dict, theirs: dict, what: str, tolerance: float = 1e-5) -
 # %% ../nbs/13_ship.ipynb #b5fbfce4
 def _length(config) -> int:
     "Tokens that a model of `config` is given here at most: 128, or half of the positions that it has."
-    positions = getattr(config, "max_position_embeddings", 0) or 0
+    positions = getattr(config.get_text_config(), "max_position_embeddings", 0) or 0
     return min(128, positions // 2) if positions > 0 else 128
+
+
+def _cut(ids: torch.Tensor, length: int) -> torch.Tensor:
+    "`ids` (1, n) where n is `length` at most, else the first of them and the last one, in which BART's classifiers read the text."
+    return ids if ids.shape[1] <= length else torch.cat([ids[:, : length - 1], ids[:, -1:]], dim=1)
 
 
 def _ids(tokenizer, text: str) -> torch.Tensor:
@@ -240,7 +249,7 @@ def _check_reload(self: PrunedModel, directory: Path, texts: list[str]):
         if not torch.equal(ids, _ids(again.tokenizer, text)):
             raise ValueError(f"read back from disk, the tokenizer segments {text[:80]!r} otherwise; nothing was written")
     length = _length(self.model.config)
-    inputs = [_ids(tokenizer, text)[:, :length] for text in texts] or [torch.arange(min(16, length, len(self.keep)))[None]]
+    inputs = [_cut(_ids(tokenizer, text), length) for text in texts] or [torch.arange(min(16, length, len(self.keep)))[None]]
     for ids in inputs:
         _check_equal(_outputs(again.model, ids), _outputs(self.model, ids), f"read back from disk, ids {ids[0, :8].tolist()} …")
 
@@ -295,7 +304,7 @@ def _compare(self: PrunedModel, texts: list[str]) -> dict:
         alike = _nothing_lost(self, ours, theirs)
         same += alike
         if alike and untouched:
-            compared, worst = compared + 1, max(worst, _beside_original(self, ours[:, :length], theirs[:, :length], text))
+            compared, worst = compared + 1, max(worst, _beside_original(self, _cut(ours, length), _cut(theirs, length), text))
     return dict(texts=len(texts), nothing_lost=same, growth=now / before, compared=compared, max_difference=worst)
 
 # %% ../nbs/13_ship.ipynb #93c2fb69
