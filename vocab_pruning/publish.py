@@ -158,7 +158,7 @@ def _grouped(rows: Iterable[dict], *names: str) -> dict[tuple, list[dict]]:
     return dict(sorted(groups.items(), key=lambda item: tuple((value is not None, value) for value in item[0])))
 
 
-def _linked(row: dict, results: Path, start: str | Path) -> str:
+def _linked(row: dict, results: str | Path, start: str | Path) -> str:
     "The retention of `row` in per cent, linked to its page in `results` where it has one."
     page = Path(results) / "runs" / page_name(row["run"])
     return f"[{_percent(row['retention'])}]({Path(os.path.relpath(page, start)).as_posix()})" if page.is_file() else _percent(row["retention"])
@@ -169,9 +169,9 @@ def runs_listing(results: str | Path, start: str | Path = ".") -> str:
     pruned = [row for row in load_rows(results) if row.get("ratio") is not None]
     lines = []
     for (method, base), rows in _grouped(pruned, "method", "base").items():
-        tasks, ratios = _grouped(rows, "task"), [ratio for ratio, in _grouped(rows, "ratio")]
-        cells = [[task, *(" · ".join(_linked(row, Path(results), start) for (_,), seeds in _grouped(of, "seed").items() for row in seeds if row["ratio"] == ratio)
-                          for ratio in ratios)] for (task,), of in tasks.items()]
+        tasks, ratios = ([value for value, in _grouped(rows, name)] for name in ("task", "ratio"))
+        runs = _grouped(sorted(rows, key=lambda row: row["seed"]), "task", "ratio")
+        cells = [[task, *(" · ".join(_linked(row, results, start) for row in runs.get((task, ratio), [])) for ratio in ratios)] for task in tasks]
         lines += [f"#### {method}, of {BASES[base]}", markdown_table(["task", *(f"{ratio:.4g}" for ratio in ratios)], cells)]
     return "\n\n".join(lines)
 
@@ -228,8 +228,8 @@ def readme_results(results: str | Path) -> str:
     if not (table := readme_table(rows)):
         return NO_RESULTS
     seeds = ", ".join(str(seed) for seed, in _grouped(rows, "seed"))
-    return (f"Retention: the pruned model's dev score in per cent of the full model's, same weights, data, recipe and seed (`{rows[0]['model_id']}`, {rows[0]['data_id']}, "
-            f"seeds {seeds}; more than one is a mean).\n\n{table}")
+    return ("Retention: the pruned model's dev score in per cent of the full model's, same weights, data, recipe and seed "
+            f"(`{rows[0]['model_id']}`, {rows[0]['data_id']}, seeds {seeds}; more than one is a mean).\n\n{table}")
 
 # %% ../nbs/92_publish.ipynb #2170ba9c
 def results_problems(root: str | Path = ".") -> list[str]:
@@ -272,7 +272,9 @@ def _page_problems(page: Path, row: dict | None) -> Iterator[str]:
 
 # %% ../nbs/92_publish.ipynb #ba094a1c
 def run_page(notebook: str | Path):
-    "Run `notebook` in its folder and save it, clean, in its place. Raises `nbclient.exceptions.CellExecutionError` where a cell fails; nothing is written then."
+    """Run `notebook` in its folder and save it, clean, in its place.
+
+    Raises `nbclient.exceptions.CellExecutionError` where a cell fails; nothing is written then."""
     import nbformat
     from nbclient import NotebookClient
 
