@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 
+import nbformat
 import pandas as pd
 import pytest
 from conftest import FAMILIES, TEXTS, build, make_texts
+from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
 
 from vocab_pruning import load
@@ -75,7 +77,8 @@ def test_help_waits_for_nothing_heavy():
 
 
 @pytest.mark.parametrize(("args", "named"), [
-    (["prnue"], "prnue"), (["prune"], "MODEL"), (["prune", "m", "t", "out", "--ratio", "much"], "'--ratio'"), (["prune", "m", "t", "out", "--rato", "1"], "--rato"),
+    (["prnue"], "prnue"), (["prune"], "MODEL"), (["prune", "m", "t", "out", "--ratio", "much"], "'--ratio'"),
+    (["prune", "m", "t", "out", "--rato", "1"], "--rato"),
     (["prune", "m", "t", "out", "-o", "m:3"], "'m:3' is not name=value")], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_a_wrong_command_line_exits_with_2(args, named):
     result = call(*args, code=2)
@@ -190,19 +193,20 @@ def test_debug_shows_where(tiny):
 # A run of a notebook
 
 
-NOTEBOOK = {"cells": [
-    {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": "task, out, ratio, save_model, extra = '', '', 0, False, None", "outputs": []},
-    {"cell_type": "code", "metadata": {}, "source": "assert ratio < 0.9, 'too much'\nrow = dict.fromkeys('method base metric score full_score retention rows "
-     "embedding_params params bytes model_id data_id'.split(), ratio) | dict(run=f'{task}-0', extra=extra, saved=save_model)\n"
-     "from IPython.display import display\ndisplay({'application/json': row}, raw=True)", "outputs": []}],
-    "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 4}
+NAMES = ["task", "ratio", "base", "scorer", "oov", "model", "data", "seed", "out", "save_model", "extra"]
+PARAMETERS = "\n".join(f"{name} = None" for name in NAMES)
+ROW = """assert ratio < 0.9, "too much"
+names = "method base ratio metric score full_score retention rows embedding_params params bytes model_id data_id".split()
+row = dict.fromkeys(names, ratio) | dict(run=f"{task}-0", extra=extra, saved=save_model)
+display({"application/json": row}, raw=True)"""
 
 
 @pytest.fixture
 def notebook(tmp_path):
-    for cell in NOTEBOOK["cells"]:
-        cell["execution_count"] = None
-    (tmp_path / "small.ipynb").write_text(json.dumps(NOTEBOOK))
+    "A notebook that only shows a row, with the parameters it was given."
+    cells = [new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])), new_code_cell(ROW)]
+    kernel = dict(name="python3", display_name="python3", language="python")
+    nbformat.write(new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), tmp_path / "small.ipynb")
     return tmp_path / "small.ipynb"
 
 
@@ -219,6 +223,7 @@ def test_run_executes_the_notebook_and_keeps_its_page(notebook, tmp_path):
 
 def test_a_run_that_fails_says_why_in_one_line(notebook, tmp_path):
     assert refused("run", "cola", "--ratio", 0.95, "--notebook", notebook, "--out", tmp_path / "runs") == "AssertionError: too much"
+    assert "small.ipynb has no parameter 'extar'; it has task, ratio" in refused("run", "cola", "--notebook", notebook, "-p", "extar=1")
     assert not (tmp_path / "runs").exists()
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -85,7 +86,6 @@ def test_marks_and_line_ends_of_a_csv(encoding, newline, tmp_path):
 @given(st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\r")).filter(str.strip), min_size=2, max_size=8))
 def test_what_a_csv_writer_quotes_is_read_back(texts):
     import tempfile
-    from pathlib import Path
 
     frame = pd.DataFrame({"text": texts, "label": ["yes", "no", *["yes"] * (len(texts) - 2)]})
     with tempfile.TemporaryDirectory() as directory:
@@ -301,3 +301,25 @@ def test_a_task_of_ones_own_fine_tunes_as_regression(tmp_path):
 
 def test_cells_of_a_csv_are_never_converted(tmp_path):
     assert read_table(text_file(tmp_path, "a,b\n007,1.0\n1e3,\n")).to_dict("list") == {"a": ["007", "1e3"], "b": ["1.0", ""]}
+
+
+def test_the_run_notebook_takes_a_description(tmp_path):
+    "The row is named after the task, its data after nobody's directory, and the saved model's card has task and score."
+    import papermill
+    from conftest import FAMILIES
+    from huggingface_hub import ModelCard
+
+    from vocab_pruning.results import row_of_notebook
+
+    build("wordpiece", "bare").save_pretrained(tmp_path / "tiny")
+    FAMILIES["wordpiece"].tokenizer.save_pretrained(tmp_path / "tiny")
+    written(tmp_path, "words.csv", words(80, 3))
+    (tmp_path / "verdicts.yaml").write_text("train: words.csv\ntext: said\nlabel: verdict\nepochs: 1\n")
+    asked = dict(task=str(tmp_path / "verdicts.yaml"), model=str(tmp_path / "tiny"), ratio=0.3, base="vocab", oov="nearest", look_first=False, save_model=True)
+    nbs, page = Path(__file__).parent.parent / "nbs", tmp_path / "page.ipynb"
+    papermill.execute_notebook(nbs / "run.ipynb", page, asked | dict(out=str(tmp_path / "runs")), progress_bar=False, cwd=str(nbs))
+    row = row_of_notebook(page)
+    assert (row["task"], row["data_id"], row["metric"], row["model_id"]) == ("verdicts", "own", "accuracy", "tiny")
+    assert str(tmp_path) not in json.dumps(row)
+    card = (tmp_path / "runs" / row["run"] / "model" / "README.md").read_text()
+    assert "verdicts" in ModelCard(card).data.tags and f"| score | {row['score']:.4f} |" in card and row["data_fingerprint"] in card

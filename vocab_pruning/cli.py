@@ -120,7 +120,9 @@ def _print_table(name: str, rows: list[dict]):
 @_command
 def inspect_(model: Model, texts: Annotated[str | None, typer.Argument(help="As in prune; without, only the model is looked at.", show_default=False)] = None,
              text: Columns = None, data: Data = "auto", as_json: Json = False):
-    """What a model spends on its vocabulary, what texts use of it, and their break-even.
+    """What a model spends on its vocabulary, and what texts use.
+
+    With texts also their break-even: the least ratio that costs them a token.
 
     \b
     Examples:
@@ -159,6 +161,8 @@ def preflight(model: Model, texts: Texts, held_out: Annotated[str | None, typer.
     others = load_texts(held_out, text, data=data) if held_out else load_texts(texts, split="dev", data=data) if texts in TASKS else train[::10]
     train = train if held_out or texts in TASKS else [t for i, t in enumerate(train) if i % 10]
     table = look(*_load_model(model), train, others, ratio, base, oov or KINDS, scorer, seed, progress=_progress())
+    if table.rows.isna().all():
+        raise ValueError(table.reason.iloc[0])
     typer.echo(table.dropna(axis=1, how="all").to_string(index=False, float_format="{:.4g}".format, na_rep=""))
     if csv:
         table.to_csv(csv, index=False)
@@ -170,7 +174,7 @@ def prune(model: Model, texts: Texts, out: Annotated[Path, typer.Argument(help="
           option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of the remap, as name=value; may be given again.")] = None,
           seed: Seed = 0, text: Columns = None, data: Data = "auto",
           verify: Annotated[bool, typer.Option(help="Read back what was written and compare it.")] = True):
-    """Prune the vocabulary of a model for texts, and write it to a directory.
+    """Prune a model's vocabulary for texts, into a directory.
 
     \b
     Examples:
@@ -201,7 +205,9 @@ def check(directory: Annotated[Path, typer.Argument(help="A pruned model.", show
           max_growth: Annotated[float | None, typer.Option(help="Exit with 1 where texts take more times the tokens; needs --original.")] = None,
           top: Annotated[int, typer.Option(help="Lost tokens to show.")] = 10, text: Columns = None,
           split: Annotated[str, typer.Option(help="Of a GLUE task.")] = "dev", data: Data = "auto", as_json: Json = False):
-    """How much of new texts a pruned model covers: whether they have drifted.
+    """How much of new texts a pruned model covers.
+
+    Far less than of the texts it was pruned for means that they have drifted.
 
     \b
     Examples:
@@ -234,7 +240,7 @@ def run(task: Annotated[str, typer.Argument(help="A GLUE task, a file of texts a
         parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="Any other parameter of the notebook, as name=value.")] = None,
         out: Annotated[str, typer.Option(help="Directory of the results.")] = "runs",
         notebook: Annotated[Path | None, typer.Option(help="The run notebook.  [default: nbs/run.ipynb of the project]", show_default=False)] = None):
-    """One run of the notebook: prune, fine-tune, score; one result row.
+    """One run of the notebook: prune, fine-tune, score.
 
     \b
     Examples:
@@ -258,11 +264,14 @@ def run(task: Annotated[str, typer.Argument(help="A GLUE task, a file of texts a
 
 # %% ../nbs/92_cli.ipynb #b49118be
 def _execute(notebook: Path, executed: Path, parameters: dict):
-    "Run `notebook` with papermill. Raises `ImportError` without it, `ValueError` with the error of the cell that failed."
+    "Run `notebook` with papermill. Raises `ImportError` without it, `ValueError` for a parameter that it lacks and with the error of a cell that failed."
     try:
         import papermill
     except ImportError:
         raise ImportError("a run needs papermill; install vocab_pruning[notebooks]") from None
+    known = papermill.inspect_notebook(str(notebook))
+    if unknown := [name for name in parameters if name not in known]:
+        raise ValueError(f"{notebook.name} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
     try:
         papermill.execute_notebook(notebook, executed, parameters, progress_bar=_progress())
     except papermill.PapermillExecutionError as error:
