@@ -34,22 +34,16 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoTokenizer,
-    BartConfig,
-    BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     EsmConfig,
     EsmForMaskedLM,
-    Gemma3TextConfig,
-    Gemma3TextModel,
     LlamaConfig,
     LlamaForCausalLM,
     ModernBertConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
-    T5Config,
-    T5EncoderModel,
     XLNetConfig,
     XLNetModel,
 )
@@ -884,18 +878,6 @@ def small(**options) -> dict:
 
 
 @pytest.mark.parametrize("oov", BOTH)
-def test_a_scaled_embedding_is_kept_or_refused(oov):
-    "Gemma's rows are multiplied on the way out: a plain embedding in its place would be another model."
-    full = Gemma3TextModel(Gemma3TextConfig(**small(num_key_value_heads=1, head_dim=8))).eval()
-    try:
-        p = prune(full, FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov=oov)
-    except TypeError as error:
-        assert "Embedding" in str(error)
-    else:
-        assert p.verify()["compared"] > 0
-
-
-@pytest.mark.parametrize("oov", BOTH)
 def test_a_bias_beside_the_head(oov):
     "ESM's head has no bias of its own; the one beside it has a number for each token."
     old = FAMILIES["wordpiece"].tokenizer
@@ -937,25 +919,6 @@ def test_no_limit_of_positions(tmp_path):
     config = XLNetConfig(vocab_size=len(FAMILIES["wordpiece"].tokenizer), d_model=16, n_layer=1, n_head=2, d_inner=24, pad_token_id=0)
     p = prune(XLNetModel(config).eval(), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov="resegment")
     p.save_pretrained(tmp_path / "model")
-
-
-@pytest.mark.parametrize("oov", BOTH)
-def test_encoders_of_encoder_decoder_models(oov, tmp_path):
-    sizes_of = dict(vocab_size=len(FAMILIES["wordpiece"].tokenizer), d_model=16, pad_token_id=0)
-    full = T5EncoderModel(T5Config(d_kv=8, d_ff=24, num_layers=1, num_heads=2, **sizes_of)).eval()
-    if oov != "resegment":
-        with pytest.raises(ValueError, match="in 2 places"):
-            prune(full, FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov=oov)
-        return
-    prune(full, FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov=oov).save_pretrained(tmp_path / "model")
-
-
-def test_an_embedding_that_is_more_than_rows(tmp_path):
-    heads = {f"{part}_{what}": value for part in ("encoder", "decoder") for what, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))}
-    config = BartConfig(d_model=16, vocab_size=len(FAMILIES["wordpiece"].tokenizer), pad_token_id=0, bos_token_id=2, eos_token_id=3,
-                        decoder_start_token_id=2, forced_eos_token_id=3, **heads)
-    with pytest.raises(TypeError, match="BartScaledWordEmbedding"):
-        prune(BartForSequenceClassification(config).eval(), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov="resegment")
 
 
 def test_special_tokens_that_share_an_id(tmp_path):

@@ -280,7 +280,8 @@ def _cut(tokenizer, m, keep: set[str], ignore_merges: bool) -> Tokenizer:
         unmade = _unmade(old, keep & own.keys())
     with _silence("skeletoken"):
         m = m.remove_tokens_from_vocabulary([token for token in m.vocabulary if token not in keep])
-    outside = [token for token in added if token in keep and (token not in own or token in unmade and token != unk)]
+    first = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special and not token.single_word and old.normalizer is None}
+    outside = [token for token in added if token in keep and (token not in own or token in unmade and token != unk and token not in first)]
     new = _spell(m, tokenizer, unk, sorted(outside, key=added.get), ignore_merges or bpe and old.model.ignore_merges)
     lost = (unmade | _unmade(new, keep & own.keys()) if bpe else unmade) - added.keys()
     if lost:
