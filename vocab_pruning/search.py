@@ -125,7 +125,7 @@ def _train_full(self: _Case) -> dict:
     "The row of the full model's run."
     asked = self.asked | {"method": "full"}
     return record_run(run_directory(self.out, asked), asked, copy.deepcopy(self.model), self.tokenizer, self.dataset, self.recipe,
-                      facts=_examples(self) | sizes(self.model), progress=self.progress)
+                      facts=_examples(self) | sizes(self.model), task=self.task, progress=self.progress)
 
 # %% ../nbs/33_search.ipynb #5f989591
 def _facts(self: _Case, pruned: PrunedModel) -> dict:
@@ -149,7 +149,7 @@ def _train(self: _Case, ratio: float, full: dict) -> dict:
     self.seconds["prune"] = time.perf_counter() - started
     pruned.info |= {"run": self.asked}
     return record_run(run_directory(self.out, asked), asked, pruned.model, pruned.tokenizer, self.dataset, self.recipe, facts=_facts(self, pruned),
-                      full_score=full["score"], progress=self.progress)
+                      task=self.task, full_score=full["score"], progress=self.progress)
 
 # %% ../nbs/33_search.ipynb #782fa8ef
 def interval(task: str | Task, directory: str | Path, full_directory: str | Path, split: str = "dev", n_draws: int = 200, seed: int = 0) -> tuple[float, float]:
@@ -193,19 +193,20 @@ class Found:
                 f"{self.trainings} trainings, noise {self.noise:.3f})")
 
 # %% ../nbs/33_search.ipynb #10076002
-def _case(task: str, base: str, scorer: str, oov: str, model: str, data: str, seed: int, out, progress: bool, scorer_options: dict, oov_options: dict,
+def _case(task: str | Task, base: str, scorer: str, oov: str, model: str, data: str, seed: int, out, progress: bool, scorer_options: dict, oov_options: dict,
           max_train_examples: int | None, held_out_examples: int | None, **recipe) -> _Case:
     "Everything read and counted; `ValueError` for a scorer whose ranking is not fixed, and what `check_run`, `subset` and `make_recipe` raise."
+    task = get_task(task)
     check_run(task, 0, base, scorer, oov, scorer_options, oov_options)
     if scorer in TUNED or "n_rows" in inspect.signature(get_scorer(scorer)).parameters:
         raise ValueError(f"scorer {scorer!r} has no ranking that is fixed before training and for every number of rows; choose frequency, tfidf or random")
-    recipe, (source, model_id), (_, data_id) = make_recipe(task, **recipe), resolve_model(model), resolve_data(data)
+    recipe, (source, model_id), (_, data_id) = make_recipe(task, **recipe), resolve_model(model), resolve_data(data, task)
     dataset, (classifier, tokenizer) = subset(load_task(task, data), max_train_examples, held_out_examples), load_classifier(source, task, seed)
-    asked = dict(task=task, seed=seed, model_id=model_id, model_fingerprint=model_fingerprint(classifier), data_id=data_id,
+    asked = dict(task=task.name, seed=seed, model_id=model_id, model_fingerprint=model_fingerprint(classifier), data_id=data_id,
                  data_fingerprint=data_fingerprint(dataset), max_train_examples=max_train_examples, **recipe)
     asked |= {"held_out_examples": held_out_examples} if held_out_examples else {}
     options = dict(base=base, scorer=scorer, oov=oov, scorer_options=scorer_options, oov_options=oov_options)
-    case = _Case(get_task(task), dataset, classifier, tokenizer, recipe, asked, options, out, progress, special_mask(classifier, tokenizer))
+    case = _Case(task, dataset, classifier, tokenizer, recipe, asked, options, out, progress, special_mask(classifier, tokenizer))
     started, texts = time.perf_counter(), documents(dataset["train"])
     case.stats = {split: token_stats(documents(dataset[split]), tokenizer, len(case.special)) for split in ("train", "dev")}
     counted = time.perf_counter()
@@ -250,7 +251,7 @@ def _curve(case: _Case, looks: dict[float, dict], rows: dict[float, dict], full:
     return pd.DataFrame([looks[ratio] for ratio in sorted(looks)], columns=columns)
 
 # %% ../nbs/33_search.ipynb #b9e5b49e
-def find_ratio(task: str, retention: float = 0.99, max_runs: int = 5, base: str = "params", scorer: str = "tfidf", oov: str = "pq", step: float = 0.01,
+def find_ratio(task: str | Task, retention: float = 0.99, max_runs: int = 5, base: str = "params", scorer: str = "tfidf", oov: str = "pq", step: float = 0.01,
                model: str = "auto", data: str = "auto", seed: int = 42, max_train_examples: int | None = None, held_out_examples: int | None = None,
                n_texts: int = 512, out: str | Path = "runs", scorer_options: dict | None = None, oov_options: dict | None = None,
                progress: bool = False, **recipe) -> Found:
