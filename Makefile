@@ -1,20 +1,21 @@
-# Two commands: `make run` (one task, one ratio, one row) and `make test` (everything that must hold).
+# `make run` (one task, one ratio, one row), `make sweep` (many of them) and `make test` (everything that must hold).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # Parameters of nbs/run.ipynb, as in `make run task=mrpc ratio=0.3 oov_options='{m: 8}'`; only those given here are passed on, as YAML.
-PARAMETERS := task ratio base scorer scorer_options oov oov_options model data seed epochs learning_rate batch_size max_train_examples held_out_examples vocabulary_tasks look_first baseline save_model out
+PARAMETERS := task ratio method vocab_share losparse_options base scorer scorer_options oov oov_options model data seed epochs learning_rate batch_size max_train_examples held_out_examples vocabulary_tasks look_first baseline save_model out
 GIVEN := $(foreach p,$(PARAMETERS),$(if $(filter command,$(origin $(p))),$(p)))
 EXECUTED := $(or $(out),runs)/notebooks/run$(foreach p,$(GIVEN),-$(subst /,_,$($(p)))).ipynb
 empty :=
 comma := ,
 EXECUTED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty) ,,$(EXECUTED))))))
 
-.PHONY: help run test page readme docs lint clean
+.PHONY: help run sweep test page readme docs lint clean
 help:
 	@echo "make run [task=cola ratio=0.2 scorer=tfidf oov=pq …]   prune, fine-tune, score; prints the row"
+	@echo "make sweep recipe=FILE [engine=ray workers=4 retry=1]   every run of a recipe that is not there yet"
 	@echo "make test                                                   everything that must hold"
 	@echo "make page nb=nbs/10_budget.ipynb                            run one notebook, save it clean, export the package"
 	@echo "make readme                                                 README.md from nbs/index.ipynb"
@@ -22,13 +23,16 @@ help:
 
 $(READY): setup.py settings.ini constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks,offline]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks,offline,sentence,retrieval]'
 	touch $@
 
 run: $(READY)
 	@mkdir -p $(dir $(EXECUTED))
 	$(BIN)/papermill nbs/run.ipynb $(EXECUTED) $(foreach p,$(GIVEN),-y "$(p): $($(p))")
 	@$(BIN)/python -c "from vocab_pruning.results import summarize_notebook as s; print(s('$(EXECUTED)', '$(or $(out),runs)'))"
+
+sweep: $(READY)
+	$(BIN)/vocab-prune sweep $(recipe) --engine $(or $(engine),local) --workers $(or $(workers),2) $(if $(retry),--retry)
 
 test: $(READY) lint
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2

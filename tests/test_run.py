@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import nbformat
 import papermill
 import pytest
 
@@ -10,7 +11,7 @@ from vocab_pruning.core import minilm_directory
 from vocab_pruning.results import row_of_notebook, summarize_notebook
 
 ROOT = Path(__file__).parent.parent
-QUICK = dict(task="cola", ratio=0.45, oov="nearest", data="sample", max_train_examples=64, epochs=1, seed=7)
+QUICK = dict(task="cola", ratio=0.45, oov="nearest", data="sample", max_train_examples=64, epochs=1, seed=7, look_first=False)
 
 pytestmark = pytest.mark.skipif(minilm_directory() is None, reason="needs the extra `offline` (MiniLM weights)")
 
@@ -25,7 +26,7 @@ def run(out: Path, **parameters) -> Path:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("first")
-    run(out, model=str(minilm_directory()), save_model=True, **QUICK)
+    run(out, **QUICK | dict(model=str(minilm_directory()), save_model=True, look_first=True))
     return out
 
 
@@ -66,7 +67,7 @@ def test_the_saved_model_gives_the_predictions(first):
     row = row_of_notebook(first / "executed.ipynb")
     saved = load(first / "runs" / row["run"] / "model")
     texts = load_task("cola", "sample")["dev"]["text"][:32]
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=row["precision"] == "bf16"):
         logits = saved.model(**saved.tokenizer(texts, padding=True, return_tensors="pt")).logits
     guesses = pd.read_csv(first / "runs" / row["run"] / "predictions.csv").prediction[:32]
     assert logits.argmax(1).tolist() == guesses.tolist()
@@ -141,6 +142,22 @@ def test_the_scorers_side_by_side(tmp_path):
     assert "mrpc (sample), seen 0.45, 1 epochs, first 64" in executed.read_text() and str(Path.home()) not in json.dumps(outputs)
 
 
+def test_bad_parameters_stop_papermill_before_anything_is_written(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="at most"):
+        run(tmp_path, **QUICK | dict(model=str(minilm_directory()), ratio=0.9))
+    assert not (tmp_path / "runs").exists()
+
+
+def start(**parameters):
+    "Execute the cells of the run notebook up to the first that loads anything, in this process."
+    cells = [cell["source"] for cell in nbformat.read(ROOT / "nbs" / "run.ipynb", 4).cells if cell.cell_type == "code"]
+    asked = next(i for i, source in enumerate(cells) if source.startswith("task = "))
+    namespace = {}
+    exec(cells[asked], namespace)
+    exec(cells[asked - 1], namespace)
+    exec(cells[asked + 1], namespace | parameters)
+
+
 @pytest.mark.parametrize(("parameters", "message"), [
     (dict(task="colla"), "unknown task 'colla'"),
     (dict(scorer="tf-idf"), "unknown scorer 'tf-idf'"),
@@ -151,9 +168,10 @@ def test_the_scorers_side_by_side(tmp_path):
     (dict(ratio=0.9), "at most"),
     (dict(epochs=0), "epochs=0"),
     (dict(max_train_examples=0), "max_train_examples=0"),
+    (dict(held_out_examples=10**6), "held_out_examples=1000000"),
+    (dict(vocabulary_tasks={"colla": None}), "unknown task 'colla'"),
     (dict(data="no/such/directory"), "is not a directory"),
 ], ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")
-def test_bad_parameters_stop_before_anything_is_written(tmp_path, parameters, message):
-    with pytest.raises(papermill.PapermillExecutionError, match=message):
-        run(tmp_path, **{**QUICK, "model": str(minilm_directory()), **parameters})
-    assert not (tmp_path / "runs").exists()
+def test_bad_parameters_stop_in_the_first_cell(parameters, message):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
+        start(**{**QUICK, "model": str(minilm_directory()), **parameters})

@@ -6,11 +6,38 @@ __version__ = "0.1.0"
 # %% auto #0
 __all__ = ['PrunedModel', 'load', 'load_task', 'preflight', 'prune']
 
-# %% ../nbs/91_api.ipynb #39aa586e
-from .data import load_task
-from .preflight import preflight
-from .prune import prune
-from .ship import PrunedModel, load
+# %% ../nbs/91_api.ipynb #7fbd7496
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vocab_pruning.data import load_task
+    from vocab_pruning.preflight import preflight
+    from vocab_pruning.prune import prune
+    from vocab_pruning.ship import PrunedModel, load
 
 # %% ../nbs/91_api.ipynb #1017ab5f
 _all_ = ["PrunedModel", "load", "load_task", "preflight", "prune"]
+_HOME = {"PrunedModel": "ship", "load": "ship", "load_task": "data", "preflight": "preflight", "prune": "prune"}
+
+# %% ../nbs/91_api.ipynb #be4fea81
+class _Package(ModuleType):
+    "The package, whose public names come from their modules when first asked for."
+
+    def __getattr__(self, name):
+        if name not in _HOME:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{self.__name__}.{_HOME[name]}"), name)
+        setattr(self, name, value)
+        return value
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, getattr(value, name) if name in _HOME and isinstance(value, ModuleType) else value)
+
+    def __dir__(self):
+        return sorted({*super().__dir__(), *_HOME})
+
+
+sys.modules[__name__].__class__ = _Package

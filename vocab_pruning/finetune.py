@@ -133,7 +133,7 @@ def score(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str, 
     return {name: METRICS[name](labels, predictions) for name in task.metrics}
 
 # %% ../nbs/20_finetune.ipynb #71a16138
-def _trainer(model, tokenizer, train, dev, task: Task, recipe: dict, output_dir, seed: int, progress: bool):
+def _trainer(model, tokenizer, train, dev, task: Task, recipe: dict, output_dir, seed: int, progress: bool, callbacks):
     "The `Trainer` that `recipe` describes."
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
@@ -144,7 +144,7 @@ def _trainer(model, tokenizer, train, dev, task: Task, recipe: dict, output_dir,
         eval_strategy="epoch", save_strategy="no", logging_strategy="steps", logging_steps=1 / 40, report_to="none", disable_tqdm=not progress)
     trainer = Trainer(
         model, arguments, train_dataset=train, eval_dataset=dev, data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
-        compute_metrics=lambda p: score(task, p.label_ids, decide(task, p.predictions)))
+        callbacks=list(callbacks), compute_metrics=lambda p: score(task, p.label_ids, decide(task, p.predictions)))
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -153,22 +153,37 @@ def _last_epoch(task: Task, labels: dict[str, np.ndarray], predictions: dict[str
     "Metrics of all dev splits in one dict; those of `dev_mismatched` end in `_mismatched`."
     return {name + split.removeprefix("dev"): value for split in labels for name, value in score(task, labels[split], predictions[split]).items()}
 
+# %% ../nbs/20_finetune.ipynb #9eb77eb2
+@contextmanager
+def _own_forward(model):
+    "Give `model` back, at the end, the `forward` that it came with."
+    own = {name: vars(model)[name] for name in ("forward", "_original_forward") if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in ("forward", "_original_forward"):
+            vars(model).pop(name, None)
+        vars(model).update(own)
+
 # %% ../nbs/20_finetune.ipynb #561e4de8
-def finetune(model, tokenizer, dataset, task: str | Task, recipe: dict, output_dir: str | Path, seed: int = 42, progress: bool = False) -> FineTuned:
+def finetune(model, tokenizer, dataset, task: str | Task, recipe: dict, output_dir: str | Path, seed: int = 42, progress: bool = False,
+             callbacks=()) -> FineTuned:
     """Fine-tune `model` in place on `dataset["train"]` as `recipe` says and score it on every other split.
 
-    `dataset` as `load_task` gives it; the Trainer's own files go to `output_dir`. Raises `ValueError` when the loss is not finite."""
+    `dataset` as `load_task` gives it; the Trainer's own files go to `output_dir`; `callbacks` are its `TrainerCallback`s.
+    Raises `ValueError` when the loss is not finite."""
     task = get_task(task)
     splits = {name: tokenize_split(split, tokenizer, recipe["max_length"]) for name, split in dataset.items()}
     train = splits.pop("train")
-    trainer = _trainer(model, tokenizer, train, splits["dev"], task, recipe, output_dir, seed, progress)
     start = time.perf_counter()
-    loss = trainer.train().training_loss
-    trained = time.perf_counter()
-    if not np.isfinite(loss):
-        raise ValueError(f"training loss is {loss} after {recipe['epochs']} epochs; lower learning_rate ({recipe['learning_rate']})")
-    trainer.args.train_sampling_strategy = "sequential"  # grouping by length would shuffle the predictions, too
-    outputs = {name: trainer.predict(split) for name, split in splits.items()}
+    with _own_forward(model):
+        trainer = _trainer(model, tokenizer, train, splits["dev"], task, recipe, output_dir, seed, progress, callbacks)
+        loss = trainer.train().training_loss
+        trained = time.perf_counter()
+        if not np.isfinite(loss):
+            raise ValueError(f"training loss is {loss} after {recipe['epochs']} epochs; lower learning_rate ({recipe['learning_rate']})")
+        trainer.args.train_sampling_strategy = "sequential"  # grouping by length would shuffle the predictions, too
+        outputs = {name: trainer.predict(split) for name, split in splits.items()}
     labels = {name: output.label_ids for name, output in outputs.items()}
     predictions = {name: decide(task, output.predictions) for name, output in outputs.items()}
     seconds = dict(train=trained - start, evaluate=time.perf_counter() - trained)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .budget import break_even, count_rows, max_ratio, model_size, rank_rows, special_mask
+from .card import base_model
 from .core import call_declared, choose
 from .oov import OOV, get_oov, trained_params
 from .rebuild import plain_embedding, rebuild_model_with_vocab, rebuild_plain, sizes
@@ -90,10 +91,11 @@ def prune_with_stats(model, tokenizer, stats: TokenStats, scores: np.ndarray, ra
     given = dict(special=special, share=share, **oov_options)
     rebuilt, new_tokenizer, facts = (_by_resegmenting(model, tokenizer, stats, order, n_keep, texts=texts, **given) if oov == "resegment" else
                                      _by_remap(model, tokenizer, stats, order, n_keep, oov=oov, seed=seed, **given))
-    info = dict(ratio=ratio, base=base, oov=oov, oov_options=oov_options, seed=seed, **facts, before=sizes(model), after=sizes(rebuilt),
+    info = dict(base_model=base_model(model), architecture=type(model).__name__)
+    info |= dict(ratio=ratio, base=base, oov=oov, oov_options=oov_options, seed=seed, **facts, before=sizes(model), after=sizes(rebuilt),
                 break_even=break_even(base, size, special, stats.seen), max_ratio=max_ratio(size, int(special.sum()), base))
     result = PrunedModel(rebuilt, new_tokenizer, info, original=(model, tokenizer))
-    info["train"] = lost(result, stats)
+    info["train"] = lost(result, stats) | dict(documents=stats.n_docs, occurrences=stats.n_tokens)
     return result
 
 # %% ../nbs/14_prune.ipynb #f9db316b

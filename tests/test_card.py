@@ -1,0 +1,95 @@
+"""The card of a saved model says what was done to it, and its code loads the directory that it lies in."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAMILIES, TASKS, TEXTS, build
+from huggingface_hub import ModelCard
+
+from vocab_pruning import load, prune
+from vocab_pruning.card import BECOMES, make_card
+from vocab_pruning.rebuild import sizes
+
+OPTIONS = {"pq": dict(n_bytes=4), "cluster": dict(n_clusters=7), "dbscan": dict(n_clusters=7), "sparse": dict(m=3)}
+
+
+def pruned(oov: str = "nearest", task: str = "classification"):
+    return prune(build("wordpiece", task), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov=oov, **OPTIONS.get(oov, {}))
+
+
+def saved(p, directory: Path, **options) -> str:
+    "The card that `p` leaves in `directory`."
+    p.save_pretrained(directory, **options)
+    return (directory / "README.md").read_text(encoding="utf-8")
+
+
+def cells(card: str) -> dict[str, list[str]]:
+    "The tables of a card, by the first cell of a line."
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in card.splitlines() if line.startswith("|")]
+    return {line[0]: line[1:] for line in lines}
+
+
+@pytest.mark.parametrize("oov", BECOMES)
+def test_a_card_holds_the_facts_of_its_model(oov, tmp_path):
+    p = pruned(oov)
+    card = saved(p, tmp_path / "small", scores=dict(task="reviews", accuracy=0.5))
+    data, shown = ModelCard(card).data, cells(card)
+    assert (data.library_name, data.pipeline_tag) == ("transformers" if p.plain else "vocab_pruning", "text-classification")
+    assert data.tags == ["vocabulary-pruning", "reviews", oov]
+    before, after = p.info["before"], sizes(p.model)
+    for name, number in after.items():
+        assert shown[name.replace("_", " ")][:2] == [f"{before[name]:,}", f"{number:,}"]
+    assert BECOMES[oov] in shown["a pruned token"][0] and all(f"{k}={v}" in shown["a pruned token"][0] for k, v in OPTIONS.get(oov, {}).items())
+    assert shown["accuracy"] == ["0.5000"] and shown["ratio"] == ["20.00% of the vocabulary"] and shown["seed"] == ["0"]
+    assert shown["texts"][0].startswith(f"{len(TEXTS)} documents")
+    assert shown["torch version"] == [f"`{torch.__version__.split('+')[0]}`"] or torch.__version__ in shown["torch version"][0]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("oov", ["nearest", "resegment"])
+def test_the_code_of_a_card_loads_its_directory(oov, task, tmp_path):
+    p = pruned(oov, task)
+    card = saved(p, tmp_path / "small")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names = {"directory": tmp_path / "small"}
+    exec(code, names)
+    assert type(names["model"]) is type(p.model) and ("classify" in names) == (task == "classification")
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"].eval()(ids)[0], p.model(ids)[0])
+    assert names["tokenizer"](TEXTS)["input_ids"] == p.tokenizer(TEXTS)["input_ids"]
+    assert ("never predicted" in card) == (task == "masked")
+
+
+def test_a_remap_is_not_read_without_the_package(tmp_path):
+    "What the card says of plain transformers."
+    saved(pruned(), tmp_path / "small")
+    with pytest.raises((RuntimeError, ValueError)):
+        type(build("wordpiece")).from_pretrained(tmp_path / "small")
+
+
+def test_no_path_is_in_a_card(tmp_path):
+    model, tokenizer = build("wordpiece"), FAMILIES["wordpiece"].tokenizer
+    model.save_pretrained(tmp_path / "my-encoder")
+    base = type(model).from_pretrained(tmp_path / "my-encoder")
+    card = saved(prune(base, tokenizer, TEXTS, 0.2, "vocab", oov="nearest"), tmp_path / "small")
+    assert ModelCard(card).data.base_model == "my-encoder" and str(tmp_path) not in card
+    again = load(tmp_path / "small")
+    assert ModelCard(saved(again, tmp_path / "again")).data.base_model == "my-encoder"
+
+
+def test_what_is_not_known_is_left_out(tmp_path):
+    p = pruned()
+    p.info = {}
+    card = saved(p, tmp_path / "small")
+    assert card == make_card(json.loads((tmp_path / "small" / "vocab_pruning.json").read_text()))
+    assert re.findall(r"^## (.*)", card, re.MULTILINE) == ["Load it", "Provenance", "Limits"]
+    assert "None" not in card
+
+
+def test_scores_stay_with_the_model(tmp_path):
+    saved(pruned(), tmp_path / "small", scores=dict(matthews=0.25))
+    assert load(tmp_path / "small").info["scores"] == dict(matthews=0.25)

@@ -1,0 +1,252 @@
+"""The command line: what each command prints and leaves, its exit code, and its errors in one line."""
+
+import json
+import re
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import FAMILIES, TEXTS, build, make_texts
+from nbformat.v4 import new_code_cell, new_notebook
+from typer.testing import CliRunner
+
+from vocab_pruning import load
+from vocab_pruning.cli import app
+from vocab_pruning.rebuild import sizes
+from vocab_pruning.stats import token_stats
+from vocab_pruning.usage import coverage_of, spending
+
+COMMANDS = ["inspect", "preflight", "prune", "check", "run", "sweep", "report"]
+CUT = ["--ratio", "0.4", "--base", "vocab"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    "A model's directory, and texts as a file of lines and as a column of a csv."
+    place = tmp_path_factory.mktemp("tiny")
+    build("wordpiece").save_pretrained(place / "model")
+    FAMILIES["wordpiece"].tokenizer.save_pretrained(place / "model")
+    texts = [text for text in TEXTS if text.strip()]
+    (place / "texts.txt").write_text("\n".join(texts))
+    pd.DataFrame({"said": texts, "n": range(len(texts))}).to_csv(place / "texts.csv", index=False)
+    (place / "today.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in make_texts(40, seed=9)))
+    return place
+
+
+def call(*args, code: int = 0):
+    "The result of a command, which exits with `code`."
+    result = CliRunner().invoke(app, [str(arg) for arg in args], prog_name="vocab-prune")
+    assert result.exit_code == code, (result.output, result.stderr, result.exception)
+    return result
+
+
+def refused(*args) -> str:
+    "The one line in which a command is refused."
+    result = call(*args, code=1)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+# Help
+
+
+def test_every_command_is_listed():
+    listed = call("--help").output
+    assert all(re.search(rf"^  {name} ", listed, re.MULTILINE) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_examples_that_parse(name):
+    "Each example is a command line whose options exist: it fails later, for want of its files, if at all."
+    shown = call(name, "--help").output
+    examples = re.findall(rf"^\s+vocab-prune ({name}.*)$", shown, re.MULTILINE)
+    assert examples
+    for example in examples:
+        wrong = CliRunner().invoke(app, [*re.sub(r"'[^']*'", "x", example).split(), "--no-such-option"])
+        assert wrong.exit_code == 2 and "--no-such-option" in wrong.stderr
+        options = set(re.findall(r"\s(--?[a-z][a-z-]*)", re.sub(r"'[^']*'", "x", example)))
+        assert all(option in shown for option in options)
+
+
+def test_help_waits_for_nothing_heavy():
+    code = "import sys; from vocab_pruning.cli import app; print({'torch', 'transformers', 'datasets', 'pandas', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(("args", "named"), [
+    (["prnue"], "prnue"), (["prune"], "MODEL"), (["prune", "m", "t", "out", "--ratio", "much"], "'--ratio'"),
+    (["prune", "m", "t", "out", "--rato", "1"], "--rato"),
+    (["prune", "m", "t", "out", "-o", "m:3"], "'m:3' is not name=value")], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_a_wrong_command_line_exits_with_2(args, named):
+    result = call(*args, code=2)
+    assert named.lower() in result.stderr.lower() and "Traceback" not in result.stderr
+
+
+# Each command calls the library
+
+
+def test_inspect(tiny):
+    model, tokenizer = build("wordpiece"), FAMILIES["wordpiece"].tokenizer
+    alone = json.loads(call("inspect", tiny / "model", "--json").output)
+    assert alone == spending(model, tokenizer)
+    texts = (tiny / "texts.txt").read_text().splitlines()
+    expected = spending(model, tokenizer, token_stats(texts, tokenizer, alone["rows"]))
+    assert json.loads(call("inspect", tiny / "model", tiny / "texts.txt", "--json").output) == expected
+    assert json.loads(call("inspect", tiny / "model", tiny / "texts.csv", "--text", "said", "--json").output) == expected
+    lines = dict(line.split("  ", 1) for line in call("inspect", tiny / "model", tiny / "texts.txt").output.splitlines())
+    assert lines["rows"].strip() == str(alone["rows"]) and float(lines["break even (vocab)"]) == pytest.approx(expected["break_even"]["vocab"], rel=1e-3)
+
+
+def test_preflight(tiny, tmp_path):
+    table = tmp_path / "cuts.csv"
+    shown = call("preflight", tiny / "model", tiny / "texts.txt", "--ratio", 0.3, "--ratio", 0.5, "--oov", "nearest", "--oov", "unk", "--csv", table).output
+    rows = pd.read_csv(table)
+    assert rows[["ratio", "oov"]].values.tolist() == [[0.3, "nearest"], [0.3, "unk"], [0.5, "nearest"], [0.5, "unk"]]
+    assert rows.rows.notna().all() and len(shown.splitlines()) == 5
+    call("preflight", tiny / "model", tiny / "texts.csv", "-t", "said", "--held-out", tiny / "texts.csv", "--ratio", 0.3, "--oov", "unk", "--csv", table)
+    again = pd.read_csv(table).iloc[0]
+    assert again.coverage_held_out == again.coverage_train
+
+
+@pytest.mark.parametrize(("oov", "options"), [("nearest", []), ("sparse", ["-o", "m=3"]), ("resegment", ["-o", "lossless=false"])])
+def test_prune_then_check(oov, options, tiny, tmp_path):
+    shown = call("prune", tiny / "model", tiny / "texts.csv", tmp_path / "small", "--text", "said", *CUT, "--oov", oov, *options, "--seed", 3).output
+    pruned = load(tmp_path / "small")
+    assert (pruned.info["task"], pruned.info["oov"], pruned.info["ratio"], pruned.info["seed"]) == ("texts", oov, 0.4, 3)
+    assert type(pruned.model).__name__ == "BertForSequenceClassification"
+    assert f"→ {sizes(pruned.model)['rows']}" in shown
+    assert "vocabulary pruned for texts" in (tmp_path / "small" / "README.md").read_text()
+    asked = ["check", tmp_path / "small", tiny / "today.jsonl"]
+    original = ["--original", tiny / "model"] if oov == "resegment" else []
+    found = json.loads(call(*asked, *original, "--json").output)
+    today = [text for text in make_texts(40, seed=9) if text.strip()]
+    assert found == coverage_of(pruned, today, original=FAMILIES["wordpiece"].tokenizer)
+    assert "documents" in call(*asked).output
+    if oov == "resegment":
+        assert "give --original" in refused(*asked, "--max-growth", 1.5)
+        assert "times the tokens, more than 1.00" in refused(*asked, *original, "--max-growth", 1.0)
+    else:
+        assert found["kept"] < 1
+        call(*asked, "--at-least", found["kept"] - 0.01)
+        assert "of the tokens have a row of their own, less than 100.00%; prune again" in refused(*asked, "--at-least", 1)
+
+
+def test_what_a_pruned_model_covers_is_counted(tiny, tmp_path):
+    "By hand: a token is covered if its row is kept."
+    call("prune", tiny / "model", tiny / "texts.txt", tmp_path / "small", *CUT, "--oov", "nearest")
+    pruned = load(tmp_path / "small")
+    today, kept = make_texts(40, seed=9), set(pruned.keep.tolist())
+    ids = [pruned.tokenizer(text, add_special_tokens=False)["input_ids"] for text in today]
+    flat = [i for some in ids for i in some]
+    found = coverage_of(pruned, iter(today), n_lost=1000)
+    assert (found["documents"], found["tokens"]) == (40, len(flat))
+    assert found["kept"] == pytest.approx(sum(i in kept for i in flat) / len(flat))
+    assert found["touched"] == sum(bool(set(some) - kept) for some in ids) / 40
+    assert found["unknown"] == flat.count(pruned.tokenizer.unk_token_id) / len(flat)
+    assert sum(token["occurrences"] for token in found["lost"]) == sum(i not in kept for i in flat)
+    train = [text for text in (tiny / "texts.txt").read_text().splitlines()]
+    assert coverage_of(pruned, train)["kept"] == pytest.approx(found["kept_train"])
+
+
+def test_a_glue_task_gives_texts(tiny):
+    shown = json.loads(call("inspect", tiny / "model", "rte", "--data", "sample", "--json").output)
+    assert shown["documents"] == 3000
+
+
+# One line for what is refused
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["{model}", "{texts}", "{out}", "--ratio", "1.5"], "ratio 1.5 is outside [0, 1): it is the fraction that goes"),
+    (["{model}", "{texts}", "{out}", "--oov", "closest"], "unknown oov 'closest'; choose one of unk"),
+    (["{model}", "{texts}", "{out}", "--oov", "nearest", "-o", "m=3"], "got an unexpected keyword argument 'm'"),
+    (["{model}", "{texts}", "{out}", "--scorer", "tf"], "unknown scorer 'tf'"), (["{model}", "no.txt", "{out}"], "no.txt is not a file"),
+    (["{model}", "{place}/texts.csv", "{out}"], "texts.csv has no column 'text'; it has 'said', 'n'"), (["{model}", "colla", "{out}"], "unknown task 'colla'"),
+    (["{place}/nowhere", "{texts}", "{out}"], "is not a directory; give an existing one"),
+    (["{model}", "{texts}", "{place}"], "exists and is not an earlier save"),
+], ids=lambda v: v if isinstance(v, str) else "")
+def test_prune_refuses_in_one_line(args, message, tiny, tmp_path):
+    names = dict(model=tiny / "model", texts=tiny / "texts.txt", out=tmp_path / "small", place=tiny)
+    before = sorted(tiny.rglob("*"))
+    assert message in refused("prune", *(arg.format(**names) for arg in args))
+    assert sorted(tiny.rglob("*")) == before and not (tmp_path / "small").exists()
+
+
+def test_other_commands_refuse_in_one_line(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "holds a model that is not pruned" in refused("check", tiny / "model", tiny / "texts.txt")
+    assert "holds no config.json" in refused("check", tmp_path, tiny / "texts.txt")
+    assert "unknown task 'colla'" in refused("run", "colla")
+    assert "is not there; start inside the project, or give --notebook" in refused("run", "cola")
+    assert "unknown base 'tokens'" in refused("preflight", tiny / "model", tiny / "texts.txt", "--base", "tokens", "--ratio", 0.3, "--oov", "unk")
+    assert "unknown oov 'pg'" in refused("preflight", tiny / "model", tiny / "texts.txt", "--oov", "pg")
+
+
+def test_debug_shows_where(tiny):
+    result = CliRunner().invoke(app, ["check", str(tiny / "model"), str(tiny / "texts.txt"), "--debug"])
+    assert isinstance(result.exception, ValueError) and "error:" not in result.stderr
+
+
+# A run of a notebook
+
+
+NAMES = ["task", "ratio", "base", "scorer", "oov", "model", "data", "seed", "out", "save_model", "extra"]
+PARAMETERS = "\n".join(f"{name} = None" for name in NAMES)
+ROW = """assert ratio < 0.9, "too much"
+names = "method base ratio metric score full_score retention rows embedding_params params bytes model_id data_id".split()
+row = dict.fromkeys(names, ratio) | dict(run=f"{task}-0", extra=extra, saved=save_model)
+display({"application/json": row}, raw=True)"""
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    "A notebook that only shows a row, with the parameters it was given."
+    cells = [new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])), new_code_cell(ROW)]
+    kernel = dict(name="python3", display_name="python3", language="python")
+    nbformat.write(new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), tmp_path / "small.ipynb")
+    return tmp_path / "small.ipynb"
+
+
+def test_run_executes_the_notebook_and_keeps_its_page(notebook, tmp_path):
+    asked = ["--ratio", 0.25, "--notebook", notebook, "--out", tmp_path / "runs", "-p", "extra={m: 8}", "-p", "save_model=true"]
+    shown = call("run", "cola", *asked).output
+    page = tmp_path / "runs" / "notebooks" / "cola-0.ipynb"
+    from vocab_pruning.results import row_of_notebook
+
+    row = row_of_notebook(page)
+    assert (row["score"], row["extra"], row["saved"]) == (0.25, {"m": 8}, True)
+    assert str(page) in shown and "0.25" in shown
+
+
+def test_a_run_that_fails_says_why_in_one_line(notebook, tmp_path):
+    assert refused("run", "cola", "--ratio", 0.95, "--notebook", notebook, "--out", tmp_path / "runs") == "AssertionError: too much"
+    assert "small.ipynb has no parameter 'extar'; it has task, ratio" in refused("run", "cola", "--notebook", notebook, "-p", "extar=1")
+    assert not (tmp_path / "runs").exists()
+
+
+# Sweeps and reports
+
+
+def test_a_sweep_and_its_failures(monkeypatch, tmp_path):
+    "The command hands its options on, shows every run, and fails where one failed."
+    sweeps = pytest.importorskip("vocab_pruning.sweep")
+    asked = {}
+    monkeypatch.setattr(sweeps, "sweep", lambda recipe, *args, **options: asked.update(args=args, options=options))
+    states = pd.DataFrame(dict(cell=["a", "b"], state=["done", "done"], run=["a-0", "b-0"], seconds=[1.0, 2.0], error=[None, None]))
+    monkeypatch.setattr(sweeps, "sweep_status", lambda recipe: states)
+    shown = call("sweep", "recipe.yaml", "--engine", "ray", "--workers", 3, "--retry", "-o", "gpus=0.5").output
+    assert asked == dict(args=("ray", 3, True), options=dict(progress=False, gpus=0.5)) and "a-0" in shown
+    states.loc[1, ["state", "error"]] = "failed", "too much"
+    assert "1 of 2 runs failed, first b: too much" in refused("sweep", "recipe.yaml")
+    monkeypatch.undo()
+    assert "no.yaml" in refused("sweep", tmp_path / "no.yaml")
+
+
+def test_a_report_of_no_runs_is_refused(tmp_path):
+    pytest.importorskip("vocab_pruning.report")
+    (tmp_path / "runs").mkdir()
+    refused("report", tmp_path / "report", "--runs", tmp_path / "runs")
+    assert not (tmp_path / "report").exists()
