@@ -1,4 +1,4 @@
-# Two commands: `make run` (one task, one ratio, one row) and `make test` (everything that must hold).
+# `make run` (one task, one ratio, one row), `make sweep` (many of them) and `make test` (everything that must hold).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,10 +12,14 @@ empty :=
 comma := ,
 EXECUTED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty) ,,$(EXECUTED))))))
 
-.PHONY: help run test readme lint clean
+.PHONY: help run sweep test page readme docs lint clean
 help:
 	@echo "make run [task=cola ratio=0.2 scorer=tfidf oov=pq …]   prune, fine-tune, score; prints the row"
+	@echo "make sweep recipe=FILE [engine=ray workers=4 retry=1]   every run of a recipe that is not there yet"
 	@echo "make test                                                   everything that must hold"
+	@echo "make page nb=nbs/10_budget.ipynb                            run one notebook, save it clean, export the package"
+	@echo "make readme                                                 README.md from nbs/index.ipynb"
+	@echo "make docs                                                   the site, to _site/ (needs Quarto)"
 
 $(READY): setup.py settings.ini constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,12 +31,23 @@ run: $(READY)
 	$(BIN)/papermill nbs/run.ipynb $(EXECUTED) $(foreach p,$(GIVEN),-y "$(p): $($(p))")
 	@$(BIN)/python -c "from vocab_pruning.results import summarize_notebook as s; print(s('$(EXECUTED)', '$(or $(out),runs)'))"
 
+sweep: $(READY)
+	$(BIN)/vocab-prune sweep $(recipe) --engine $(or $(engine),local) --workers $(or $(workers),2) $(if $(retry),--retry)
+
 test: $(READY) lint
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest
 
+page: $(READY)
+	$(BIN)/python -c "from vocab_pruning.publish import run_page; run_page('$(nb)')"
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
 readme: $(READY)
-	$(BIN)/python -c "from pathlib import Path; from vocab_pruning.site import readme_text as t; Path('README.md').write_text(t(Path('nbs/index.ipynb')))"
+	$(BIN)/python -c "from vocab_pruning.publish import run_page, write_readme; run_page('nbs/index.ipynb'); write_readme()"
+
+docs: $(READY)
+	@$(BIN)/python -m vocab_pruning.site render
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -5,8 +5,10 @@ Every peak of memory is that of a fresh process that does one thing. Times that 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -17,6 +19,8 @@ FOUND = ("sparse", "pq")
 SECONDS_GOAL, MEMORY_GOAL = {"sparse": 60}, 2048  # on two cores; MiB of the whole process
 FORWARD_GOAL = 1.03  # times the full model
 BESIDE_GOAL = 0.8  # of trimbed's time and of its memory
+MEASURED = ("seconds", "processor_seconds", "peak_mib")
+UNVERIFIED = "ours, not verified"  # beside a trimbed that does not compare either
 
 # One thing each, for a process of its own
 
@@ -119,13 +123,22 @@ def look(directory: str, model: str, result: str) -> dict:
 
 OURS = """
 import json, sys, transformers
-from vocab_pruning import prune
+from vocab_pruning.budget import special_mask
+from vocab_pruning.prune import SAMPLE, prune_with_stats
+from vocab_pruning.stats import token_stats
+from vocab_pruning.surgery import rows_for_lossless
 directory, texts, result, verify = sys.argv[1:]
 with open(texts, encoding="utf-8") as lines:
     texts = [json.loads(line)["text"] for line in lines]
 model_class = getattr(transformers, transformers.AutoConfig.from_pretrained(directory).architectures[0])
 model, tokenizer = model_class.from_pretrained(directory), transformers.AutoTokenizer.from_pretrained(directory)
-prune(model, tokenizer, texts, ratio=0, base="seen", scorer="frequency", oov="resegment").save_pretrained(result, verify=verify == "yes")
+stats, special = token_stats(texts, tokenizer, model.get_input_embeddings().num_embeddings), special_mask(model, tokenizer)
+rows = rows_for_lossless(tokenizer, stats, special=special, texts=texts)
+ratio = (stats.n_rows - rows) / (stats.n_rows - int(special.sum()))
+pruned = prune_with_stats(model, tokenizer, stats, stats.counts.astype(float), ratio, "vocab", "resegment", texts=texts, share=True)
+pruned.sample = texts[:SAMPLE]
+assert pruned.info["lossless"]
+pruned.save_pretrained(result, verify=verify == "yes")
 """
 TRIMBED = """
 import json, sys
@@ -141,11 +154,13 @@ PEAK = "\nprint(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
 
 
 def measured(python: str, code: str, *arguments) -> dict:
-    "Seconds and peak MiB of a fresh process of `python` that runs `code`."
-    start = perf_counter()
+    "Seconds, on the clock and of the processor, and peak MiB of a fresh process of `python` that runs `code`."
+    start, before = perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     alone = os.environ | {"HF_HUB_OFFLINE": "1"}
     run = subprocess.run([python, "-c", code + PEAK, *map(str, arguments)], check=True, capture_output=True, text=True, env=alone)
-    return dict(seconds=perf_counter() - start, peak_mib=int(run.stdout.split()[-1]) / 1024)
+    seconds, after = perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return dict(seconds=seconds, processor_seconds=processor, peak_mib=int(run.stdout.split()[-1]) / 1024)
 
 
 # What is shown
@@ -188,7 +203,7 @@ def measure_forward(options) -> dict:
 
 def run_once(scratch: Path, model: str, name: str, options, models_compared: bool, look: bool = False) -> dict:
     "One run of the program `name` on `model`: `measured`, or with `look` what `look` says about its result."
-    python, code = {"ours": (options.ours, OURS), "trimbed": (options.trimbed, TRIMBED)}[name]
+    python, code = (options.trimbed, TRIMBED) if name == "trimbed" else (options.ours, OURS)
     with TemporaryDirectory(dir=scratch) as directory:
         result = Path(directory) / "pruned"
         run = measured(python, code, scratch / model, scratch / "texts.jsonl", result, "yes" if models_compared else "no")
@@ -197,6 +212,8 @@ def run_once(scratch: Path, model: str, name: str, options, models_compared: boo
 
 def first_run(scratch: Path, model: str, name: str, options) -> dict:
     "What comes of the program `name`, in a run that is not timed; trimbed goes without comparing the models where that fails."
+    if name == UNVERIFIED:
+        return dict(models_compared=False, why="as trimbed's") | run_once(scratch, model, name, options, False, look=True)
     try:
         return dict(models_compared=True) | run_once(scratch, model, name, options, True, look=True)
     except subprocess.CalledProcessError as error:
@@ -207,27 +224,28 @@ def first_run(scratch: Path, model: str, name: str, options) -> dict:
 
 def measure_model(scratch: Path, model: str, options) -> dict:
     "What each program makes of `model`, and its runs in turn."
-    names = ["ours", "trimbed"] if options.trimbed else ["ours"]
-    results = {name: first_run(scratch, model, name, options) | dict(runs=[]) for name in names}
+    results = {name: first_run(scratch, model, name, options) | dict(runs=[]) for name in (["trimbed"] if options.trimbed else []) + ["ours"]}
+    if options.trimbed and not results["trimbed"]["models_compared"]:
+        results[UNVERIFIED] = first_run(scratch, model, UNVERIFIED, options) | dict(runs=[])
+    names = list(results)
     for number in range(options.rounds):
         for name in names[:: -1 if number % 2 else 1]:
             results[name]["runs"].append(run_once(scratch, model, name, options, results[name]["models_compared"]))
     for r in results.values():
-        r |= {what: median(run[what] for run in r["runs"]) for what in ("seconds", "peak_mib")}
+        r |= {what: median(run[what] for run in r["runs"]) for what in MEASURED}
     return results
 
 
 def show_written(model: str, results: dict):
     "A line for each program, and the medians of the ratios where there is a rival."
     for name, r in results.items():
-        compared = "" if r["models_compared"] else f", its comparison of the models failed ({r['why']}) and was left out"
-        print(f"{model}, {name}: {r['seconds']:.1f} s, peak {r['peak_mib']:,.0f} MiB; {r['rows']:,} rows, "
+        compared = "" if r["models_compared"] else f", without comparing the models ({r['why']})"
+        print(f"{model}, {name}: {r['seconds']:.1f} s, {r['processor_seconds']:.1f} s of the processor, peak {r['peak_mib']:,.0f} MiB; {r['rows']:,} rows, "
               f"{r['as_before']:,} of {r['texts']:,} texts segmented as before{compared}", flush=True)
-    if "trimbed" in results:
-        for what in ("seconds", "peak_mib"):
-            of = results["ours"][f"{what}_of_trimbed"] = median(
-                ours[what] / theirs[what] for ours, theirs in zip(results["ours"]["runs"], results["trimbed"]["runs"], strict=True))
-            print(f"  {what} of ours: {of:.2f} of trimbed's{met(of, BESIDE_GOAL)}", flush=True)
+    rival = results.get("trimbed")
+    for name, what in product(results.keys() - {"trimbed"} if rival else (), MEASURED):
+        of = results[name][f"{what}_of_trimbed"] = median(ours[what] / theirs[what] for ours, theirs in zip(results[name]["runs"], rival["runs"], strict=True))
+        print(f"  {what} of {name}: {of:.2f} of trimbed's{met(of, BESIDE_GOAL)}", flush=True)
 
 
 def measure_writing(options) -> dict:

@@ -403,12 +403,23 @@ def test_what_was_set_later_is_saved_too(tmp_path):
 
 
 def test_padding_with_a_token_that_moves():
-    "The padding token stands among the words; as no merge makes it, it is moved behind them, and its id with it."
-    old = tiny_bpe([("a", "b"), ("b", "c")], ["[PAD]", "zz"])
+    "The padding token stands among the words, though no merge makes it; where one before it goes, it moves, and its id with it."
+    old = tiny_bpe([("a", "b"), ("b", "c")], ["zz", "[PAD]"])
     old.backend_tokenizer.enable_padding(length=5, pad_id=old.pad_token_id, pad_token="[PAD]")
     r = run(old, ["abc bc"])
-    assert r.tokenizer.pad_token_id == r.tokenizer.backend_tokenizer.padding["pad_id"] == len(r.rows) - 2
+    assert old.pad_token_id == 1 and r.tokenizer.pad_token_id == r.tokenizer.backend_tokenizer.padding["pad_id"] == 0
     assert r.tokenizer.backend_tokenizer.encode("b").ids[1:] == [r.tokenizer.pad_token_id] * 4
+
+
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFKC()])
+def test_special_tokens_stay_in_place(normalizer):
+    "RoBERTa counts positions from the padding's id. Only a normalizer can make a special token of other letters: then it goes behind the words."
+    old = tiny_bpe([("a", "b"), ("b", "c")], ["zz", "[PAD]"])
+    old.backend_tokenizer.normalizer = normalizer
+    old.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    texts = ["abc bc", "［PAD］", "a[PAD]b"]
+    r = run(old, texts)
+    assert r.lossless and check(old, r, texts) and (r.tokenizer.pad_token_id == 0) == (normalizer is None)
 
 
 def test_a_sequence_of_post_processors():

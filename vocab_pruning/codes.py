@@ -38,7 +38,7 @@ class ProductCodes(RowCodes):
 
     def forward(self, numbers: torch.Tensor) -> torch.Tensor:
         parts, entries, _ = self.codebooks.shape
-        flat = self.codes[numbers].int() + torch.arange(parts, dtype=torch.int32, device=numbers.device) * entries
+        flat = F.embedding(numbers, self.codes).int() + torch.arange(parts, dtype=torch.int32, device=numbers.device) * entries
         return F.embedding(flat, self.codebooks.flatten(0, 1)).flatten(-2)
 
     def describe(self) -> dict:
@@ -75,10 +75,11 @@ class RoundedRows(RowCodes):
         self.register_buffer("scale", torch.zeros(n, 1, device=device, dtype=dtype))
 
     def forward(self, numbers: torch.Tensor) -> torch.Tensor:
-        codes = self.codes[numbers]
+        codes = F.embedding(numbers, self.codes)
         if self.bits == 4:
-            codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2).to(torch.int8) - 8
-        return codes.to(self.scale.dtype) * self.scale[numbers]
+            codes = codes.int()
+            codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2) - 8
+        return codes.to(self.scale.dtype) * F.embedding(numbers, self.scale)
 
     def describe(self) -> dict:
         return dict(kind="rounded", n=len(self.codes), bits=self.bits)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HUB', 'MODERNBERT', 'MINILM', 'hub_reachable', 'minilm_directory', 'resolve_model', 'fingerprint',
-           'model_fingerprint', 'library_versions', 'check_replaceable', 'whole_directory', 'project_root',
-           'call_declared', 'choose']
+           'model_fingerprint', 'library_versions', 'check_replaceable', 'whole_directory', 'directory_lock',
+           'project_root', 'call_declared', 'choose']
 
 # %% ../nbs/00_core.ipynb #a5c21399
+import glob
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -23,6 +24,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+from filelock import FileLock
 
 # %% ../nbs/00_core.ipynb #43d9dd0f
 HUB = "https://huggingface.co"
@@ -127,6 +129,21 @@ def whole_directory(path: str | Path, marker: str):
             old.rename(path)
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+# %% ../nbs/00_core.ipynb #a12afaac
+@contextmanager
+def directory_lock(path: str | Path, wait: bool = True):
+    """Hold the lock of the directory `path`, which need not exist yet; what a killed `whole_directory` left beside it is put right.
+
+    Raises `TimeoutError` at once where another process (or thread) holds it and `wait` is False."""
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / f".{path.name}.lock", blocking=wait):
+        for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+            shutil.rmtree(old) if path.exists() else old.rename(path)
+        for new in path.parent.glob(f".{glob.escape(path.name)}.*.new"):
+            shutil.rmtree(new)
+        yield
 
 # %% ../nbs/00_core.ipynb #f1aebd1f
 def project_root(start: str | Path = ".") -> Path:

@@ -46,15 +46,16 @@ def check_low_rank(low_rank: float):
         raise ValueError(f"low_rank {low_rank} is outside (0, 1): it is the low-rank part's share of what stays")
 
 # %% ../nbs/21_losparse.ipynb #9ea47dd8
-def losparse_settings(model, ratio: float, low_rank: float = 0.25, of: int | None = None) -> LoSparseSettings:
+def losparse_settings(model, ratio: float, low_rank: float = 0.25, of: int | None = None, borne: int = 0) -> LoSparseSettings:
     """What takes `model` to (1 - `ratio`) of `of` parameters (None: its own number), once it is compact; within one row of it.
 
-    `low_rank` in (0, 1): the low-rank part's share of what stays of the linears. `of`: for a model whose vocabulary is pruned already, the number before.
-    Only shapes are read. Raises `ValueError` for a ratio or a share out of range, a model without linears, or one that cannot bear it."""
+    `low_rank` in (0, 1): the low-rank part's share of what stays of the linears. `of`: for a model whose vocabulary is pruned already, the number before;
+    `borne`: for one whose vocabulary is yet to be pruned, the parameters that it will give. Only shapes are read.
+    Raises `ValueError` for a ratio or a share out of range, a model without linears, or one that cannot bear it."""
     check_ratio(ratio, "params"), check_low_rank(low_rank)
     shapes = [tuple(linear.weight.shape) for linear in encoder_linears(model).values()]
-    params, weights, widest = sum(p.numel() for p in model.parameters()), sum(h * w for h, w in shapes), max(w for _, w in shapes)
-    of = of or params
+    total, weights, widest = sum(p.numel() for p in model.parameters()), sum(h * w for h, w in shapes), max(w for _, w in shapes)
+    of, params = of or total, total - borne
     target = of - int(ratio * of + 1e-9)
     left = weights - (params - target)  # what the linears' weights may have
     if left >= weights:
@@ -171,11 +172,13 @@ LoSparseCallback.on_optimizer_step, LoSparseCallback.on_train_end = _on_optimize
 def vocabulary_ratio(ratio: float, most: float, vocab_share: float = 0.75) -> float:
     """The part of `ratio` that the vocabulary bears: `vocab_share` of it, or of the `most` that it can.
 
-    Raises `ValueError` for a share outside (0, 1], and where it can bear nothing."""
+    Raises `ValueError` for a share outside (0, 1], and where it can bear nothing, or everything."""
     if not 0 < vocab_share <= 1:
         raise ValueError(f"vocab_share {vocab_share} is outside (0, 1]: it is the vocabulary's share; for the encoder alone use LoSparse without it")
     if most <= 0:
         raise ValueError("the vocabulary can bear nothing: what this oov adds is more than its rows hold; choose another, e.g. 'nearest'")
+    if ratio > 0 and vocab_share * min(ratio, most) >= ratio:
+        raise ValueError(f"vocab_share {vocab_share} leaves nothing of ratio {ratio} for LoSparse; lower it, or prune the vocabulary alone")
     return vocab_share * min(ratio, most)
 
 # %% ../nbs/21_losparse.ipynb #439903e6
@@ -197,6 +200,7 @@ def combine(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, vocab_sh
     Raises as `prune` and `losparse_settings` do."""
     check_ratio(ratio, "params")
     size = model_size(model, trained_params(oov, plain_embedding(model).embedding_dim))
-    most = max_ratio(size, int(special_mask(model, tokenizer).sum()))
-    pruned = prune(model, tokenizer, texts, vocabulary_ratio(ratio, most, vocab_share), oov=oov, **options)
+    by_vocabulary = vocabulary_ratio(ratio, max_ratio(size, int(special_mask(model, tokenizer).sum())), vocab_share)
+    losparse_settings(model, ratio, low_rank, borne=int(by_vocabulary * size.params))  # what cannot be had stops here, before the texts are read
+    pruned = prune(model, tokenizer, texts, by_vocabulary, oov=oov, **options)
     return pruned, add_losparse(pruned, ratio, low_rank, of=size.params)

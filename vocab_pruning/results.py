@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from .budget import check_ratio
-from .core import call_declared, choose, fingerprint, library_versions, project_root, whole_directory
+from .core import call_declared, choose, directory_lock, fingerprint, library_versions, project_root, whole_directory
 from .data import Task, documents, get_task, load_task
 from .finetune import FineTuned, finetune, retention
 from .prune import check_oov
@@ -107,7 +107,7 @@ def read_rows(out: str | Path = "runs"):
     "The rows of all runs below `out` (relative to the project's root where there is one), as a DataFrame; empty where there are none."
     import pandas as pd
 
-    return pd.DataFrame([read_row(path.parent) for path in sorted((project_root() / out).glob(f"*/{ROW}"))])
+    return pd.DataFrame([read_row(path.parent) for path in sorted((project_root() / out).glob(f"[!.]*/{ROW}"))])
 
 # %% ../nbs/23_results.ipynb #f7e29bf8
 def read_history(directory: str | Path):
@@ -129,6 +129,11 @@ def _with_sizes(facts: dict, model) -> dict:
     after = sizes(model)
     return facts | after | ({"params_removed": 1 - after["params"] / facts["params_full"]} if "params_full" in facts else {})
 
+# %% ../nbs/23_results.ipynb #1d934348
+def _row_there(directory: str | Path, save) -> dict | None:
+    "The row of the run in `directory` where nothing is left to do: it is there, and so is the model where `save` wants one."
+    return read_row(directory) if save is None or (Path(directory) / "model").is_dir() else None
+
 # %% ../nbs/23_results.ipynb #6287fcce
 def record_run(directory: str | Path, parameters: dict, model, tokenizer, dataset, recipe: dict, *, facts: dict | None = None,
                full_score: float | None = None, task: Task | None = None, save=None, progress: bool = False, callbacks=()) -> dict:
@@ -136,21 +141,25 @@ def record_run(directory: str | Path, parameters: dict, model, tokenizer, datase
 
     `parameters` identify the run, `facts` are what is known before training (break-even, seconds), `full_score` is what retention is relative to; `task`:
     None for the one that `parameters` name; sizes are those of the trained model, which `callbacks` may have made smaller. `save(directory)` writes it beside
-    the row, and a run without one is then made again. Raises `FileExistsError` where `directory` holds something else."""
-    if (row := read_row(directory)) is not None and (save is None or (Path(directory) / "model").is_dir()):
+    the row, and a run without one is then made again; another process that makes the same run is waited for.
+    Raises `FileExistsError` where `directory` holds something else."""
+    if (row := _row_there(directory, save)) is not None:
         return row
     task = get_task(task or parameters["task"])
-    with whole_directory(directory, ROW) as new, tempfile.TemporaryDirectory() as scratch:
-        result = finetune(model, tokenizer, dataset, task, recipe, scratch, parameters["seed"], progress, callbacks)
-        kept, reason = retention(result.metrics[task.metrics[0]], full_score)
-        scores = dict(metric=task.metrics[0], score=result.metrics[task.metrics[0]], full_score=full_score, retention=kept, retention_reason=reason)
-        seconds = {f"seconds_{stage}": round(value, 2) for stage, value in result.seconds.items()}
-        row = {"run": Path(directory).name, **parameters, **scores, **result.metrics, **_with_sizes(facts or {}, model), **seconds, **provenance()}
-        _predictions(result).to_csv(new / "predictions.csv", index=False)
-        (new / "history.json").write_text(json.dumps(result.history), encoding="utf-8")
-        (new / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
-        if save is not None:
-            call_declared(save, new / "model", offered=dict(scores={"task": task.name} | scores))
+    with directory_lock(directory), tempfile.TemporaryDirectory() as scratch:
+        if (row := _row_there(directory, save)) is not None:
+            return row
+        with whole_directory(directory, ROW) as new:
+            result = finetune(model, tokenizer, dataset, task, recipe, scratch, parameters["seed"], progress, callbacks)
+            kept, reason = retention(result.metrics[task.metrics[0]], full_score)
+            scores = dict(metric=task.metrics[0], score=result.metrics[task.metrics[0]], full_score=full_score, retention=kept, retention_reason=reason)
+            seconds = {f"seconds_{stage}": round(value, 2) for stage, value in result.seconds.items()}
+            row = {"run": Path(directory).name, **parameters, **scores, **result.metrics, **_with_sizes(facts or {}, model), **seconds, **provenance()}
+            _predictions(result).to_csv(new / "predictions.csv", index=False)
+            (new / "history.json").write_text(json.dumps(result.history), encoding="utf-8")
+            (new / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
+            if save is not None:
+                call_declared(save, new / "model", offered=dict(scores={"task": task.name} | scores))
     return row
 
 # %% ../nbs/23_results.ipynb #0aecd4c0

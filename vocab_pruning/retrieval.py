@@ -79,7 +79,9 @@ def read_beir(directory: str | Path, split: str = "test") -> tuple[dict[str, str
 
 # %% ../nbs/26_retrieval.ipynb #401c590c
 def write_beir(directory: str | Path, corpus: dict[str, str], queries: dict[str, str], qrels: dict[str, dict[str, int]], split: str = "test"):
-    "Write what `read_beir` reads, whole or not at all. Raises `FileExistsError` for a directory that holds anything else, `ValueError` as `check_retrieval` does."
+    """Write what `read_beir` reads, whole or not at all.
+
+    Raises `FileExistsError` for a directory that holds anything else, `ValueError` as `check_retrieval` does."""
     check_retrieval(corpus, queries, qrels)
     with whole_directory(directory, "corpus.jsonl") as new:
         for name, texts in (("corpus", corpus), ("queries", queries)):
@@ -166,9 +168,10 @@ def rank(model, corpus: dict[str, str], queries: dict[str, str], tokenizer=None,
 def evaluate_retrieval(model, corpus: dict[str, str], queries: dict[str, str], qrels: dict[str, dict[str, int]], tokenizer=None, **options):
     """nDCG@10, recall@100 and MRR@10 of each query of `qrels` as a DataFrame (queries, metrics); its `mean()` is the score.
 
-    `model`: a `PrunedModel`, a transformers model with its `tokenizer`, or anything with the `encode` of a `SentenceTransformer`. `corpus` and `queries`: texts by id,
-    `qrels`: relevance by query and document, as `read_beir` gives them. `options` go to `rank`. Raises `ValueError` as `check_retrieval` does, `ImportError`
-    where the extra `retrieval` is not installed."""
+    `model`: a `PrunedModel`, a transformers model with its `tokenizer`, or anything with the `encode` of a `SentenceTransformer`. `corpus` and
+    `queries`: texts by id, `qrels`: relevance by query and document, as `read_beir` gives them. `options` go to `rank`.
+
+    Raises `ValueError` as `check_retrieval` does, `ImportError` where the extra `retrieval` is not installed."""
     import pandas as pd
 
     check_retrieval(corpus, queries, qrels)

@@ -56,11 +56,13 @@ def aim(wanted: float, passed: tuple[float, float], failed: tuple[float, float] 
     return near + float(np.clip(share, 0.2, 0.8)) * (far - near)
 
 # %% ../nbs/33_search.ipynb #52687ff2
-def search(n: int, drift_at: Callable[[int], float], retention_at: Callable[[int], float], wanted: float = 0.99, max_runs: int = 5) -> tuple[int, int, dict[int, float]]:
+def search(n: int, drift_at: Callable[[int], float], retention_at: Callable[[int], float], wanted: float = 0.99,
+           max_runs: int = 5) -> tuple[int, int, dict[int, float]]:
     """Find the last of `n` candidates, from the mildest to the hardest, whose retention is at least `wanted`, measuring `max_runs` of them at most.
 
-    Returns its number (-1: none passed), that of the mildest known to fail (`n`: none failed) and the retentions measured, by number. `drift_at(i)`, at least 0, is
-    taken to grow with i, `retention_at(i)` to fall with it, and to be 1 where there is no drift. The search is done when the first two are neighbours."""
+    Returns its number (-1: none passed), that of the mildest known to fail (`n`: none failed) and the retentions measured, by number. `drift_at(i)`, at
+    least 0, is taken to grow with i, `retention_at(i)` to fall with it, and to be 1 where there is no drift. The search is done when the first two are
+    neighbours."""
     low, high, measured = last_within(drift_at, 0, n, 1e-9), n, {}
     best, worst = (0.0, 1.0), None
     while high - low > 1 and len(measured) < max_runs:
@@ -114,22 +116,26 @@ def _cut(self: _Case, ratio: float, share: bool = True) -> PrunedModel:
                             texts=documents(self.dataset["train"]), share=share, **self.options["oov_options"])
 
 
+def _examples(self: _Case) -> dict[str, int]:
+    "How many examples there are."
+    return dict(train_examples=len(self.dataset["train"]), dev_examples=len(self.dataset["dev"]))
+
+
 def _train_full(self: _Case) -> dict:
     "The row of the full model's run."
-    model = copy.deepcopy(self.model)
-    facts = dict(train_examples=len(self.dataset["train"]), dev_examples=len(self.dataset["dev"])) | sizes(self.model)
     asked = self.asked | {"method": "full"}
-    return record_run(run_directory(self.out, asked), asked, model, self.tokenizer, self.dataset, self.recipe, facts=facts, task=self.task,
-                      progress=self.progress)
+    return record_run(run_directory(self.out, asked), asked, copy.deepcopy(self.model), self.tokenizer, self.dataset, self.recipe,
+                      facts=_examples(self) | sizes(self.model), task=self.task, progress=self.progress)
 
 # %% ../nbs/33_search.ipynb #5f989591
 def _facts(self: _Case, pruned: PrunedModel) -> dict:
     "What a row says of a pruned model before it is trained."
     info, train, dev = pruned.info, lost(pruned, self.stats["train"]), lost(pruned, self.stats["dev"])
-    return dict(train_examples=len(self.dataset["train"]), dev_examples=len(self.dataset["dev"])) | info["after"] | {
-        f"{name}_full": value for name, value in info["before"].items()} | {f"seconds_{stage}": round(value, 2) for stage, value in self.seconds.items()} | dict(
-        clusters=info["n_clusters"], break_even=info["break_even"], max_ratio=info["max_ratio"], params_removed=1 - info["after"]["params"] / info["before"]["params"],
-        train_tokens_pruned=train["tokens"], train_share_remapped=train["share"], dev_share_remapped=dev["share"],
+    seconds, before = ({name.format(k): v for k, v in some.items()} for name, some in (("seconds_{}", self.seconds), ("{}_full", info["before"])))
+    return _examples(self) | info["after"] | before | {name: round(value, 2) for name, value in seconds.items()} | dict(
+        clusters=info["n_clusters"], break_even=info["break_even"], max_ratio=info["max_ratio"],
+        params_removed=1 - info["after"]["params"] / info["before"]["params"], train_tokens_pruned=train["tokens"],
+        train_share_remapped=train["share"], dev_share_remapped=dev["share"],
         dev_growth=growth(pruned, documents(self.dataset["dev"]), self.stats["dev"].n_tokens))
 
 
@@ -168,9 +174,9 @@ def interval(task: str | Task, directory: str | Path, full_directory: str | Path
 class Found:
     """The largest `ratio` (fraction of `base`) that keeps `wanted` of the full model's score, and how that was found.
 
-    `retention` there, measured (1 where the ratio causes no drift and was not trained); `fails_at`, the smallest ratio that failed (None: none did); `trainings`, the
-    full model's among them; `noise`, see `rises`; `curve`, a DataFrame: a line for each ratio looked at, with `rows`, `drift` and, where it was trained, `score`,
-    `retention`, its `low` and `high` end and the `run`."""
+    `retention` there, measured (1 where the ratio causes no drift and was not trained); `fails_at`, the smallest ratio that failed (None: none did);
+    `trainings`, the full model's among them; `noise`, see `rises`; `curve`, a DataFrame: a line for each ratio looked at, with `rows`, `drift` and, where
+    it was trained, `score`, `retention`, its `low` and `high` end and the `run`."""
 
     ratio: float
     retention: float
@@ -247,17 +253,20 @@ def _curve(case: _Case, looks: dict[float, dict], rows: dict[float, dict], full:
 # %% ../nbs/33_search.ipynb #b9e5b49e
 def find_ratio(task: str | Task, retention: float = 0.99, max_runs: int = 5, base: str = "params", scorer: str = "tfidf", oov: str = "pq", step: float = 0.01,
                model: str = "auto", data: str = "auto", seed: int = 42, max_train_examples: int | None = None, held_out_examples: int | None = None,
-               n_texts: int = 512, out: str | Path = "runs", scorer_options: dict | None = None, oov_options: dict | None = None, progress: bool = False, **recipe) -> Found:
+               n_texts: int = 512, out: str | Path = "runs", scorer_options: dict | None = None, oov_options: dict | None = None,
+               progress: bool = False, **recipe) -> Found:
     """The largest ratio of `base` (a multiple of `step`) whose model keeps `retention` (a fraction) of the full model's score on `task` after fine-tuning.
 
     At most `max_runs` pruned models are trained, and the full one; runs below `out` that are there already are read, so a search that was cut off goes on.
-    Drift is measured on `n_texts` texts. Retention is measured on train's `held_out_examples` (see `subset`), on dev where there are none. `recipe`: `epochs`, `learning_rate`, `batch_size`, `max_length`. Other arguments as in run.ipynb.
+    Retention is measured on train's `held_out_examples` (see `subset`), on dev where there are none, and drift on `n_texts` texts of the same. `recipe`:
+    `epochs`, `learning_rate`, `batch_size`, `max_length`. Other arguments as in run.ipynb.
 
-    Raises `ValueError` where no ratio that was trained keeps `retention`, where the full model's score is not above 0, for a scorer whose ranking is not fixed, and
-    for what `check_run` refuses."""
-    if not 0 < retention or max_runs < 1:
-        raise ValueError(f"retention={retention}, max_runs={max_runs}: give a retention above 0 and at least 1 run")
-    case = _case(task, base, scorer, oov, model, data, seed, out, progress, scorer_options or {}, oov_options or {}, max_train_examples, held_out_examples, **recipe)
+    Raises `ValueError` where no ratio that was trained keeps `retention`, where the full model's score is not above 0, for a scorer whose ranking is not
+    fixed, and for what `check_run` refuses."""
+    if not 0 < retention <= 1 or max_runs < 1:
+        raise ValueError(f"retention={retention}, max_runs={max_runs}: give a retention above 0 and at most 1, and at least 1 run")
+    case = _case(task, base, scorer, oov, model, data, seed, out, progress, scorer_options or {}, oov_options or {}, max_train_examples,
+                 held_out_examples, **recipe)
     ratios, rows, looks = _candidates(case, step), {}, {}
     full = _train_full(case)
     if full[case.metric] <= 0:

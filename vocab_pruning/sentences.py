@@ -18,7 +18,7 @@ from .ship import PrunedModel, companions, load
 try:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import InputModule, Pooling
-    from sentence_transformers.util.misc import import_module_class
+    from sentence_transformers.util import import_module_class
 except ImportError as error:
     raise ImportError("vocab_pruning.sentences needs sentence-transformers 6; install it with pip install 'vocab_pruning[sentence]'") from error
 
@@ -26,11 +26,11 @@ except ImportError as error:
 class PrunedTransformer(InputModule):
     """The first module of a `SentenceTransformer`: the encoder and the tokenizer of `pruned`, texts cut at `max_seq_length` tokens.
 
-    It gives `token_embeddings` float (n, tokens, d)."""
+    `do_lower_case`: texts are made lower case before they are tokenized. It gives `token_embeddings` float (n, tokens, d)."""
 
-    def __init__(self, pruned: PrunedModel, max_seq_length: int | None = None):
+    def __init__(self, pruned: PrunedModel, max_seq_length: int | None = None, do_lower_case: bool = False):
         super().__init__()
-        self.pruned, self.model, self.tokenizer = pruned, pruned.model, pruned.tokenizer
+        self.pruned, self.model, self.tokenizer, self.do_lower_case = pruned, pruned.model, pruned.tokenizer, do_lower_case
         positions = getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
         self.max_seq_length = max_seq_length or min(positions, self.tokenizer.model_max_length)
 
@@ -41,7 +41,8 @@ class PrunedTransformer(InputModule):
     def preprocess(self, inputs: list[str], prompt: str | None = None, **kwargs) -> dict[str, torch.Tensor]:
         "The model's inputs for texts, each behind `prompt`: int64 (n, tokens) each."
         texts = self._prepend_prompt(inputs, prompt) if prompt else inputs
-        return dict(self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_seq_length, return_tensors="pt"))
+        texts = [text.lower() for text in texts] if self.do_lower_case else list(texts)
+        return dict(self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_seq_length, return_tensors="pt"))
 
     def forward(self, features: dict, **kwargs) -> dict:
         "`features` with `token_embeddings`."
@@ -61,7 +62,7 @@ class PrunedTransformer(InputModule):
         return cls(load(Path(model_name_or_path) / subfolder), **cls.load_config(model_name_or_path, subfolder))
 
 
-PrunedTransformer.config_file_name, PrunedTransformer.config_keys = "sentence_bert_config.json", ["max_seq_length"]
+PrunedTransformer.config_file_name, PrunedTransformer.config_keys = "sentence_bert_config.json", ["max_seq_length", "do_lower_case"]
 
 # %% ../nbs/18_sentences.ipynb #df17315b
 def _plain(pruned: PrunedModel, device) -> SentenceTransformer:
@@ -71,23 +72,23 @@ def _plain(pruned: PrunedModel, device) -> SentenceTransformer:
         return SentenceTransformer(str(Path(scratch) / "model"), device=device, local_files_only=True)
 
 # %% ../nbs/18_sentences.ipynb #cb226224
-def _behind(name_or_path: str) -> tuple[list, dict, int | None]:
-    "Of a sentence-transformers directory or cached hub name: the modules behind its first, what `SentenceTransformer` is told beside them, its length in tokens."
+def _behind(name_or_path: str) -> tuple[list, dict, dict]:
+    "Of a sentence-transformers directory or cached hub name: the modules behind its first, and what the whole model and the first module are told."
     files = {name: path for path, name in companions(name_or_path)}
     described, about, first = (json.loads(files[name].read_text(encoding="utf-8")) if name in files else {}
                                for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"))
     root = str(files["modules.json"].parent)
     modules = [import_module_class(module["type"], root).load(root, subfolder=module["path"]) for module in described[1:]]
     settings = {name: about[name] for name in ("prompts", "default_prompt_name", "similarity_fn_name") if name in about}
-    return modules, settings, first.get("max_seq_length")
+    return modules, settings, {name: first[name] for name in PrunedTransformer.config_keys if name in first}
 
 # %% ../nbs/18_sentences.ipynb #c2d78262
 def sentence_transformer(pruned: PrunedModel, max_seq_length: int | None = None) -> SentenceTransformer:
     """A `SentenceTransformer` around `pruned`, on its device: `encode`, `similarity`, training and `save_pretrained` are the library's own.
 
-    The saved directory is read by `SentenceTransformer(directory, trust_remote_code=True)` where this library is installed, and by `vocab_pruning.load`; that of a
-    plain model by `SentenceTransformer(directory)` anywhere. `max_seq_length`: tokens a text is cut at (None: the full model's).
-    Raises `ValueError` for a pruned model without its tokenizer."""
+    The saved directory is read by `SentenceTransformer(directory, trust_remote_code=True)` where this library is installed, and by
+    `vocab_pruning.load`; that of a plain model by `SentenceTransformer(directory)` anywhere. `max_seq_length`: tokens a text is cut at (None: as the
+    full model's). Raises `ValueError` for a pruned model without its tokenizer."""
     if pruned.tokenizer is None:
         raise ValueError("this pruned model has no tokenizer, which sentence-transformers needs; set its `tokenizer`")
     source, device = getattr(pruned.model, "name_or_path", ""), str(pruned.model.device)
@@ -95,5 +96,6 @@ def sentence_transformer(pruned: PrunedModel, max_seq_length: int | None = None)
         whole = _plain(pruned, device)
         whole.max_seq_length = max_seq_length or whole.max_seq_length
         return whole
-    modules, settings, length = _behind(source) if companions(source) else ([Pooling(pruned.model.config.hidden_size)], {}, None)
-    return SentenceTransformer(modules=[PrunedTransformer(pruned, max_seq_length or length), *modules], device=device, **settings)
+    modules, settings, first = _behind(source) if companions(source) else ([Pooling(pruned.model.config.hidden_size)], {}, {})
+    first |= {} if max_seq_length is None else dict(max_seq_length=max_seq_length)
+    return SentenceTransformer(modules=[PrunedTransformer(pruned, **first), *modules], device=device, **settings)

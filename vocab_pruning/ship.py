@@ -7,6 +7,7 @@ __all__ = ['MARKER', 'PARTS', 'PrunedModel', 'load', 'evaluating', 'companions']
 
 # %% ../nbs/13_ship.ipynb #7896a13c
 import copy
+import inspect
 import json
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ from .codes import make_codes
 from .core import library_versions, whole_directory
 from .lowrank import install_losparse
 from .oov import Remap
-from .rebuild import PrunedEmbedding, PrunedHead, install, sizes
+from .rebuild import PrunedEmbedding, PrunedHead, in_manner_of, install, sizes
 
 # %% ../nbs/13_ship.ipynb #38a7b6b6
 MARKER = "vocab_pruning.json"
@@ -103,7 +104,8 @@ def _install_vocabulary(model, rows: int, kept: int, m: int, coded: dict | None)
     "Give `model`, in place, an empty embedding and head of the shapes that `config.vocab_pruning` tells."
     old, head = model.get_input_embeddings(), model.get_output_embeddings()
     new = PrunedEmbedding(rows, old.embedding_dim, old.num_embeddings, kept, m, coded and make_codes(old.embedding_dim, **coded))
-    install(model, new, head and PrunedHead(rows, head.in_features, old.num_embeddings, kept, head.bias is not None))
+    new.pad_id = old.padding_idx  # its row is known once the table is there
+    install(model, in_manner_of(old, new), head and PrunedHead(rows, head.in_features, old.num_embeddings, kept, head.bias is not None))
 
 
 PARTS = {"vocab_pruning": _install_vocabulary, "losparse": install_losparse}
@@ -130,46 +132,58 @@ def _model_class(config, model_class):
     mapping = getattr(model_class, "_model_mapping", None)
     return model_class if mapping is None else mapping[type(config)]
 
-# %% ../nbs/13_ship.ipynb #6ecd8314
-def _load_model(directory: Path, config, model_class, **kwargs):
-    "The pruned model in `directory`; `ValueError` where its weights are damaged or lack what the saved class needs."
+# %% ../nbs/13_ship.ipynb #71aabcce
+@contextmanager
+def _readable(directory: Path):
+    "Raise `ValueError` where a block that reads the weights in `directory` finds them damaged or of another model."
     from safetensors import SafetensorError
 
-    cls = _model_class(config, model_class)
-    reader = _prunable(cls) if any(hasattr(config, name) for name in PARTS) else cls
     try:
-        model, report = reader.from_pretrained(directory, config=config, use_safetensors=True, output_loading_info=True, **kwargs)
+        yield
     except SafetensorError as error:
         raise ValueError(f"the weights in {directory} are damaged ({error}); save the model again") from error
     except RuntimeError as error:
         raise ValueError(f"the weights in {directory} do not fit its config.json ({error}); save the model again") from error
+
+
+def _load_model(directory: Path, config, model_class, weights: dict | None, **kwargs):
+    "The pruned model in `directory`, of `weights` by name where they are given; `ValueError` where its own are damaged or lack what the saved class needs."
+    cls = _model_class(config, model_class)
+    reader = _prunable(cls) if any(hasattr(config, name) for name in PARTS) else cls
+    options = dict(config=config, use_safetensors=True, output_loading_info=True)
+    with _readable(directory):
+        model, report = reader.from_pretrained(None if weights else directory, state_dict=weights, **options, **kwargs)
     if missing := model_class is None and sorted(report["missing_keys"]):
         raise ValueError(f"the weights in {directory} lack {missing[0]} and {len(missing) - 1} more; save the model again")
     model.__class__, embedding = cls, model.get_input_embeddings()
-    if config.pad_token_id is not None and isinstance(embedding, PrunedEmbedding):
-        embedding.padding_idx = int(embedding.index[config.pad_token_id, 0])
+    if isinstance(embedding, PrunedEmbedding) and embedding.pad_id is not None:
+        embedding.padding_idx = int(embedding.index[embedding.pad_id, 0])
     return model
 
-# %% ../nbs/13_ship.ipynb #00ea2450
-def load(directory: str | Path, model_class=None, **kwargs) -> PrunedModel:
-    """The pruned model saved in `directory` by `save_pretrained`, a `Trainer` or `model.save_pretrained`, in evaluation mode.
-
-    `model_class`: another transformers class (or Auto class) to load the weights into; `kwargs` go to the configuration and `from_pretrained`.
-    Raises `FileNotFoundError` where there is no model, `ValueError` where it is not a pruned one or its weights are damaged."""
+# %% ../nbs/13_ship.ipynb #a2c0af5e
+def _open(directory: Path, model_class, weights: dict | None, **kwargs) -> PrunedModel:
+    "What `load` gives, of `weights` by name where they are given."
     from transformers import AutoConfig, AutoTokenizer
 
-    directory = Path(directory)
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory} holds no config.json; give a directory that save_pretrained wrote")
     config, kwargs = AutoConfig.from_pretrained(directory, return_unused_kwargs=True, **kwargs)
     info = json.loads((directory / MARKER).read_text()) if (directory / MARKER).is_file() else {}
     if not any(hasattr(config, name) for name in PARTS) and "original_ids" not in info:
         raise ValueError(f"{directory} holds a model that is not pruned; load it with transformers, then prune it")
-    model = _load_model(directory, config, model_class, **kwargs)
+    model = _load_model(directory, config, model_class, weights, **kwargs)
     tokenizer = AutoTokenizer.from_pretrained(directory) if (directory / "tokenizer_config.json").is_file() else None
     return PrunedModel(model, tokenizer, info)
 
-# %% ../nbs/13_ship.ipynb #71aabcce
+
+def load(directory: str | Path, model_class=None, **kwargs) -> PrunedModel:
+    """The pruned model saved in `directory` by `save_pretrained`, a `Trainer` or `model.save_pretrained`, in evaluation mode.
+
+    `model_class`: another transformers class (or Auto class) to load the weights into; `kwargs` go to the configuration and `from_pretrained`.
+    Raises `FileNotFoundError` where there is no model, `ValueError` where it is not a pruned one or its weights are damaged."""
+    return _open(Path(directory), model_class, None, **kwargs)
+
+# %% ../nbs/13_ship.ipynb #9eb77eb2
 @contextmanager
 def evaluating(model):
     "Run a block with every module of `model` in evaluation mode, without gradients; each has its own mode back afterwards."
@@ -185,8 +199,10 @@ def evaluating(model):
 def _outputs(model, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     "All hidden states and outputs of `model` for one text's `ids` (1, n), by name; of a masked-LM's logits the kept columns."
     rows = model.get_input_embeddings()
+    ids = ids.to(rows.weight.device)
+    decoder = {"decoder_input_ids": ids} if "decoder_input_ids" in inspect.signature(model.forward).parameters else {}
     with evaluating(model):
-        got = model(input_ids=ids.to(rows.weight.device), output_hidden_states=True, return_dict=True)
+        got = model(input_ids=ids, output_hidden_states=True, return_dict=True, **decoder)
     named = {f"hidden state {i}": state for i, state in enumerate(got.get("hidden_states") or ())} | {k: v for k, v in got.items() if torch.is_tensor(v)}
     if model.get_output_embeddings() is not None and isinstance(rows, PrunedEmbedding):
         named["logits"] = named["logits"][..., rows.keep.long()]
@@ -208,20 +224,49 @@ def _check_equal(ours: dict, theirs: dict, what: str, tolerance: float = 1e-5) -
 # %% ../nbs/13_ship.ipynb #b5fbfce4
 def _length(config) -> int:
     "Tokens that a model of `config` is given here at most: 128, or half of the positions that it has."
-    positions = getattr(config, "max_position_embeddings", 0) or 0
+    positions = getattr(config.get_text_config(), "max_position_embeddings", 0) or 0
     return min(128, positions // 2) if positions > 0 else 128
+
+
+def _cut(ids: torch.Tensor, length: int) -> torch.Tensor:
+    "`ids` (1, n) where n is `length` at most, else the first of them and the last one, in which BART's classifiers read the text."
+    return ids if ids.shape[1] <= length else torch.cat([ids[:, : length - 1], ids[:, -1:]], dim=1)
 
 
 def _ids(tokenizer, text: str) -> torch.Tensor:
     "Ids of one text as a model gets them, whole: int64 (1, n)."
     return torch.tensor([tokenizer(text, verbose=False)["input_ids"]])
 
+# %% ../nbs/13_ship.ipynb #2a212646
+def _from_file(file: Path, name: str) -> torch.Tensor:
+    "The tensor `name` of `file`, which is opened for it alone, so that nothing else of it stays in memory."
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as weights:
+        return weights.get_tensor(name)
+
+
+def _weights(file: Path, ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    "All tensors of `file` by name, each as that of `ours` where the two are equal."
+    from safetensors import safe_open
+
+    found = {}
+    with _readable(file.parent):
+        with safe_open(file, "pt") as weights:
+            names = list(weights.keys())
+        for name in names:
+            mine, theirs = ours.get(name), _from_file(file, name)
+            equal = mine is not None and mine.dtype == theirs.dtype and torch.equal(mine.cpu(), theirs)
+            found[name] = mine if equal else theirs
+    return found
+
 # %% ../nbs/13_ship.ipynb #a0b2cd33
 def _read_back(self: PrunedModel, directory: Path):
     "What `directory` holds, made alike in what is no part of a saved model: device, kind of attention, buffers that are never saved."
-    again, rows = load(directory, model_class=type(self.model)), self.model.get_input_embeddings()
+    file, saved, rows = directory / "model.safetensors", self.model.state_dict(), self.model.get_input_embeddings()
+    again = _open(directory, type(self.model), _weights(file, saved) if file.is_file() else None)  # shards are read whole
     again.model.to(rows.weight.device).set_attn_implementation(self.model.config._attn_implementation)
-    saved, theirs = self.model.state_dict(), dict(again.model.named_buffers())
+    theirs = dict(again.model.named_buffers())
     for name, buffer in self.model.named_buffers():
         if name not in saved and name in theirs:
             theirs[name].data = buffer.data
@@ -229,20 +274,25 @@ def _read_back(self: PrunedModel, directory: Path):
 
 
 def _check_reload(self: PrunedModel, directory: Path, texts: list[str]):
-    "Question 1: `ValueError` where the model and tokenizer in `directory` are or give anything else than those in memory."
+    "Question 1: what is in `directory`; `ValueError` where its model or tokenizer is anything else than that in memory, or gives it for the longest text."
     again = _read_back(self, directory)
     ours, theirs = self.model.state_dict(), again.model.state_dict()
     if changed := [name for name in ours.keys() | theirs.keys() if name not in ours or name not in theirs or not torch.equal(ours[name], theirs[name])]:
         raise ValueError(f"read back from disk, {min(changed)} is not what it was; nothing was written")
     tokenizer = copy.deepcopy(self.tokenizer)  # encoding sets truncation and padding, which a tokenizer is saved with
-    for text in texts:
-        ids = _ids(tokenizer, text)
+    inputs = [_ids(tokenizer, text) for text in texts] or [torch.arange(min(16, len(self.keep)))[None]]
+    for text, ids in zip(texts, inputs, strict=False):
         if not torch.equal(ids, _ids(again.tokenizer, text)):
             raise ValueError(f"read back from disk, the tokenizer segments {text[:80]!r} otherwise; nothing was written")
-    length = _length(self.model.config)
-    inputs = [_ids(tokenizer, text)[:, :length] for text in texts] or [torch.arange(min(16, length, len(self.keep)))[None]]
-    for ids in inputs:
-        _check_equal(_outputs(again.model, ids), _outputs(self.model, ids), f"read back from disk, ids {ids[0, :8].tolist()} …")
+    for ids in inputs if self.original is None else [max(inputs, key=torch.numel)]:
+        _beside_memory(self, again, ids)
+    return again
+
+
+def _beside_memory(self: PrunedModel, again: PrunedModel, ids: torch.Tensor):
+    "`ValueError` where `again`, read back from disk, gives other outputs for `ids` (1, n) than the model in memory."
+    ids = _cut(ids, _length(self.model.config))
+    _check_equal(_outputs(again.model, ids), _outputs(self.model, ids), f"read back from disk, ids {ids[0, :8].tolist()} …")
 
 # %% ../nbs/13_ship.ipynb #97b0ca92
 def _check_numbers(self: PrunedModel):
@@ -277,16 +327,16 @@ def _nothing_lost(self: PrunedModel, ours: torch.Tensor, theirs: torch.Tensor) -
     return ours.shape == theirs.shape and torch.equal(self.keep[ours], theirs)
 
 
-def _beside_original(self: PrunedModel, ours: torch.Tensor, theirs: torch.Tensor, text: str) -> float:
-    "The largest difference of this model's outputs for the ids `ours` to the original's for `theirs`; `ValueError` where they differ."
-    full, got = _outputs(self.original[0], theirs), _outputs(self.model, ours)
+def _beside_original(self: PrunedModel, again: PrunedModel, ours: torch.Tensor, theirs: torch.Tensor, text: str) -> float:
+    "The largest difference of the outputs of `again`, read back from disk, for the ids `ours` to the original's for `theirs`; `ValueError` where they differ."
+    full, got = _outputs(self.original[0], theirs), _outputs(again.model, ours)
     if self.original[0].get_output_embeddings() is not None:
         full["logits"], got["logits"] = full["logits"][..., self.keep.to(full["logits"].device)], got["logits"][..., : len(self.keep)]
     return _check_equal(got, full, f"beside the full model, {text[:80]!r}")
 
 
-def _compare(self: PrunedModel, texts: list[str]) -> dict:
-    "Questions 2 and 3 for `texts`: a report, JSON-ready; `ValueError` where outputs are not the original's."
+def _compare(self: PrunedModel, again: PrunedModel, texts: list[str]) -> dict:
+    "Questions 2 and 3 for `texts`: a report, JSON-ready; `ValueError` where outputs of `again`, read back from disk, are not the original's."
     before = now = same = compared = worst = 0
     untouched, length, new, old = _as_before(self), _length(self.model.config), *copy.deepcopy((self.tokenizer, self.original[1]))
     for text in texts:
@@ -295,12 +345,14 @@ def _compare(self: PrunedModel, texts: list[str]) -> dict:
         alike = _nothing_lost(self, ours, theirs)
         same += alike
         if alike and untouched:
-            compared, worst = compared + 1, max(worst, _beside_original(self, ours[:, :length], theirs[:, :length], text))
+            compared, worst = compared + 1, max(worst, _beside_original(self, again, _cut(ours, length), _cut(theirs, length), text))
+        else:
+            _beside_memory(self, again, ours)
     return dict(texts=len(texts), nothing_lost=same, growth=now / before, compared=compared, max_difference=worst)
 
 # %% ../nbs/13_ship.ipynb #93c2fb69
 def _verify(self: PrunedModel, texts: Iterable[str] | None = None, lossless: bool | None = None, directory: str | Path | None = None) -> dict:
-    """Compare what `directory` holds (None: a copy saved for the purpose) with this model, and this model with the original, on `texts` (None: the own sample).
+    """Compare what `directory` holds (None: a copy saved for the purpose) with this model and with the original, on `texts` (None: the own sample).
 
     Returns `texts`, how many; `nothing_lost`, how many have all their tokens still; `growth`, tokens now over tokens before; `compared`, how many were
     compared with the full model, and `max_difference` of their outputs. `lossless`: ask that nothing be lost (None: of the own sample, where it was promised).
@@ -312,10 +364,10 @@ def _verify(self: PrunedModel, texts: Iterable[str] | None = None, lossless: boo
     if directory is None:
         with tempfile.TemporaryDirectory() as scratch:
             _write(self, Path(scratch))
-            _check_reload(self, Path(scratch), texts)
+            again = _check_reload(self, Path(scratch), texts)
     else:
-        _check_reload(self, Path(directory), texts)
-    report = _compare(self, texts) if self.original is not None and texts else dict(texts=len(texts), compared=0)
+        again = _check_reload(self, Path(directory), texts)
+    report = _compare(self, again, texts) if self.original is not None and texts else dict(texts=len(texts), compared=0)
     if lossless and (changed := len(texts) - report.get("nothing_lost", 0)):
         raise ValueError(f"{changed} of {len(texts)} texts are not segmented as before; keep more rows, or do not ask for lossless=True")
     return report

@@ -188,10 +188,13 @@ def _merge_needs(tokenizer, m, closed: Callable[[int], bool]) -> Callable[[int],
 # %% ../nbs/08_surgery.ipynb #610620fe
 @dataclass
 class Needs:
-    "What re-segmenting takes: `always`, ids that stay whatever the ranking says; `of(id)`, ids a token needs besides, None for one that is never kept."
+    """What re-segmenting takes: `always`, ids that stay whatever the ranking says; `of(id)`, ids a token needs besides, None for one that is never kept.
+
+    `typed`: the tokenizer as skeletoken's `TokenizerModel`, for `rewrite_tokenizer`."""
 
     always: set[int]
     of: Callable[[int], set[int] | None]
+    typed: object = None
 
     def all(self, ids: Iterable[int]) -> set[int]:
         "`always`, `ids` and what they need."
@@ -208,13 +211,13 @@ def find_needs(tokenizer, stats: TokenStats, special: np.ndarray, texts: Iterabl
     m = _read(tokenizer)
     always = _required(tokenizer, m) | _letters(tokenizer, m, stats.seen) | set(np.flatnonzero(special).tolist()) & tokens
     if kind != "BPE":
-        return Needs(always, lambda i: set() if i in tokens else None)
+        return Needs(always, lambda i: set() if i in tokens else None, m)
     if lossless and texts is None:
         raise ValueError("a lossless BPE tokenizer needs the texts, to know which tokens are parts of words: give texts=..., or lossless=False")
     parts = parts_of_words(texts, tokenizer, progress, stats.n_rows) if lossless else np.ones(stats.n_rows, bool)
     if lossless and (parts & ~stats.seen).any():
         raise ValueError("the texts hold tokens that the statistics have not seen; give the texts the statistics were made from")
-    return Needs(always, _merge_needs(tokenizer, m, lambda i: bool(parts[i])))
+    return Needs(always, _merge_needs(tokenizer, m, lambda i: bool(parts[i])), m)
 
 # %% ../nbs/08_surgery.ipynb #92185e2f
 def rows_for_lossless(tokenizer, stats: TokenStats, *, special: np.ndarray, texts: Iterable[str] | None = None, lossless: bool = True) -> int:
@@ -277,7 +280,8 @@ def _cut(tokenizer, m, keep: set[str], ignore_merges: bool) -> Tokenizer:
         unmade = _unmade(old, keep & own.keys())
     with _silence("skeletoken"):
         m = m.remove_tokens_from_vocabulary([token for token in m.vocabulary if token not in keep])
-    outside = [token for token in added if token in keep and (token not in own or token in unmade and token != unk)]
+    first = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special and not token.single_word and old.normalizer is None}
+    outside = [token for token in added if token in keep and (token not in own or token in unmade and token != unk and token not in first)]
     new = _spell(m, tokenizer, unk, sorted(outside, key=added.get), ignore_merges or bpe and old.model.ignore_merges)
     lost = (unmade | _unmade(new, keep & own.keys()) if bpe else unmade) - added.keys()
     if lost:
@@ -306,13 +310,13 @@ def _load_with(tokenizer, new: Tokenizer):
     return loaded
 
 # %% ../nbs/08_surgery.ipynb #096b9b6d
-def rewrite_tokenizer(tokenizer, keep_ids: Iterable[int], *, ignore_merges: bool = False) -> tuple[object, np.ndarray]:
+def rewrite_tokenizer(tokenizer, keep_ids: Iterable[int], *, ignore_merges: bool = False, typed=None) -> tuple[object, np.ndarray]:
     """A tokenizer that emits only `keep_ids`, and `rows`, the original id of each of its ids 0 .. K - 1: int64 (K,).
 
-    `ignore_merges`: a BPE finds a word that is a token as a whole without merging. Raises `ValueError` for an id without a token, a kept set
-    that lacks a special token or the alphabet, and a kept token that would never be emitted; else as `token_kind` does."""
+    `ignore_merges`: a BPE finds a word that is a token as a whole without merging. `typed`: that of `Needs`, where it is known. Raises `ValueError` for
+    an id without a token, a kept set that lacks a special token or the alphabet, and a kept token that would never be emitted; else as `token_kind` does."""
     kind, ids = token_kind(tokenizer), tokenizer.get_vocab()
-    names, kept, m = {i: token for token, i in ids.items()}, set(map(int, keep_ids)), _read(tokenizer)
+    names, kept, m = {i: token for token, i in ids.items()}, set(map(int, keep_ids)), typed or _read(tokenizer)
     if unknown := kept - names.keys():
         raise ValueError(f"no token has the id {min(unknown)}; the tokenizer's ids are 0 .. {max(names)}")
     if dropped := _required(tokenizer, m) - kept:
@@ -359,7 +363,7 @@ def resegment(tokenizer, order: np.ndarray, n_keep: int, stats: TokenStats, *, s
     Raises as `find_needs`, `rows_to_keep` and `rewrite_tokenizer` do."""
     needs = find_needs(tokenizer, stats, special, texts, lossless, progress)
     keep = rows_to_keep(order, n_keep, needs)
-    new, rows = rewrite_tokenizer(tokenizer, keep, ignore_merges=lossless)
+    new, rows = rewrite_tokenizer(tokenizer, keep, ignore_merges=lossless, typed=needs.typed)
     same = needs.all(np.flatnonzero(stats.seen).tolist()) <= set(keep.tolist())
     if same and token_kind(tokenizer) == "WordPiece":
         same = _same_unknowns(tokenizer, new, texts, stats.seen)

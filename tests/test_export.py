@@ -1,0 +1,195 @@
+"""A pruned model as one graph: what `torch.export`, `torch.compile` and ONNX make of it gives what the model gives, for any batch and length."""
+
+import json
+import shutil
+import sys
+from functools import cache
+
+import pytest
+import torch
+import transformers
+from conftest import same, state
+
+from vocab_pruning import PrunedModel, prune
+from vocab_pruning.data import documents, load_task
+from vocab_pruning.export import compare_onnx, encode, export_onnx, export_program, onnx_session, run_onnx
+from vocab_pruning.families import tiny_model
+
+TEXTS = documents(load_task("cola", "sample")["train"])[:20]
+KINDS = {"mapped": dict(oov="nearest"), "coded": dict(oov="pq", n_bytes=4), "int4": dict(oov="int4"), "mixed": dict(oov="sparse", m=3),
+         "split anew": dict(oov="resegment")}
+GRAPHS = [("BERT", "mapped"), ("BERT", "coded"), ("ModernBERT", "split anew"), ("RoBERTa", "int4")]
+CLASSIFIER = "AutoModelForSequenceClassification"
+BATCHES = [TEXTS[:1], TEXTS[3:5], TEXTS[5:12], ["a"]]
+
+
+@cache
+def pruned(name: str, kind: str, auto: str = CLASSIFIER) -> PrunedModel:
+    "A tiny model of a family, pruned by half, or by a tenth where it is split anew; only read."
+    model, tokenizer = tiny_model(name, auto)
+    return prune(model, tokenizer, TEXTS, 0.1 if kind == "split anew" else 0.5, "vocab", **KINDS[kind])
+
+
+def wanted(p, batch) -> dict[str, torch.Tensor]:
+    "The tensors that the model gives."
+    with torch.no_grad():
+        return {name: value for name, value in p.model(**batch, return_dict=True).items() if torch.is_tensor(value)}
+
+
+def assert_close(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
+
+
+# Graphs of torch
+
+
+@cache
+def program(name: str, kind: str, auto: str = CLASSIFIER):
+    return export_program(pruned(name, kind, auto))
+
+
+@pytest.mark.parametrize("name, kind", GRAPHS)
+def test_one_graph_for_every_batch(name, kind):
+    p = pruned(name, kind)
+    module = program(name, kind).module()
+    for texts in BATCHES:
+        batch = encode(p, texts)
+        assert_close(module(batch), wanted(p, batch))
+
+
+def test_the_remap_is_one_lookup():
+    graph = program("BERT", "mapped")
+    table = next(name for name, target in graph.graph_signature.inputs_to_buffers.items() if target.endswith("embeddings.index"))
+    readers = [node.target for node in graph.graph.nodes if any(getattr(given, "name", None) == table for given in node.args)]
+    assert readers == [torch.ops.aten.embedding.default]
+
+
+def test_a_masked_model_has_a_graph():
+    p = pruned("BERT", "mapped", "AutoModelForMaskedLM")
+    batch = encode(p, TEXTS[5:12])
+    ours, theirs = program("BERT", "mapped", "AutoModelForMaskedLM").module()(batch), wanted(p, batch)
+    assert_close(ours, theirs)
+    gone = torch.ones(theirs["logits"].shape[-1], dtype=torch.bool).index_fill_(0, p.keep, False)
+    assert (ours["logits"][..., gone] == torch.finfo(torch.float32).min).all()
+
+
+def test_a_graph_leaves_the_model_as_it_was():
+    "Mode, weights and the tokenizer's padding; a model in training is exported as it predicts."
+    model, tokenizer = tiny_model("BERT")
+    p = prune(model, tokenizer, TEXTS, 0.5, "vocab", oov="nearest")
+    p.model.train()
+    before, wrote = state(p.model), tokenizer.backend_tokenizer.to_str()
+    module = export_program(p).module()
+    assert p.model.training and same(before, state(p.model)) == [] and tokenizer.backend_tokenizer.to_str() == wrote
+    batch = encode(p, TEXTS[:3])
+    assert torch.equal(module(batch)["logits"], module(batch)["logits"])
+
+
+def test_a_model_without_a_tokenizer():
+    with pytest.raises(ValueError, match="without its tokenizer"):
+        export_program(PrunedModel(pruned("BERT", "mapped").model))
+
+
+@pytest.mark.parametrize("kind", ["coded", "mixed"])
+def test_compiled_as_one_graph(kind):
+    p = pruned("BERT", kind)
+    compiled = torch.compile(p.model, backend="aot_eager", fullgraph=True, dynamic=True)
+    for texts in BATCHES[1:3]:
+        batch = encode(p, texts)
+        assert_close(wanted(PrunedModel(compiled), batch), wanted(p, batch))
+    torch.compiler.reset()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler for inductor")
+def test_compiled_to_machine_code():
+    "The embedding, which is what pruning exchanges: codes and lookups."
+    rows = pruned("BERT", "coded").model.get_input_embeddings()
+    ids = torch.arange(len(rows.index))[None]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(rows, fullgraph=True)(ids), rows(ids))
+    torch.compiler.reset()
+
+
+# ONNX
+
+
+@pytest.fixture(scope="module", params=GRAPHS, ids=" ".join)
+def exported(request, tmp_path_factory):
+    "(pruned model, directory, report) of each of the GRAPHS."
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    p, directory = pruned(*request.param), tmp_path_factory.mktemp("onnx") / "model"
+    return p, directory, export_onnx(p, directory)
+
+
+def test_onnx_gives_what_the_model_gives(exported):
+    p, directory, report = exported
+    assert report["max_difference"] < 1e-5 and report["texts"] == len(p.sample) == 16
+    session = onnx_session(directory, threads=1)
+    for texts in BATCHES:
+        batch = encode(p, texts)
+        assert_close(run_onnx(session, batch), wanted(p, batch))
+
+
+def test_what_an_onnx_directory_holds(exported):
+    "Graph, configuration, tokenizer and how it was made; the original tokenizer's ids go in, by name, in any number."
+    import onnx
+
+    p, directory, report = exported
+    names = {path.name for path in directory.iterdir()}
+    assert {"model.onnx", "config.json", "tokenizer.json", "vocab_pruning.json"} <= names and not any(name.endswith(".data") for name in names)
+    assert report["bytes"] == (directory / "model.onnx").stat().st_size
+    told = json.loads((directory / "vocab_pruning.json").read_text())
+    assert told["onnx"] == report and told["oov"] == p.info["oov"]
+    assert transformers.AutoTokenizer.from_pretrained(directory)(TEXTS) == p.tokenizer(TEXTS)
+    assert transformers.AutoConfig.from_pretrained(directory).num_labels == 3
+    graph = onnx.load(directory / "model.onnx").graph
+    sizes = {value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim] for value in [*graph.input, *graph.output]}
+    assert sizes.pop("logits") == ["batch", 3] and all(size == ["batch", "sequence"] for size in sizes.values()) and "input_ids" in sizes
+    tables = [tensor for tensor in graph.initializer if tensor.name.endswith("embeddings.index")]
+    assert len(tables) == (0 if p.plain else 1)
+    for table in tables:
+        assert table.dims[0] == len(p.tokenizer) and [node.op_type for node in graph.node if table.name in node.input] == ["Gather"]
+
+
+def test_onnx_with_pairs_of_texts(exported):
+    p, directory, _ = exported
+    pairs = [(TEXTS[i], TEXTS[-i]) for i in range(1, 4)]
+    assert compare_onnx(p, onnx_session(directory), pairs) < 1e-5
+
+
+def test_onnx_whole_or_not_at_all(tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    p = pruned("BERT", "mapped")
+    with pytest.raises(ValueError, match="logits of the ONNX graph differs by .* from the model's"):
+        export_onnx(p, tmp_path / "model", TEXTS[:1], tolerance=-1)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "thesis.txt").write_text("all of it")
+    with pytest.raises(FileExistsError, match="not an earlier save"):
+        export_onnx(p, tmp_path / "else")
+    with pytest.raises(ValueError, match="no text"):
+        export_onnx(p, tmp_path / "model", [])
+    with pytest.raises(ValueError, match=r"bfloat16.*float\(\)"):
+        export_onnx(PrunedModel(pruned("BERT", "coded").model.__class__(p.model.config).to(torch.bfloat16), p.tokenizer), tmp_path / "model", TEXTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["else"] and [path.name for path in (tmp_path / "else").iterdir()] == ["thesis.txt"]
+
+
+def test_onnx_finds_another_model(exported):
+    p, directory, _ = exported
+    other = PrunedModel(tiny_model("BERT", seed=1)[0], tiny_model("BERT")[1])
+    if set(encode(other, TEXTS[:1])) != set(encode(p, TEXTS[:1])):
+        pytest.skip("the two take other inputs")
+    with pytest.raises(ValueError, match="differs by"):
+        compare_onnx(other, onnx_session(directory), TEXTS[:3])
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
+def test_the_extra_is_named(missing, tmp_path, monkeypatch):
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, None if name == missing else type(sys)(name))
+    with pytest.raises(ImportError, match=rf"{missing}.*pip install 'vocab_pruning\[onnx\]'"):
+        export_onnx(pruned("BERT", "mapped"), tmp_path / "model")
+    assert [*tmp_path.iterdir()] == []

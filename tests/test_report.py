@@ -1,0 +1,348 @@
+"""The report: rows that do not belong together are refused, numbers are those of the rows and of the paper, and every format holds them."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+mpl.use("Agg")
+
+from vocab_pruning.report import report, sections
+from vocab_pruning.results import ROW
+from vocab_pruning.summary import (
+    averages,
+    check_provenance,
+    evaluations,
+    example_runs,
+    front,
+    split_provenance,
+    who_wins,
+)
+from vocab_pruning.tables import FORMATS, PAPER, Cell, Table, paper_numbers, table_1, table_3
+
+METHODS = ("random+unk", "tfidf+unk", "tfidf+cluster", "losparse")
+TASKS = ("sst2", "cola", "stsb")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    "Generated runs: no model was trained for them."
+    out = tmp_path_factory.mktemp("runs")
+    example_runs(out, TASKS, METHODS, (0.773, 0.95), (1, 2, 3), n_dev=300)
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(out) -> pd.DataFrame:
+    return pd.DataFrame([json.loads(path.read_text()) for path in sorted(out.glob(f"*/{ROW}"))])
+
+
+@pytest.fixture(scope="module")
+def lines(rows) -> pd.DataFrame:
+    return evaluations(rows)
+
+
+# Provenance
+
+
+@pytest.mark.parametrize(("column", "value"), [
+    ("machine", "another"), ("device", "cuda"), ("precision", "bf16"), ("model_id", "other"), ("version_vocab_pruning", "0.2"), ("version_torch", "2.0"),
+    ("data_fingerprint", "changed"), ("epochs", 7), ("max_train_examples", 100), ("held_out_examples", 20_000), ("model_fingerprint", "changed")])
+def test_one_row_of_another_provenance_is_refused_and_named(rows, column, value):
+    changed = rows.assign(**{column: rows.get(column, "as it was")}).astype({column: object})
+    changed.loc[changed.index[5], column] = value
+    with pytest.raises(ValueError, match=rf"\b{column} is ") as error:
+        check_provenance(changed)
+    assert str(value) in str(error.value) and "split_provenance" in str(error.value)
+    parts = split_provenance(changed)
+    assert sorted(len(part) for part in parts.values()) == [1, len(rows) - 1]
+    for part in parts.values():
+        check_provenance(part)
+
+
+def test_what_varies_by_right_is_no_difference(rows):
+    check_provenance(rows.assign(threads=range(len(rows)), finished=range(len(rows)), seconds_train=range(len(rows)), python="3.12"))
+
+
+def test_the_selection_in_the_message_works(rows):
+    changed = rows.assign(epochs=[3.0, *[5.0] * (len(rows) - 1)])
+    with pytest.raises(ValueError, match="do not belong") as error:
+        check_provenance(changed)
+    code = re.search(r"e\.g\. (rows\[.*?\]), or", str(error.value))[1]
+    assert len(eval(code, {"rows": changed})) == len(rows) - 1  # code of our own message
+
+
+def test_no_rows_is_an_error():
+    with pytest.raises(ValueError, match="there are no rows"):
+        check_provenance(pd.DataFrame())
+
+
+# Means
+
+
+def test_the_interval_is_the_textbook_s(lines):
+    table = averages(lines)
+    one = lines[(lines.label == "tf-idf + unk") & (lines.ratio == 0.95)]
+    by_seed = one.groupby("seed").retention.mean().astype(float)
+    low, high = stats.t.interval(0.95, 2, by_seed.mean(), stats.sem(by_seed))
+    mine = table[(table.label == "tf-idf + unk") & (table.ratio == 0.95)].iloc[0]
+    assert (mine["mean"], mine.half, mine.seeds) == pytest.approx((by_seed.mean(), (high - low) / 2, 3))
+
+
+def test_an_average_over_fewer_tasks_is_none(lines):
+    table = averages(lines[~((lines.label == "LoSparse") & (lines.task == "cola"))]).set_index("label")
+    assert table.loc["LoSparse", "mean"].isna().all() and set(table.loc["LoSparse", "missing"]) == {"CoLA"}
+    assert table.drop("LoSparse")["mean"].notna().all()
+
+
+def test_a_score_of_zero_has_no_retention(rows):
+    zero = rows.task.eq("cola") & rows.method.eq("full")
+    lines = evaluations(rows.assign(score=rows.score.mask(zero, 0.0), retention=rows.retention.mask(rows.task.eq("cola"))))
+    assert averages(lines)["mean"].isna().all()
+    assert "No average for want of a retention" in table_1(lines, "vocab", 0.95).note
+
+
+def test_two_runs_in_one_cell_are_refused(rows):
+    with pytest.raises(ValueError, match="fill the same cell"):
+        evaluations(pd.concat([rows, rows.tail(1)]))
+
+
+def test_a_second_split_is_scored_against_the_full_model_on_it(rows):
+    shifted = rows.assign(accuracy_from_train=rows.accuracy - 0.1)
+    lines = evaluations(shifted)
+    extra = lines[lines.column == "sst2_from_train"]
+    full = shifted[(shifted.task == "sst2") & (shifted.method == "full")].set_index("seed").accuracy_from_train
+    pruned = extra[extra.label != "full model"]
+    assert pruned.retention.to_numpy() == pytest.approx((pruned.score / full[pruned.seed].to_numpy()).to_numpy())
+    assert averages(lines)["mean"].tolist() == averages(evaluations(rows))["mean"].tolist(), "a second split counts in no average"
+
+
+# Table 1
+
+
+def test_cells_are_the_means_of_the_rows(rows, lines):
+    table = table_1(lines, "vocab", 0.95)
+    row = next(row for row in table.rows if row[0].text == "tf-idf + cluster")
+    scores = rows[(rows.method == "tfidf+cluster") & (rows.ratio == 0.95) & (rows.task == "cola")].score
+    assert row[table.columns.index("CoLA")].text.startswith(f"{scores.mean():.3f} ± ")
+    assert row[-1].text == "3"
+
+
+def test_the_best_of_each_column_is_bold_and_references_do_not_compete(lines):
+    table = table_1(lines, "vocab", 0.95)
+    for i, column in enumerate(table.columns[1:-2], 1):
+        values = {row[0].text: float(row[i].text.split()[0].replace("−", "-")) for row in table.rows}
+        bold = {row[0].text for row in table.rows if row[i].bold}
+        best = max(value for label, value in values.items() if label != "full model")
+        assert bold == {label for label, value in values.items() if value == best and label != "full model"}, column
+
+
+def test_the_paper_stands_below_only_at_its_cut(lines):
+    there, elsewhere = (table_1(lines, "vocab", ratio) for ratio in (0.773, 0.95))
+    below = [{row[0].text: row[table.columns.index("CoLA")].below for row in table.rows} for table in (there, elsewhere)]
+    assert below[0] == {"full model": "0.632", "LoSparse": "0.525", "random + unk": "0.470", "tf-idf + unk": "0.520", "tf-idf + cluster": "0.615"}
+    assert below[1] == dict.fromkeys(below[0], "") | {"full model": "0.632"}
+
+
+def test_a_cut_nobody_ran_is_refused(lines):
+    with pytest.raises(ValueError, match="no row removes 30 % of the parameters; there are 77.3 % of the rows"):
+        table_1(lines, "params", 0.3)
+
+
+# The paper's numbers
+
+
+def test_the_paper_s_numbers_are_in_the_package():
+    glue = paper_numbers("table1_glue").set_index("method")
+    assert glue.loc["TF-IDF Based", ["rte", "avg"]].tolist() == [0.610, 0.805], "the newest revision"
+    means = glue.drop(columns="avg").astype(float).mean(axis=1)
+    assert (means - glue.avg.astype(float)).abs().max() < 0.0011, "its averages are those of its cells"
+    points = paper_numbers("figure1_points").set_index("method").retention_pct
+    assert points.to_dict() == {"TF-IDF + OOV": 97.6, "LoSparse": 96.2}
+    assert all(len(paper_numbers(name)) for name in PAPER)
+
+
+def test_table_3_is_the_paper_s_at_its_own_numbers():
+    paper = paper_numbers("table3_efficiency").set_index("metric")
+    unit = {"params": ("params_millions", 1e6), "bytes": ("storage_mib", 2**20), "latency_ms": ("inference_ms", 1)}
+    sides = {"full": "base", "pruned": "pruned"}
+    measured = pd.DataFrame([dict(model=model) | {c: paper.loc[m, side] * u for c, (m, u) in unit.items()} for model, side in sides.items()])
+    for row in table_3(measured).rows:
+        ours, theirs = ([getattr(cell, side) for cell in row[1:]] for side in ("text", "below"))
+        assert ours[:2] == theirs[:2]
+        assert float(ours[2]) == pytest.approx(float(theirs[2]), abs=0.01)
+
+
+# Formats
+
+CELLS = ((Cell("tf_idf #1"), Cell("5 ± 1", "4 %", True), Cell("$^~\\{}<|>")), (Cell("−"), Cell("–"), Cell("…")))
+ODD = Table("odd", "50 % of a_b & c", ("a_b", "x & y", "100 %"), CELLS, "R&D_1 %")
+
+
+class Counter(HTMLParser):
+    "Open and closed tags, and cells per line."
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.cells = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag != "br":
+            self.open.append(tag)
+        if tag == "tr":
+            self.cells.append(0)
+        if tag in ("td", "th"):
+            self.cells[-1] += 1
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check_latex(text: str, columns: int):
+    "Balanced braces and environments, nothing special unescaped, as many cells in every line."
+    bare = re.sub(r"\\[\\&%$#_{}]", "", text)
+    assert bare.count("{") == bare.count("}")
+    assert re.findall(r"\\begin\{(\w+)\}", text) == re.findall(r"\\end\{(\w+)\}", text)[::-1]
+    body = text[text.index(r"\toprule"): text.index(r"\bottomrule")]
+    for line in (line for line in body.splitlines() if line.endswith(r" \\")):
+        inner = re.sub(r"\\shortstack\{.*?\}\}", "", line)
+        plain = re.sub(r"\\[&%$#_{}]", "", inner)
+        assert plain.count("&") == columns - 1
+        assert not re.search(r"[%#_]", plain), line
+        assert plain.count("$") % 2 == 0
+
+
+def test_latex_escapes_what_is_special():
+    text = FORMATS["tex"](ODD)
+    assert r"\caption{50 \% of a\_b \& c. R\&D\_1 \%.}" in text
+    assert r"a\_b & x \& y & 100 \% \\" in text
+    assert r"tf\_idf \#1 & \shortstack{\textbf{5 $\pm$ 1}\\{\scriptsize 4 \%}} & " in text
+    assert r" & \$\textasciicircum{}\textasciitilde{}\textbackslash{}\{\}\textless{}|\textgreater{} \\" in text
+    check_latex(text, 3)
+    assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
+
+
+def test_html_is_well_formed_and_escaped():
+    counter = Counter()
+    counter.feed(FORMATS["html"](ODD))
+    assert counter.open == [] and counter.cells == [3, 3, 3]
+    assert "$^~\\{}&lt;|&gt;" in FORMATS["html"](ODD)
+
+
+def test_markdown_has_as_many_cells_in_each_line():
+    table = FORMATS["md"](ODD).split("\n\n")[0].splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [4] * 4
+
+
+@pytest.mark.parametrize("ratio", [0.773, 0.95])
+def test_every_format_shows_every_number(lines, ratio):
+    table = table_1(lines, "vocab", ratio)
+    numbers = [part for row in table.rows for cell in row[1:] for part in (*re.findall(r"\d+\.\d+", cell.text), cell.below) if part]
+    for write in FORMATS.values():
+        assert all(number in write(table) for number in numbers)
+    check_latex(FORMATS["tex"](table), len(table.columns))
+
+
+# Who wins
+
+
+def test_a_clear_winner_and_a_tie(lines, out):
+    won = who_wins(lines, out, "vocab", 0.95, n_draws=300)
+    two = ["random + unk", "tf-idf + cluster"]
+    pair = won[won["first"].isin(two) & won.second.isin(two) & (won.column == "all tasks")].iloc[0]
+    assert pair.verdict == "more than noise" and abs(pair.difference) > pair.smallest
+    assert (won.low <= won.high).all() and won.smallest.to_numpy() == pytest.approx(((won.high - won.low) / 2).to_numpy())
+    assert ((won.low > 0) | (won.high < 0)).eq(won.verdict == "more than noise").all()
+
+
+def test_the_difference_is_that_of_the_scores(lines, out):
+    won = who_wins(lines, out, "vocab", 0.95, reference="tf-idf + unk", n_draws=50)
+    for one in won[won.column != "all tasks"].itertuples():
+        task = lines[(lines.column == one.column) & lines.ratio.isin([0, 0.95])]
+        first, second = (task[task.label == label].groupby("seed").score.mean() for label in (one.first, one.second))
+        if one.first != "LoSparse":  # its cut has another name
+            assert one.difference == pytest.approx((first - second).mean())
+
+
+def test_more_examples_show_smaller_differences(tmp_path):
+    smallest = []
+    for n in (200, 3200):
+        lines = evaluations(example_runs(tmp_path / str(n), ("sst2",), ("tfidf+unk", "tfidf+cluster"), (0.95,), (1,), n_dev=n))
+        won = who_wins(lines, tmp_path / str(n), "vocab", 0.95, reference="tf-idf + unk", n_draws=300)
+        smallest.append(won[(won["first"] == "full model") & (won.column == "sst2")].smallest.iloc[0])
+    assert smallest[1] < smallest[0] / 2
+
+
+def test_runs_on_other_examples_are_refused(lines, out, tmp_path):
+    import shutil
+
+    copy = tmp_path / "runs"
+    shutil.copytree(out, copy)
+    path = copy / lines[(lines.task == "sst2") & (lines.ratio == 0.95)].run.iloc[0] / "predictions.csv"
+    pd.read_csv(path).assign(label=lambda t: 1 - t.label).to_csv(path, index=False)
+    with pytest.raises(ValueError, match="different examples"):
+        who_wins(lines, copy, "vocab", 0.95)
+
+
+def test_the_front_is_not_beaten():
+    draw = np.random.default_rng(0)
+    points = pd.DataFrame(dict(bytes=draw.integers(1, 30, 200), mean=draw.random(200)))
+    best = front(points)
+    small, good = points.bytes.to_numpy(), points["mean"].to_numpy()
+    beats = [((small <= s) & (good >= g) & ((small < s) | (good > g))).any() for s, g in zip(small, good, strict=True)]
+    assert set(best.index) == {i for i, beaten in enumerate(beats) if not beaten}
+
+
+# The directory
+
+
+@pytest.fixture(scope="module")
+def written(out, tmp_path_factory) -> Path:
+    return report(out, tmp_path_factory.mktemp("report") / "report", images=("png",))
+
+
+def test_the_page_holds_every_table_and_figure(written):
+    page, files = written.read_text(encoding="utf-8"), {path.name for path in written.parent.iterdir()}
+    assert {name for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)} == {name for name in files if name.endswith(".png")}
+    assert {"figure1.png", "figure2.png", "pareto.png", "heat-cola.png", "heat-sst2.png", "heat-stsb.png", "wins-vocab-0.95.png"} <= files
+    for table in (path for path in written.parent.glob("*.md") if path.name != "index.md"):
+        assert table.read_text(encoding="utf-8").splitlines()[0] in page, table.name
+        assert {table.with_suffix(f".{end}").name for end in FORMATS} <= files
+    assert "ModernBERT-base: not run here" in page
+    assert not re.search(r"\bnan\b|None", page)
+
+
+def test_every_latex_table_is_sound(written):
+    tables = [*written.parent.glob("*.tex")]
+    assert len(tables) >= 6
+    for path in tables:
+        text = path.read_text(encoding="utf-8")
+        columns = len(re.search(r"\\begin\{tabular\}\{(l?r*)\}", text)[1])
+        check_latex(text, columns)
+
+
+def test_a_report_replaces_a_report_and_nothing_else(out, written, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="not an earlier save"):
+        report(out, tmp_path, images=("png",))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_failure_leaves_what_was_there(rows, written):
+    before = sorted(path.name for path in written.parent.iterdir())
+    with pytest.raises(FileNotFoundError):
+        report(rows, written.parent, runs=written.parent / "no runs here", images=("png",))
+    assert sorted(path.name for path in written.parent.iterdir()) == before
+    assert [path.name for path in written.parent.parent.iterdir()] == ["report"]
+
+
+def test_a_single_run_makes_a_report_too(rows):
+    few = rows[(rows.seed == 1) & (rows.task == "cola") & rows.method.isin(["full", "tfidf+unk"]) & rows.ratio.isin([0.95, np.nan])]
+    made = {section.title: section for section in sections(few)}
+    assert "Table 1" in made and "One seed, so no intervals" in made["Table 1"].parts[-1].note

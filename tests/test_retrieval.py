@@ -1,0 +1,229 @@
+"""Retrieval: files in BEIR's layout, exact search, the metrics; and a pruned encoder inside sentence-transformers."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import FAMILIES as TOKENIZED
+from conftest import TEXTS, WITHOUT_US, build, shared
+
+from vocab_pruning import load, prune
+from vocab_pruning.core import minilm_directory
+from vocab_pruning.frozen import sentence_vectors
+from vocab_pruning.retrieval import bootstrap_retention, evaluate_retrieval, paraphrases, rank, read_beir, top_k, write_beir
+
+CORPUS = {f"d{i}": text for i, text in enumerate(TEXTS)}
+QUERIES = {f"q{i}": text for i, text in enumerate(TEXTS[5:15])}
+QRELS = {f"q{i}": {f"d{i + 5}": 1, f"d{i}": 0} for i in range(10)}
+FILES = {"corpus.jsonl": '{"_id": "a", "title": "T", "text": "x"}\n{"_id": "b", "text": "y"}\n', "queries.jsonl": '{"_id": 1, "text": "who?"}\n',
+         "qrels/test.tsv": "query-id\tcorpus-id\tscore\n1\ta\t2\n"}
+
+
+class Table:
+    "An encoder of texts that are numbers: the rows of a matrix."
+
+    def __init__(self, vectors):
+        self.vectors = vectors
+
+    def encode(self, texts, **kwargs):
+        return self.vectors[[int(text) for text in texts]]
+
+
+def write(directory, **changed):
+    "`FILES`, some of them `changed` (named by the part before the first dot or slash)."
+    (directory / "qrels").mkdir()
+    for name, text in FILES.items():
+        text = changed.get(name.split(".")[0].split("/")[0], text)
+        if text is not None:
+            (directory / name).write_text(text, encoding="utf-8")
+    return directory
+
+
+# Files
+
+
+def test_files_are_read(tmp_path):
+    assert read_beir(write(tmp_path)) == ({"a": "T x", "b": "y"}, {"1": "who?"}, {"1": {"a": 2}})
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    assert read_beir(write(tmp_path, **{name.split(".")[0].split("/")[0]: "\ufeff" + text for name, text in FILES.items()}))[2] == {"1": {"a": 2}}
+
+
+@pytest.mark.parametrize(("changed", "error", "message"), [
+    (dict(corpus=None), FileNotFoundError, "has no corpus.jsonl"),
+    (dict(qrels=None), FileNotFoundError, "has no qrels/test.tsv"),
+    (dict(corpus=""), ValueError, "the corpus is empty"),
+    (dict(corpus="{\n"), ValueError, "corpus.jsonl, line 1: not a JSON object"),
+    (dict(corpus='{"_id": "a", "text": "x"}\n["b"]\n'), ValueError, "corpus.jsonl, line 2: not a JSON object"),
+    (dict(queries='{"_id": "1"}\n'), ValueError, "queries.jsonl, line 1: .*'text'"),
+    (dict(corpus='{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n'), ValueError, "corpus.jsonl, line 2: the id 'a' stands there twice"),
+    (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\n"), ValueError, "test.tsv, line 2: .* is not a query's id"),
+    (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\thigh\n"), ValueError, "test.tsv, line 2: .*high"),
+    (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\t1\n1\ta\t2\n"), ValueError, "test.tsv, line 3: the pair '1', 'a' stands there twice"),
+    (dict(qrels="query-id\tcorpus-id\tscore\n2\ta\t1\n"), ValueError, "the query '2' and 0 more"),
+    (dict(qrels="query-id\tcorpus-id\tscore\n1\tc\t1\n1\td\t1\n"), ValueError, "the document 'c' and 1 more"),
+    (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\t0\n"), ValueError, "no document relevant"),
+], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
+def test_bad_files_are_named(changed, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        read_beir(write(tmp_path, **changed))
+
+
+def test_what_is_written_is_read_and_nothing_else_is_overwritten(tmp_path):
+    write_beir(tmp_path / "set", CORPUS, QUERIES, QRELS, split="dev")
+    assert read_beir(tmp_path / "set", split="dev") == (CORPUS, QUERIES, QRELS)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError):
+        write_beir(tmp_path / "other", CORPUS, QUERIES, QRELS)
+    with pytest.raises(ValueError, match="the corpus is empty"):
+        write_beir(tmp_path / "empty", {}, QUERIES, QRELS)
+    assert not (tmp_path / "empty").exists()
+
+
+def test_paraphrases_are_to_be_found_among_other_texts():
+    corpus, queries, qrels = paraphrases(("mrpc", "stsb"), "sample")
+    assert qrels.keys() == queries.keys() and all(qrels.values())
+    assert len(set(corpus.values())) == len(corpus) > 1000 and not set(corpus.values()) & set(queries.values())
+
+
+# Search and metrics
+
+
+@pytest.mark.parametrize("block", [1, 64, 1000])
+def test_search_is_exact(block):
+    torch.manual_seed(0)
+    queries, corpus = torch.randn(1100, 8), torch.randn(130, 8)
+    values, index = (queries @ corpus.T).sort(dim=1, descending=True)
+    found, places = top_k(queries, corpus, 10, block)
+    torch.testing.assert_close(found, values[:, :10])
+    assert (places == index[:, :10]).float().mean() > 0.999
+    torch.testing.assert_close((queries[:, None] * corpus[places]).sum(-1), found, rtol=1e-4, atol=1e-5)
+
+
+def test_the_metrics_are_what_their_names_say():
+    "Against their formulas, on random vectors and graded relevance."
+    pytest.importorskip("ir_measures")
+    torch.manual_seed(1)
+    vectors = F.normalize(torch.randn(330, 4), dim=1)
+    corpus, queries = {f"d{i}": str(i) for i in range(300)}, {f"q{i}": str(300 + i) for i in range(30)}
+    qrels = {q: {f"d{j}": int(torch.randint(4, ())) for j in torch.randperm(300)[:12].tolist()} | {"d0": 1} for q in queries}
+    table = evaluate_retrieval(Table(vectors), corpus, queries, qrels)
+    for query, row in table.iterrows():
+        order = (vectors[:300] @ vectors[int(queries[query])]).argsort(descending=True).tolist()
+        gains = [qrels[query].get(f"d{j}", 0) for j in order]
+        discounted, ideal = (sum(g / math.log2(i + 2) for i, g in enumerate(some[:10])) for some in (gains, sorted(qrels[query].values(), reverse=True)))
+        first = next((i for i, g in enumerate(gains[:10]) if g), None)
+        expected = [discounted / ideal, sum(g > 0 for g in gains[:100]) / sum(g > 0 for g in gains), 0 if first is None else 1 / (first + 1)]
+        assert row.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_document_is_not_found_by_itself():
+    "A query with a document's id is that document, as in BEIR's duplicate questions."
+    corpus = {str(i): str(i) for i in range(5)}
+    found = rank(Table(torch.eye(5) + 0.1), corpus, corpus, k=3)
+    assert all(len(documents) == 3 and query not in documents for query, documents in found.items())
+
+
+def test_what_lost_nothing_finds_the_same(family):
+    pytest.importorskip("ir_measures")
+    model, tokenizer = shared(family), TOKENIZED[family].tokenizer
+    full = evaluate_retrieval(model, CORPUS, QUERIES, QRELS, tokenizer, max_length=40)
+    pruned = prune(model, tokenizer, TEXTS, 0, base="seen", oov="unk")
+    assert bootstrap_retention(evaluate_retrieval(pruned, CORPUS, QUERIES, QRELS, max_length=40), full) == dict(retention=1, low=1, high=1)
+
+
+def test_the_interval_holds_the_retention():
+    pd = pytest.importorskip("pandas")
+    draw = torch.Generator().manual_seed(0)
+    full = pd.DataFrame({"nDCG@10": torch.rand(400, generator=draw).numpy()})
+    found = bootstrap_retention(full * 0.9, full)
+    assert found == pytest.approx(dict(retention=0.9, low=0.9, high=0.9))
+    noisy = bootstrap_retention(pd.DataFrame({"nDCG@10": torch.rand(400, generator=draw).numpy()}), full)
+    assert noisy["low"] < 0.99 < 1.01 < noisy["high"] and noisy["low"] < noisy["retention"] < noisy["high"]
+    with pytest.raises(ValueError, match="nothing to retain"):
+        bootstrap_retention(full, full * 0)
+
+
+def test_without_the_library_of_metrics_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ir_measures", None)
+    with pytest.raises(ImportError, match=r"vocab_pruning\[retrieval\]"):
+        evaluate_retrieval(Table(torch.eye(2)), {"a": "0"}, {"q": "1"}, {"q": {"a": 1}})
+
+
+def test_without_sentence_transformers_the_extra_is_named():
+    code = "import sys; sys.modules['sentence_transformers'] = None\nimport vocab_pruning.retrieval\nimport vocab_pruning.sentences"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode and "vocab_pruning[sentence]" in run.stderr.splitlines()[-1]
+
+
+# sentence-transformers
+
+
+@pytest.mark.parametrize("oov", ["unk", "sparse", "pq", "resegment"])
+def test_encoding_is_mean_pooling(oov, family, tmp_path):
+    "Of a model that came from nowhere: the mean alone; saved, loaded and saved again."
+    st = pytest.importorskip("sentence_transformers")
+    from vocab_pruning.sentences import sentence_transformer
+
+    options = dict(n_bytes=4) if oov == "pq" else {}
+    pruned = prune(build(family, "bare"), TOKENIZED[family].tokenizer, TEXTS, 0.2, base="vocab", scorer="frequency", oov=oov, **options)
+    model = sentence_transformer(pruned, max_seq_length=40)
+    expected = sentence_vectors(pruned.model, pruned.tokenizer, TEXTS, max_length=40)
+    torch.testing.assert_close(model.encode(TEXTS, convert_to_tensor=True, device="cpu").cpu(), expected, rtol=0, atol=1e-5)
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    again = st.SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=oov != "resegment")
+    assert again.max_seq_length == 40
+    torch.testing.assert_close(again.encode(TEXTS, convert_to_tensor=True), expected, rtol=0, atol=1e-5)
+    if oov != "resegment":
+        torch.testing.assert_close(sentence_transformer(load(tmp_path)).encode(TEXTS, convert_to_tensor=True), expected, rtol=0, atol=1e-5)
+
+
+def test_a_classifier_gives_its_encoder_and_trains(family):
+    pytest.importorskip("sentence_transformers")
+    from vocab_pruning.sentences import sentence_transformer
+
+    pruned = prune(build(family), TOKENIZED[family].tokenizer, TEXTS, 0.2, base="vocab", scorer="frequency", oov="nearest")
+    model = sentence_transformer(pruned)
+    model(model.preprocess(TEXTS[:4]))["sentence_embedding"].sum().backward()
+    assert pruned.model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+FRESH = WITHOUT_US + """
+import json
+from sentence_transformers import SentenceTransformer
+plain, mapped, texts = json.loads(sys.argv[1])
+print(json.dumps(SentenceTransformer(plain, device="cpu").encode(texts).tolist()))
+for options in ({}, {"trust_remote_code": True}):
+    try:
+        SentenceTransformer(mapped, device="cpu", **options)
+    except Exception as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_minilm_in_a_process_without_this_library(tmp_path):
+    "The rewritten one is read there as it is; one with a table is refused, not misread."
+    pytest.importorskip("sentence_transformers")
+    if minilm_directory() is None:
+        pytest.skip("needs the extra `offline` (MiniLM weights)")
+    from transformers import AutoModel, AutoTokenizer
+
+    from vocab_pruning.sentences import sentence_transformer
+
+    model, tokenizer = (auto.from_pretrained(minilm_directory()) for auto in (AutoModel, AutoTokenizer))
+    texts = ["the cat sat on the mat .", "stocks fell sharply on monday .", "sesquipedalian soliloquies"]
+    pruned = {oov: prune(model, tokenizer, texts[:2], 0.95, base="vocab", oov=oov, share=True) for oov in ("resegment", "unk")}
+    pruned["resegment"].save_pretrained(tmp_path / "plain")
+    sentence_transformer(pruned["unk"]).save_pretrained(str(tmp_path / "mapped"), create_model_card=False)
+    asked = json.dumps([str(tmp_path / "plain"), str(tmp_path / "mapped"), texts])
+    run = subprocess.run([sys.executable, "-c", FRESH, asked], capture_output=True, text=True, check=True)
+    vectors, untrusted, missing = (json.loads(line) for line in run.stdout.splitlines())
+    expected = F.normalize(sentence_vectors(pruned["resegment"].model, pruned["resegment"].tokenizer, texts))
+    torch.testing.assert_close(torch.tensor(vectors), expected, rtol=0, atol=1e-5)
+    assert "trust_remote_code" in untrusted and "vocab_pruning" in missing

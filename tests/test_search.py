@@ -1,0 +1,210 @@
+"""The search for the smallest model: with stand-ins for what a ratio does, then with a tiny model, which is trained."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FAMILIES, TASKS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vocab_pruning import search as module
+from vocab_pruning.results import read_row
+from vocab_pruning.search import aim, find_ratio, interval, last_within, rises, search
+
+QUICK = dict(retention=0.5, max_runs=2, base="vocab", scorer="frequency", oov="unk", step=0.1, data="sample", max_train_examples=32, held_out_examples=48,
+             n_texts=16, epochs=1)
+
+
+# The search
+
+
+def counted(values):
+    "A function of a number that notes what it was asked."
+    asked = []
+
+    def at(number: int) -> float:
+        asked.append(number)
+        return float(values[number])
+
+    at.asked = asked
+    return at
+
+
+falling = st.lists(st.floats(0, 0.2), min_size=1, max_size=60).map(lambda steps: 1 - np.cumsum(steps))
+rising = st.lists(st.floats(0, 1), min_size=60, max_size=60).map(lambda steps: np.cumsum(steps) * 10)
+
+
+@given(falling, rising, st.floats(0.3, 1))
+def test_the_answer_is_that_of_looking_at_all(kept, drifts, wanted):
+    kept = np.where(drifts[: len(kept)] <= 1e-9, 1.0, kept)
+    retention_at = counted(kept)
+    low, high, measured = search(len(kept), drifts.__getitem__, retention_at, wanted, max_runs=len(kept))
+    passing = np.flatnonzero(kept >= wanted)
+    assert low == (passing.max() if len(passing) else -1) and high == low + 1
+    assert len(retention_at.asked) == len(set(retention_at.asked)) == len(measured)
+
+
+@given(falling, rising, st.integers(1, 4))
+def test_few_measurements_leave_a_true_bracket(kept, drifts, max_runs):
+    kept = np.where(drifts[: len(kept)] <= 1e-9, 1.0, kept)
+    low, high, measured = search(len(kept), drifts.__getitem__, kept.__getitem__, 0.9, max_runs)
+    assert len(measured) <= max_runs and low < high
+    assert low < 0 or kept[low] >= 0.9
+    assert high == len(kept) or kept[high] < 0.9
+
+
+@given(st.lists(st.floats(-0.3, 0.3), min_size=40, max_size=40), st.floats(0.5, 1))
+def test_noise_neither_hangs_nor_breaks_the_bracket(noise, wanted):
+    kept = np.linspace(1, 0, 40) + noise
+    low, high, measured = search(40, lambda i: float(i + 1), kept.__getitem__, wanted, 40)
+    assert high == low + 1 and len(measured) <= 40
+    assert (low < 0 or kept[low] >= wanted) and (high == 40 or kept[high] < wanted)
+
+
+def test_a_cliff_in_a_fine_grid_takes_few_measurements():
+    "Drift tells where the cliff is: a hundred times as many candidates cost a handful of trainings more."
+    ratios = np.linspace(0.0001, 1, 10000)
+    kept = 1 - 0.4 * ratios**6
+    low, high, measured = search(10000, lambda i: ratios[i] ** 6, kept.__getitem__, 0.99, 100)
+    assert low == np.flatnonzero(kept >= 0.99).max() and high == low + 1
+    assert len(measured) <= 12
+
+
+def test_what_does_not_drift_is_not_trained():
+    retention_at = counted([0.0] * 10)
+    low, high, measured = search(10, lambda i: max(0.0, i - 4.0), retention_at, 0.99, 5)
+    assert (low, high) == (4, 5) and min(retention_at.asked) == 5 and measured.keys() == set(retention_at.asked)
+
+
+def test_bisection_finds_the_last_within():
+    drifts = [0, 0, 1, 1, 2, 5]
+    assert [last_within(drifts.__getitem__, 0, 6, most) for most in (-1, 0, 1, 4, 9)] == [-1, 1, 3, 4, 5]
+    assert last_within(drifts.__getitem__, 3, 3, 9) == 2
+
+
+def test_where_to_look_next_is_between():
+    assert aim(0.99, (0.0, 1.0), None) == pytest.approx(0.01)
+    assert 0.02 <= aim(0.99, (0.01, 1.2), None) <= 0.04
+    for left in (-1.0, 0.5, 0.98):
+        assert 0.1 < aim(0.99, (0.1, 0.995), (0.2, left)) < 0.2
+
+
+def test_noise_is_what_rises():
+    assert rises({}) == 0 and rises({0.1: 1.0, 0.5: 0.5}) == 0
+    assert rises({0.3: 0.95, 0.1: 0.9, 0.2: 0.92}) == pytest.approx(0.05)
+
+
+# A tiny model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    "The directory of a small random BERT."
+    family, directory = FAMILIES["wordpiece"], tmp_path_factory.mktemp("models") / "tiny"
+    TASKS["bare"].from_config(family.config(max_position_embeddings=160, initializer_range=0.02)).save_pretrained(directory)
+    family.tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def first(tiny, tmp_path_factory):
+    "What a search finds, and where its runs are."
+    out = tmp_path_factory.mktemp("runs")
+    return find_ratio("sst2", model=tiny, out=out, **QUICK), out
+
+
+def written(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def test_what_was_found_is_in_the_rows(first):
+    found, out = first
+    trained = found.curve.dropna(subset="retention")
+    assert found.trainings == len(trained) + 1 == len([*out.glob("*/result.json")]) <= QUICK["max_runs"] + 1
+    full = next(row for path in out.iterdir() if (row := read_row(path))["method"] == "full")
+    for line in trained.itertuples():
+        row = read_row(out / line.run)
+        assert (row["ratio"], row["rows"], row["accuracy_from_train"]) == (line.ratio, line.rows, line.score)
+        assert line.retention == pytest.approx(row["accuracy_from_train"] / full["accuracy_from_train"]) and line.low <= line.retention <= line.high
+    assert found.curve.ratio.is_monotonic_increasing and found.curve.rows.is_monotonic_decreasing and found.ratio in set(found.curve.ratio)
+    assert "trainings, noise" in repr(found)
+
+
+def test_runs_that_are_there_are_read(first, tiny):
+    found, out = first
+    before = written(out)
+    again = find_ratio("sst2", model=tiny, out=out, **QUICK)
+    assert written(out) == before
+    assert again.curve.equals(found.curve) and (again.ratio, again.trainings) == (found.ratio, found.trainings)
+
+
+def test_a_search_that_was_cut_off_goes_on(first, tiny, tmp_path):
+    found, out = first
+    shutil.copytree(out, tmp_path / "runs")
+    lost = tmp_path / "runs" / found.curve.dropna(subset="retention").run.iloc[-1]
+    shutil.rmtree(lost)
+    kept = written(tmp_path / "runs")
+    again = find_ratio("sst2", model=tiny, out=tmp_path / "runs", **QUICK)
+    after = written(tmp_path / "runs")
+    assert again.ratio == found.ratio and {path: after[path] for path in kept} == kept
+    assert {path.parent for path in after.keys() - kept.keys()} == {lost}
+
+
+def test_the_run_notebook_reads_its_runs(first, tiny, tmp_path):
+    papermill = pytest.importorskip("papermill")
+    found, out = first
+    before, ratio = written(out), float(found.curve.dropna(subset="retention").ratio.iloc[0])
+    shared = {name: QUICK[name] for name in ("base", "scorer", "oov", "data", "max_train_examples", "held_out_examples", "epochs")}
+    nbs = Path(__file__).parent.parent / "nbs"
+    papermill.execute_notebook(nbs / "run.ipynb", tmp_path / "run.ipynb", dict(task="sst2", ratio=ratio, model=tiny, out=str(out), look_first=False, **shared),
+                               progress_bar=False, cwd=str(nbs))
+    assert written(out) == before
+    assert "was there already" in (tmp_path / "run.ipynb").read_text()
+
+
+def test_the_interval_is_that_of_the_examples(first, tmp_path):
+    found, out = first
+    line = found.curve.dropna(subset="retention").iloc[0]
+    full = next(path for path in out.iterdir() if read_row(path)["method"] == "full")
+    assert interval("sst2", full, full, "dev_from_train") == (1, 1)
+    assert interval("sst2", out / line.run, full, "dev_from_train") == (line.low, line.high)
+    with pytest.raises(ValueError, match="not scored on the same examples of test"):
+        interval("sst2", full, full, "test")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (dict(scorer="attention"), "no ranking that is fixed"),
+    (dict(scorer="clustering"), "no ranking that is fixed"),
+    (dict(retention=0), "above 0 and at most 1"),
+    (dict(retention=1.5), "above 0 and at most 1"),
+    (dict(max_runs=0), "at least 1 run"),
+    (dict(step=0), "step 0"),
+    (dict(oov="closest"), "unknown oov"),
+    (dict(held_out_examples=10**6), "held_out_examples=1000000"),
+], ids=lambda value: "-".join(map(str, next(iter(value.items())))) if isinstance(value, dict) else "")
+def test_bad_arguments_stop_before_anything_is_trained(options, message, tiny, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        find_ratio("sst2", model=tiny, out=tmp_path / "runs", **QUICK | options)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_ratio_passes(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_train_full", lambda case: {case.metric: 0.8, "score": 0.8})
+    monkeypatch.setattr(module, "_train", lambda case, ratio, full: {case.metric: 0.4, "run": "none"})
+    with pytest.raises(ValueError, match=r"none of the . ratios trained keeps 0\.9 of accuracy_from_train 0\.8000; the mildest, 0\.\d+, keeps 0\.5000"):
+        find_ratio("sst2", model=tiny, out=tmp_path, **QUICK | dict(retention=0.9, max_runs=4, base="seen"))
+
+
+def test_a_full_model_that_learned_nothing_has_nothing_to_retain(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_train_full", lambda case: {case.metric: -0.02, "score": -0.02})
+    with pytest.raises(ValueError, match=r"matthews_from_train is -0\.0200, not above 0"):
+        find_ratio("cola", model=tiny, out=tmp_path, **QUICK)
+
+
+def test_without_held_out_examples_dev_is_what_counts(tiny, tmp_path):
+    found = find_ratio("sst2", model=tiny, out=tmp_path, **QUICK | dict(held_out_examples=None, max_runs=1))
+    row = json.loads((tmp_path / found.curve.dropna(subset="retention").run.iloc[0] / "result.json").read_text())
+    assert found.curve.dropna(subset="retention").score.iloc[0] == row["score"] == row["accuracy"]

@@ -1,0 +1,207 @@
+"""Sweeps: killed and resumed, side by side, with runs that fail, without room, and on Ray. Runs are those of a stand-in, but for one."""
+
+import json
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vocab_pruning import results
+from vocab_pruning.core import minilm_directory
+from vocab_pruning.finetune import FineTuned
+from vocab_pruning.results import read_row, read_rows, record_run
+from vocab_pruning.site import output_problems
+from vocab_pruning.sweep import CELL, PAGE, sweep, sweep_cells, sweep_status
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from kill_sweep import RECIPE, killed_sweep, write_recipe, write_stand_in  # noqa: E402
+
+ROW_OF = """
+import json, os
+from pathlib import Path
+
+place, name = Path(out), f"{task}-{scorer}-{seed}"
+"""
+WRITE = """
+(place / name).mkdir()
+row = dict(run=name, task=task, scorer=scorer, seed=seed, score=0.5, seconds_train=os.times().elapsed % 1)
+(place / name / "result.json").write_text(json.dumps(row))
+display({"application/json": row}, raw=True)
+"""
+TWO = """
+out: sweep
+tasks: [cola]
+methods: [{{scorer: frequency}}, {{scorer: tfidf}}]
+cuts: [{{base: vocab, ratio: 0.9}}]
+seeds: {seeds}
+"""
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    "A function that writes a recipe of two runs, whose rows go below the working directory, and a stand-in that does `work` before it writes its row."
+    monkeypatch.chdir(tmp_path)
+
+    def write(work: str = "", seeds: int = 1) -> dict:
+        return dict(recipe=write_recipe(tmp_path / "recipe.yml", seeds, TWO), notebook=write_stand_in(tmp_path / "stand_in.ipynb", ROW_OF + work + WRITE))
+    return write
+
+
+def test_a_sweep_that_is_killed_and_resumed_by_two_at_once_has_every_row_once(tmp_path):
+    found = killed_sweep(tmp_path, seeds=1, kills=2, seed=3, at_once=2, recipe=RECIPE.replace(", rte", ""))
+    assert (found["runs"], found["rows"], found["names"], found["done"]) == (4, 4, 4, 4)
+    assert not any(found[name] for name in ("made_twice", "overlaps", "half_made_cells", "alive")), found
+
+
+FAULTS = """
+import signal, time
+if not (place / "mended").exists() and scorer == "frequency":
+    raise RuntimeError(f"no room in {Path.home()}\\nat all")
+if not (place / "mended").exists():
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)  # the kernel notices that it is alone, and ends
+"""
+
+
+def test_runs_that_fail_are_recorded_and_made_again_only_when_asked(two, tmp_path):
+    given = two(FAULTS)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="2 of 2 runs failed, cola-frequency-vocab-0.9-0-"):
+            assert sweep(**given, progress=False).empty
+        status = sweep_status(**given)
+        assert status.error.tolist() == ["RuntimeError: no room in ~ at all", "the process was killed by signal 9 (by the system, if memory ran out)"]
+        page = (next(iter(sweep_cells(**given))) / PAGE).read_text()
+        assert "RuntimeError" in page and str(Path.home()) not in page and str(tmp_path) not in page
+        (tmp_path / "sweep" / "mended").touch()
+    assert len(sweep(**given, progress=False, retry=True)) == 2
+    assert sweep_status(**given).state.tolist() == ["done", "done"]
+
+
+def test_a_full_disk_stops_the_sweep_and_leaves_the_rows(two, tmp_path):
+    given = two('raise OSError(28, "No space left on device")')
+    (tmp_path / "sweep" / "earlier").mkdir(parents=True)
+    (tmp_path / "sweep" / "earlier" / "result.json").write_text('{"run": "earlier"}')
+    with pytest.raises(OSError, match="cannot write to .*No space left on device.*the rows there are intact") as error:
+        sweep(**given, workers=1, progress=False)
+    assert error.value.errno == 28
+    assert read_rows(tmp_path / "sweep").run.tolist() == ["earlier"]
+    assert sweep_status(**given).state.tolist() == ["missing", "missing"]
+
+
+def test_a_directory_that_cannot_be_written_is_an_error(two, tmp_path):
+    (tmp_path / "sweep").write_text("a file")
+    with pytest.raises(OSError, match="cannot write to .*sweep"):
+        sweep(**two(), progress=False)
+    assert (tmp_path / "sweep").read_text() == "a file"
+
+
+def test_half_made_runs_are_no_rows(tmp_path):
+    (tmp_path / ".run.0a1b2c3d.new").mkdir()
+    (tmp_path / ".run.0a1b2c3d.new" / "result.json").write_text('{"run": ')
+    assert read_rows(tmp_path).empty
+
+
+def test_a_run_that_two_want_is_made_once(tmp_path, monkeypatch):
+    made = []
+
+    def slow(*args):
+        made.append(time.sleep(0.3))
+        labels = {"dev": np.zeros(2)}
+        return FineTuned(dict(matthews=0.5), labels, labels, [], dict(train=0.3))
+
+    monkeypatch.setattr(results, "finetune", slow)
+    monkeypatch.setattr(results, "sizes", lambda model: dict(params=1))
+    asked = (tmp_path / "run", dict(task="cola", seed=1), None, None, None, {})
+    both = [threading.Thread(target=record_run, args=asked) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert len(made) == 1 and read_row(tmp_path / "run")["score"] == 0.5
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("tasks: [cola]", "tasks: []", "recipe.yml: tasks is empty"),
+    ("seeds:", "seed:", "unknown key 'seed'; choose one of out, model, data"),
+    ("methods: [", "methods: [{{}}, [], ", r"methods\[1\]: \[\] is no mapping"),
+    ("ratio: 0.9", "ratio: 0.9, rows: 3", r"cuts\[0\]: unknown parameter 'rows'; choose one of task"),
+    ("cuts: [", "# cuts: [", r"methods\[0\] has no cuts"),
+    ("tfidf", "tf-idf", "unknown scorer 'tf-idf'; choose one of random"),
+    ("tfidf", "frequency", "frequency-vocab-0.9-0: it is asked for twice"),
+])
+def test_a_recipe_that_cannot_be_run_writes_nothing(tmp_path, old, new, message):
+    recipe = write_recipe(tmp_path / "recipe.yml", 1, TWO.replace("out: sweep", "out: {out}").replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        sweep(recipe, notebook=ROOT / "nbs" / "run.ipynb")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_other_engines_and_missing_ones(two, monkeypatch):
+    import vocab_pruning.sweep as module
+
+    with pytest.raises(ValueError, match="unknown engine 'dask'; choose one of local, ray"):
+        sweep(**two(), engine="dask")
+    with pytest.raises(ValueError, match="workers 0"):
+        sweep(**two(), workers=0)
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "ray" else True)
+    with pytest.raises(ImportError, match=r"vocab_pruning\[cluster\]"):
+        sweep(**two(), engine="ray", progress=False)
+
+
+@pytest.mark.skipif(minilm_directory() is None, reason="needs a tokenizer from the extra `offline`")
+def test_the_run_notebook_in_a_sweep(tmp_path):
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    tokenizer, model = AutoTokenizer.from_pretrained(minilm_directory()), tmp_path / "tiny"
+    BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    recipe = write_recipe(tmp_path / "recipe.yml", 1, TWO.replace("{{scorer: tfidf}}", "").replace("out: sweep", "out: {out}") + f"""
+model: {model}
+data: sample
+defaults: {{{{epochs: 1, max_train_examples: 64, learning_rate: 2e-5, oov: unk}}}}
+""")
+    rows = sweep(recipe, progress=False, notebook=ROOT / "nbs" / "run.ipynb")
+    assert rows.method.tolist() == ["frequency+unk", "full"] and set(rows.learning_rate) == {2e-5} and set(rows.model_id) == {"tiny"}
+    (cell,) = sweep_cells(recipe, ROOT / "nbs" / "run.ipynb")
+    assert json.loads((cell / CELL).read_text())["run"] == rows.run[0]
+    page = json.loads((cell / PAGE).read_text())
+    assert not [problem for c in page["cells"] for output in c.get("outputs", []) for problem in output_problems(output)]
+    assert str(tmp_path) not in json.dumps(page)
+
+
+# On Ray
+
+
+@pytest.fixture
+def ray_at_hand():
+    if find_spec("ray") is None:
+        pytest.skip("needs the extra `cluster` (Ray)")
+
+
+def times_aside(rows):
+    return rows.drop(columns=[name for name in rows if name.startswith("seconds")])
+
+
+def test_ray_gives_the_rows_that_local_gives(two, tmp_path, ray_at_hand):
+    given = two()
+    local = sweep(**given, progress=False)
+    (tmp_path / "sweep").rename(tmp_path / "local")
+    assert times_aside(sweep(**given, progress=False, engine="ray")).equals(times_aside(local))
+
+
+def test_the_run_of_a_ray_worker_that_dies_is_made_by_another(two, tmp_path, ray_at_hand):
+    given = two("""
+import psutil, signal
+if scorer == "frequency" and not (place / "killed").exists():
+    (place / "killed").touch()
+    psutil.Process(psutil.Process(os.getppid()).ppid()).kill()
+    import time
+    time.sleep(60)
+""")
+    assert len(sweep(**given, progress=False, engine="ray")) == 2
+    assert sweep_status(**given).state.tolist() == ["done", "done"] and (tmp_path / "sweep" / "killed").exists()
