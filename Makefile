@@ -23,7 +23,7 @@ help:
 
 $(READY): setup.py settings.ini constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks,offline,sentence,retrieval]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks,offline,sentence,retrieval,onnx]'
 	touch $@
 
 run: $(READY)

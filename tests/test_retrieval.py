@@ -171,8 +171,8 @@ def test_encoding_is_mean_pooling(oov, family, tmp_path):
     st = pytest.importorskip("sentence_transformers")
     from vocab_pruning.sentences import sentence_transformer
 
-    options = dict(n_bytes=4) if oov == "pq" else {}
-    pruned = prune(build(family, "bare"), TOKENIZED[family].tokenizer, TEXTS, 0.2, base="vocab", scorer="frequency", oov=oov, **options)
+    options, ratio = dict(n_bytes=4) if oov == "pq" else {}, 0.05 if oov == "resegment" else 0.2
+    pruned = prune(build(family, "bare"), TOKENIZED[family].tokenizer, TEXTS, ratio, base="vocab", scorer="frequency", oov=oov, **options)
     model = sentence_transformer(pruned, max_seq_length=40)
     expected = sentence_vectors(pruned.model, pruned.tokenizer, TEXTS, max_length=40)
     torch.testing.assert_close(model.encode(TEXTS, convert_to_tensor=True, device="cpu").cpu(), expected, rtol=0, atol=1e-5)

@@ -20,7 +20,7 @@ _MARKS = {"unk": ("o", "-"), "cluster": ("s", "--"), "dbscan": ("D", "--"), "nea
 _TOL = ("", "#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#cc6677", "#882255", "#aa4499", "#661100")  # Paul Tol's muted palette
 _SHADES = dict(zip(_MARKS, _TOL, strict=True))
 
-
+# %% ../nbs/28_figures.ipynb #8c131773
 def _seaborn():
     "The module seaborn. Raises `ModuleNotFoundError` that says how to get it."
     try:
@@ -29,7 +29,7 @@ def _seaborn():
         raise ModuleNotFoundError("figures need seaborn: pip install vocab_pruning[notebooks]") from None
     return seaborn
 
-
+# %% ../nbs/28_figures.ipynb #7f0cdf43
 def _marks(label: str) -> list[str]:
     "Remaps (and LoSparse) in the method `label`, in the order of the name."
     scorer, *others = label_parts(label)
@@ -52,7 +52,7 @@ def _key(ax, handles: dict, ncols: int, loc: str = "upper center", **options):
     ax.axis("off")
     ax.add_artist(Legend(ax, [*handles.values()], [*handles], loc=loc, ncols=ncols, frameon=False, fontsize=8, borderaxespad=0, **options))
 
-
+# %% ../nbs/28_figures.ipynb #d2bbd118
 def _handles(*axes) -> dict:
     "What `axes` show, by label."
     return {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -93,7 +93,7 @@ def _break_even(panels, at: dict[str, float]):
         for value in values:
             ax.axvline(value, color="0.75", lw=0.8, ls=":", zorder=-1)
 
-
+# %% ../nbs/28_figures.ipynb #400f91e3
 def _break_even_text(at: dict[str, float]) -> str:
     "Break-even of all tasks `at`, the smallest first."
     ordered = sorted(at.items(), key=lambda item: item[1])
@@ -107,7 +107,7 @@ def _paper_points(ax, labels: list[str]):
             ax.plot(point.params_removed_pct, point.retention_pct, "*", ms=13, mfc="white", mec=method_style(point.label)["color"], mew=1.4, zorder=5,
                     label=f"the paper's {point.label}: {point.retention_pct} %")
 
-
+# %% ../nbs/28_figures.ipynb #418be8b3
 def _curve(ax, some: pd.DataFrame):
     "One method's averages against parameters removed, with its band."
     label, style = some.label.iloc[0], method_style(some.label.iloc[0])
@@ -140,7 +140,7 @@ def figure_1(lines: pd.DataFrame, paper: bool = True):
 # %% ../nbs/28_figures.ipynb #b6e8eab3
 FIGURE_2 = ("mnli", "qnli", "qqp")
 
-
+# %% ../nbs/28_figures.ipynb #44ac7fa3
 def _grid(n: int, width: float = 8, height: float = 2.7):
     "A figure with `n` axes, three in a line."
     import matplotlib.pyplot as plt
@@ -183,7 +183,7 @@ def figure_2(lines: pd.DataFrame, methods: tuple[str, ...] = ("tf-idf + unk", "t
 # %% ../nbs/28_figures.ipynb #e5a977d1
 SIZES = {"bytes": ("bytes on disk (MiB)", 2**20), "params": ("parameters (million)", 1e6)}
 
-
+# %% ../nbs/28_figures.ipynb #80aa1e94
 def sizes_and_scores(lines: pd.DataFrame, size: str = "bytes") -> pd.DataFrame:
     "`averages` of the methods that have every task, with `size` (mean over tasks), `mean` in per cent, and whether it is on the `front`."
     sizes = lines[lines.main].groupby(["label", "base", "ratio"])[size].mean() / SIZES[size][1]
@@ -230,7 +230,7 @@ def heat_map(lines: pd.DataFrame, column: str):
     ax.tick_params(axis="both", labelsize=8, rotation=0, length=0)
     return fig
 
-
+# %% ../nbs/28_figures.ipynb #4e173491
 _SHORT = {"params": "params", "vocab": "rows", "seen": "of seen"}
 
 # %% ../nbs/28_figures.ipynb #3456d4d3

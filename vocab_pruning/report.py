@@ -52,7 +52,7 @@ def _best_of(lines: pd.DataFrame, base: str, ratio: float) -> str:
     return (f"With {cut_label(base, ratio)} removed, {best.label} keeps most on average over {tasks}: {100 * best['mean']:.1f} %{spread}, "
             f"with {100 * best.params_removed:.1f} % of the parameters gone.")
 
-
+# %% ../nbs/31_report.ipynb #ec22170b
 def _verdicts(won: pd.DataFrame, reference: str) -> str:
     "How many methods are told apart from `reference` over all tasks, and how small a difference could have shown."
     some = won[won.column == ALL_TASKS]
@@ -77,7 +77,7 @@ def _before_break_even(lines: pd.DataFrame) -> str:
 # %% ../nbs/31_report.ipynb #f65ff350
 REFERENCE = "tf-idf + cluster"  # the paper's best
 
-
+# %% ../nbs/31_report.ipynb #cb8045cb
 def _wins(lines: pd.DataFrame, runs: Path, base: str, ratio: float, reference: str) -> Iterator:
     "Who wins at a cut: a sentence, the table against `reference`, the matrix of all pairs."
     there = at_cut(lines, base, ratio)
@@ -99,7 +99,7 @@ def _front_table(lines: pd.DataFrame) -> Table:
             for i, one in enumerate(best.itertuples(), 1)]
     return Table("front", "What nothing smaller equals", ("point", "method", "removed", "bytes on disk (MiB)", "average retention (%)"), tuple(rows))
 
-
+# %% ../nbs/31_report.ipynb #d7f4823f
 def _curves(lines: pd.DataFrame) -> Iterator:
     "Figures 1 and 2 and the front, as far as the rows have what they show."
     if averages(lines).query("label != @FULL")["mean"].notna().any():
@@ -136,7 +136,7 @@ def sections(rows: pd.DataFrame, runs: str | Path | None = None, table2: pd.Data
 # %% ../nbs/31_report.ipynb #30e14a2c
 IMAGES = ("svg", "png")
 
-
+# %% ../nbs/31_report.ipynb #9ad5e00b
 def _save(figure: Figure, to: Path, prefix: str, images: Iterable[str]):
     "Draw `figure` and write it below `to` in each of `images`."
     import matplotlib.pyplot as plt
@@ -165,7 +165,7 @@ def _write_sections(made: list[Section], to: Path, prefix: str, level: str, form
     pages = [f"{level} {section.title}\n\n" + "\n\n".join(_write_part(part, to, prefix, formats, images) for part in section.parts) for section in made]
     return "\n\n".join(pages)
 
-
+# %% ../nbs/31_report.ipynb #0a4864a9
 def _rows_of(source: str | Path | pd.DataFrame, runs: str | Path | None) -> tuple[pd.DataFrame, Path | None]:
     "The rows, and the directory of their runs where it is known."
     if isinstance(source, pd.DataFrame):

@@ -30,7 +30,7 @@ _FULL_ERRORS = {"cola": 0.22, "sst2": 0.12, "mrpc": 0.19, "stsb": 0.5, "rte": 0.
 _HARM = {"random": 4.0, "clustering": 3.0, "attention": 1.4, "vatp": 1.2, "frequency": 0.9, "tfidf": 0.8, "losparse": 0.6}
 _RELIEF = {"unk": 1.0, "cluster": 0.8, "dbscan": 0.75, "nearest": 0.6, "sparse": 0.4, "pq": 0.25, "int4": 0.1, "int8": 0.05}
 
-
+# %% ../nbs/26_summary.ipynb #6d71b778
 def _example_predictions(task: str, errors: float, seed: int, n_dev: int) -> dict[str, np.ndarray]:
     "Generated labels of `task` and predictions for them, wrong for a share `errors` of them (regression: off by so many standard deviations)."
     labels, draw = np.random.default_rng(len(task)), np.random.default_rng([seed, int(1e6 * errors)])
@@ -92,7 +92,7 @@ PROVENANCE: dict[tuple[str, ...], tuple[str, ...]] = {
     ("task",): ("data_fingerprint", "max_train_examples", "held_out_examples", "epochs", "learning_rate", "batch_size", "max_length"),
     ("task", "seed"): ("model_fingerprint",)}
 
-
+# %% ../nbs/26_summary.ipynb #20b49c4c
 def _provenance(rows: pd.DataFrame) -> dict[tuple[str, ...], list[str]]:
     "`PROVENANCE` as far as `rows` have the columns; a name that ends in _ stands for all that begin so."
     return {keys: [c for c in rows.columns for name in names if c == name or name.endswith("_") and c.startswith(name)] for keys, names in PROVENANCE.items()}
@@ -102,7 +102,7 @@ def _text(values: pd.Series) -> pd.Series:
     "`values` as they are named in a message: a missing one is `none`."
     return values.map(lambda value: "none" if np.ndim(value) == 0 and pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value))
 
-
+# %% ../nbs/26_summary.ipynb #9b05138e
 def provenance_differences(rows: pd.DataFrame) -> pd.DataFrame:
     "Where `rows` do not belong in one table, a line each: `where`, the `column` that differs, its `values` (text -> number of rows); empty if nowhere."
     found = []
@@ -118,7 +118,7 @@ def _selection(rows: pd.DataFrame, column: str, text: str) -> str:
     value = rows[column][_text(rows[column]) == text].tolist()[0]
     return f"rows[rows.{column}.isna()]" if text == "none" else f"rows[rows.{column} == {value!r}]"
 
-
+# %% ../nbs/26_summary.ipynb #979e822f
 def check_provenance(rows: pd.DataFrame):
     "Raise `ValueError` where `rows` are none, or differ in a column of `PROVENANCE`; it says in which one, where, and how to select."
     if not len(rows):
@@ -138,7 +138,7 @@ def _frequency_rank(setting: pd.Series, within: pd.DataFrame) -> pd.Series:
     table = table.sort_values(["fewer", "setting"], kind="stable")
     return (~table.duplicated(["group", "setting"])).groupby(table.group).cumsum().sub(1).reindex(setting.index)
 
-
+# %% ../nbs/26_summary.ipynb #660aec47
 def _difference_name(part: pd.DataFrame, columns: Iterable[str]) -> str:
     "What `part` has in `columns`, with the tasks where it is not the same in all."
     def one(column):
@@ -166,12 +166,12 @@ FULL, TRAIN_ONLY = "full model", "train tokens only"
 PRINTED = {"tfidf": "tf-idf", "vatp": "VATP", "losparse": "LoSparse"}
 CUTS = {"params": "of the parameters", "vocab": "of the rows", "seen": "of the rows that train uses"}
 
-
+# %% ../nbs/26_summary.ipynb #4c28de9c
 def _options(options) -> str:
     "Options in brackets, the empty string for none."
     return f" ({', '.join(f'{k} {v}' for k, v in options.items())})" if isinstance(options, dict) and options else ""
 
-
+# %% ../nbs/26_summary.ipynb #02a4a5ad
 def method_label(row: dict) -> str:
     "What the method of `row` is called in print."
     if row["method"] == "full":
@@ -185,7 +185,7 @@ def method_label(row: dict) -> str:
         parts[-1] += f", {share:.0%} of it vocabulary"
     return " + ".join(parts) + (f", one vocabulary for {len(shared)} tasks" if isinstance(shared, list | dict) and len(shared) > 1 else "")
 
-
+# %% ../nbs/26_summary.ipynb #ad8aabb1
 def cut_label(base: str, ratio: float) -> str:
     "A cut in print: what fraction of what is removed."
     return f"{100 * ratio:.4g} % {choose(CUTS, 'base', base)}"
@@ -199,7 +199,7 @@ def task_title(column: str) -> str:
 
 ORDER = ("sst2", "cola", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")  # the paper's
 
-
+# %% ../nbs/26_summary.ipynb #ef971d8a
 def sort_columns(columns: Iterable[str]) -> list[str]:
     "Each of `columns` once, in the paper's order of tasks, a second split after the first."
     place = {task: i for i, task in enumerate(ORDER)}
@@ -210,7 +210,7 @@ def _second_splits(rows: pd.DataFrame) -> list[tuple[str, str]]:
     "Columns of `rows` with a main metric on a second split, such as `accuracy_from_train`, each with the metric."
     return [(column, metric) for column in rows for metric in rows.metric.unique() if column.startswith(f"{metric}_")]
 
-
+# %% ../nbs/26_summary.ipynb #54ba579e
 def evaluations(rows: pd.DataFrame) -> pd.DataFrame:
     """A line per run and split: the row with `label`, `column` (task, or task_split), `main` (dev), `score`, `full_score`, `retention`.
 
@@ -242,7 +242,7 @@ def interval(values) -> tuple[float, float]:
     half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     return float(values.mean()), float(half)
 
-
+# %% ../nbs/26_summary.ipynb #18ecc3aa
 def _spread(values: pd.Series) -> pd.Series:
     "`interval` of `values`, and how many they are, as a line."
     mean, half = interval(values)
@@ -251,7 +251,7 @@ def _spread(values: pd.Series) -> pd.Series:
 # %% ../nbs/26_summary.ipynb #90ecc832
 CUT = ["label", "base", "ratio"]
 
-
+# %% ../nbs/26_summary.ipynb #ae39a8e7
 def score_means(lines: pd.DataFrame, value: str = "score") -> pd.DataFrame:
     "`value` of each method, cut and column over seeds: `mean`, `half` (of the 95 % interval, nan for one seed), `seeds`; nan where a seed's value is missing."
     means = lines.groupby([*CUT, "column"], sort=False)[value].apply(lambda values: _spread(values.astype(float))).unstack().reset_index()
@@ -276,7 +276,7 @@ def _by_encoder(lines: pd.DataFrame) -> pd.Series:
     "Which of `lines` prune the encoder's layers, too."
     return lines.method.str.contains("losparse")
 
-
+# %% ../nbs/26_summary.ipynb #29aec50f
 def _vocabulary_cuts(lines: pd.DataFrame) -> list[tuple[str, float]]:
     "The cuts `(base, ratio)` of methods that prune the vocabulary alone, those with most lines first."
     pruned = lines[~lines.label.str.startswith((FULL, TRAIN_ONLY)) & ~_by_encoder(lines)]
@@ -289,7 +289,7 @@ def _joined(lines: pd.DataFrame, base: str, ratio: float, tolerance: float) -> p
     removed = lines.task.map(lines[own].groupby("task").params_removed.median())
     return _by_encoder(lines) & ~own & ((lines.params_removed - removed).abs() <= tolerance)
 
-
+# %% ../nbs/26_summary.ipynb #4046f847
 def align_cuts(lines: pd.DataFrame, tolerance: float = 0.01) -> pd.DataFrame:
     "`lines` with LoSparse at the first cut of a vocabulary it can be compared with, where there is one."
     aligned = lines.assign(ratio=lines.ratio.astype(float))
@@ -303,7 +303,7 @@ def cuts(lines: pd.DataFrame) -> list[tuple[str, float]]:
     pruned = align_cuts(lines)[~lines.label.str.startswith((FULL, TRAIN_ONLY))]
     return list(pruned.groupby(["base", "ratio"]).size().sort_values(ascending=False, kind="stable").index)
 
-
+# %% ../nbs/26_summary.ipynb #4a7359c7
 def at_cut(lines: pd.DataFrame, base: str, ratio: float, tolerance: float = 0.01) -> pd.DataFrame:
     "`lines` of the cut and of what is compared with it. Raises `ValueError` for a cut that no line has."
     own = (lines.base == base) & (lines.ratio == ratio)
@@ -326,7 +326,7 @@ def _drawn_scores(lines: pd.DataFrame, out: str | Path, n_draws: int, seed: int)
     labels, guesses = read_predictions(runs, out, "dev" + column.removeprefix(task))
     return dict(zip(runs, resampled_scores(task, labels, guesses, n_draws, seed).T, strict=True))
 
-
+# %% ../nbs/26_summary.ipynb #d2637664
 def _seed_draws(differences: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     "Mean over the seeds of `differences` (seeds, n_draws + 1); the seeds are drawn anew for all but the first."
     n_seeds, n = differences.shape
@@ -355,7 +355,7 @@ def _meetings(lines: pd.DataFrame, scores: dict[str, np.ndarray], reference: str
 # %% ../nbs/26_summary.ipynb #96890686
 ALL_TASKS = "all tasks"
 
-
+# %% ../nbs/26_summary.ipynb #4fc02e10
 def who_wins(lines: pd.DataFrame, out: str | Path, base: str, ratio: float, reference: str | None = None, n_draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Every pair of methods at a cut (or each against `reference`) by paired bootstrap over examples and seeds, from the predictions of the runs below `out`.
 

@@ -23,7 +23,7 @@ from .summary import FULL, TRAIN_ONLY, at_cut, averages, cut_label, score_means,
 # %% ../nbs/27_tables.ipynb #35c5f011
 PAPER = ("table1_glue", "table1_reduction", "table2_tokens", "table3_efficiency", "train_rows_modernbert", "figure1_points")
 
-
+# %% ../nbs/27_tables.ipynb #fd40ef50
 def paper_numbers(name: str) -> pd.DataFrame:
     "The paper's numbers called `name`, one of `PAPER`, the newest revision of each method. Raises `ValueError` for another name."
     choose(dict.fromkeys(PAPER), "file of the paper", name)
@@ -41,7 +41,7 @@ IN_PAPER = {FULL: "ModernBERT (Full)", TRAIN_ONLY: "Train Tokens Only", "LoSpars
             "frequency + unk": "Frequency-Based", "tf-idf + unk": "TF-IDF Based", "frequency + cluster": "Frequency + OOV", "tf-idf + cluster": "TF-IDF + OOV"}
 PAPER_CUTS = {"params": 0.2, "seen": 0.2, "vocab": 0.7734}
 
-
+# %% ../nbs/27_tables.ipynb #ee375185
 def in_paper(label: str, base: str, ratio: float) -> str | None:
     "The paper's name of the method `label` where the paper has it at this cut, else None."
     same_cut = abs(PAPER_CUTS.get(base, -1) - ratio) < 0.005
@@ -82,12 +82,12 @@ def _spell(table: Table, escape: Callable[[str], str], bold: str, stack: str) ->
 # %% ../nbs/27_tables.ipynb #95c30641
 _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_|[]#$~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " "})
 
-
+# %% ../nbs/27_tables.ipynb #59f8c462
 def escape_markdown(text: str) -> str:
     "`text` with whatever Markdown would read as a sign of its own escaped."
     return text.translate(_MARKDOWN)
 
-
+# %% ../nbs/27_tables.ipynb #705c7592
 def to_markdown(table: Table) -> str:
     "`table` in Markdown (a pipe table), its note below."
     header, rows = _spell(table, escape_markdown, "**{0}**", "{0}<br><sub>{1}</sub>")
@@ -99,7 +99,7 @@ _LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslas
                         "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "–": "--", "−": "$-$", "→": r"$\rightarrow$",
                         "×": r"$\times$", "…": r"\ldots{}", "÷": r"$\div$"})
 
-
+# %% ../nbs/27_tables.ipynb #64291ccc
 def to_latex(table: Table) -> str:
     "`table` in LaTeX, a float; it needs the packages booktabs and graphicx (which shrinks it where it is wider than the text)."
     header, rows = _spell(table, lambda text: text.translate(_LATEX), r"\textbf{{{0}}}", r"\shortstack{{{0}\\{{\scriptsize {1}}}}}")
@@ -118,19 +118,19 @@ def to_html(table: Table) -> str:
     caption = f"<caption><strong>{html.escape(table.title)}</strong>. {html.escape(table.note)}</caption>\n"
     return frame.replace("<thead>", caption + "  <thead>", 1) + "\n"
 
-
+# %% ../nbs/27_tables.ipynb #63ebab40
 FORMATS: dict[str, Callable[[Table], str]] = {"md": to_markdown, "tex": to_latex, "html": to_html}
 
 # %% ../nbs/27_tables.ipynb #8c26e00a
 _KINDS = ("unk", "cluster", "dbscan", "nearest", "sparse", "pq", "int4", "int8", "resegment")
 _SCORERS = ("random", "clustering", "attention", "VATP", "frequency", "tf-idf")
 
-
+# %% ../nbs/27_tables.ipynb #3c3f2383
 def label_parts(label: str) -> list[str]:
     "The names that the method `label` is made of; options and what follows a comma are left out."
     return re.sub(r" \(.*?\)", "", label).partition(", ")[0].split(" + ")
 
-
+# %% ../nbs/27_tables.ipynb #c4a5f727
 def method_order(label: str) -> tuple:
     "Where the method `label` stands in a table: the full model, train tokens only, LoSparse, then by scorer and remap."
     parts = label_parts(label)
@@ -143,7 +143,7 @@ def _number(mean: float, half: float = float("nan"), digits: int = 3) -> str:
     "A mean with half its interval where there is one, a dash where there is no mean."
     return "–" if pd.isna(mean) else f"{mean:.{digits}f}".replace("-", "−") + ("" if pd.isna(half) else f" ± {half:.{digits}f}")
 
-
+# %% ../nbs/27_tables.ipynb #3762f179
 def _best(values: dict[str, float], digits: int) -> set[str]:
     "The keys of the largest value as it is printed, none where nothing competes with it."
     printed = {k: round(v, digits) for k, v in values.items() if pd.notna(v)}
@@ -164,7 +164,7 @@ def _seeds(counts: pd.Series) -> str:
     "How many seeds a line has: one number, or from – to."
     return f"{counts.min()}" if counts.nunique() == 1 else f"{counts.min()}–{counts.max()}"
 
-
+# %% ../nbs/27_tables.ipynb #c8b53aa4
 def _columns_1(lines: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, int]]:
     "Table 1's columns of numbers: what each method has (`mean`, `half`) by label, and the digits to print."
     scores, kept = score_means(lines).groupby("column"), averages(lines).set_index("label")
@@ -175,7 +175,7 @@ def _columns_1(lines: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, int]]:
 # %% ../nbs/27_tables.ipynb #a3ccbe31
 METRIC_TITLES = {"matthews": "Matthews' correlation", "pearson": "Pearson's correlation"}
 
-
+# %% ../nbs/27_tables.ipynb #2d51142c
 def _note_1(lines: pd.DataFrame) -> str:
     "What Table 1's numbers are: metrics, intervals, seeds, what is missing, and whose the small numbers are."
     metrics = lines.groupby(lines.metric.map(lambda m: METRIC_TITLES.get(m, m))).column.apply(lambda c: ", ".join(map(task_title, sort_columns(c))))
@@ -212,7 +212,7 @@ TABLE_2 = {"train_unique": ("unique tokens, train", 0), "test_unique": ("unique 
            "test_coverage_pct": ("vocabulary, test (%)", 2), "train_top20_pct": ("top 20 %, train (%)", 2), "test_top20_pct": ("top 20 %, test (%)", 2),
            "oov_pct": ("unseen in train (%)", 2)}
 
-
+# %% ../nbs/27_tables.ipynb #822eff10
 def table_2(ours: pd.DataFrame) -> Table:
     "The paper's Table 2 from `ours`, a table of `stats.coverage_table`: a line per task; a task that only the paper has shows the paper's numbers alone."
     paper, rows = paper_numbers("table2_tokens").set_index("task"), []
@@ -230,7 +230,7 @@ TABLE_3 = {"params": ("parameters (M)", 1e6, "params_millions"), "embedding_para
            "bytes": ("storage (MiB)", 2**20, "storage_mib"), "memory_bytes": ("peak memory (MiB)", 2**20, "gpu_memory_mib"),
            "before_bytes": ("of it before the model (MiB)", 2**20, None), "latency_ms": ("inference (ms)", 1, "inference_ms")}
 
-
+# %% ../nbs/27_tables.ipynb #ece1b23a
 def table_3(measured: pd.DataFrame) -> Table:
     """The paper's Table 3 from `measured`: a line per model, the base first, `model` its name, columns of `TABLE_3` in their units (parameters, bytes, ms).
 
@@ -254,7 +254,7 @@ def _signed(value: float) -> str:
     "`value` with its sign, to three digits."
     return f"{value:+.3f}".replace("-", "−")
 
-
+# %% ../nbs/27_tables.ipynb #9611738b
 def table_wins(won: pd.DataFrame, title: str, name: str = "wins") -> Table:
     "The table of `summary.who_wins`: differences with their intervals, the smallest that could have shown, and the verdict."
     rows = [(Cell(one["first"]), Cell(one["second"]), Cell(task_title(one["column"])), Cell(_signed(one["difference"]), bold=one["verdict"].startswith("more")),
