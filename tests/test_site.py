@@ -2,7 +2,6 @@
 
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,7 +13,9 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from vocab_pruning.site import check_site, page_anchors, render_pages
+from vocab_pruning._modidx import d as index
+from vocab_pruning.publish import results_listing
+from vocab_pruning.site import api_listing, check_site, page_anchors, read_config, render_pages, render_site, site_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -48,6 +49,24 @@ def test_pages_document_what_they_export(pages):
     assert "show_doc(" not in pages["nbs/00_core.ipynb"]
 
 
+def test_the_api_page_has_every_public_name_one_click_away(pages, tmp_path):
+    listing = api_listing(ROOT)
+    named = re.findall(r"^\| \[(\w+)\]", listing, re.MULTILINE)
+    documented = [name.removeprefix(f"{module}.") for module, names in index["syms"].items() for name in names]
+    assert sorted(named) == sorted(name for name in documented if "." not in name and name[0] != "_")
+    for name, page in {"prune": "14_prune.ipynb#prune", "PrunedModel": "13_ship.ipynb#prunedmodel", "tfidf_scores": "scorers/tfidf.ipynb#tfidf_scores"}.items():
+        assert (f'href="{page}"' in pages["nbs/api.ipynb"]) == (name in named), name
+    assert "prune" in named and "PrunedModel" in named
+
+
+@pytest.mark.parametrize("listing", [api_listing, results_listing], ids=lambda f: f.__name__)
+def test_what_a_generated_list_links_to_is_there(listing):
+    for name, _, anchor in re.findall(r"\]\(([^)#]+)(#([^)]+))?\)", listing(ROOT)):
+        path = (ROOT / "nbs" / name).resolve()
+        assert path in site_pages(ROOT, read_config(ROOT)), name
+        assert not anchor or anchor in page_anchors(json.loads(path.read_text(encoding="utf-8"))), f"{name}#{anchor}"
+
+
 def test_introductions_stay_on_their_pages(pages):
     "Left to itself, nbdev drops what stands below the title in the title's cell."
     for name, page in pages.items():
@@ -57,12 +76,19 @@ def test_introductions_stay_on_their_pages(pages):
 
 
 @pytest.mark.skipif(not shutil.which("quarto"), reason="Quarto is not on PATH")
-def test_quarto_renders_without_a_warning():
-    env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["quarto", "render"], check=False, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert not re.search(r"\bWARN", done.stdout + done.stderr), done.stdout + done.stderr
+def test_quarto_renders_without_a_warning(capfd):
+    assert render_site(ROOT) == 0, capfd.readouterr().err
     assert (ROOT / "_site" / "nbs" / "00_core.html").is_file()
+
+
+def test_the_home_page_comes_first():
+    "Quarto leads the site's root to the first page that it renders."
+    assert site_pages(ROOT, read_config(ROOT))[0] == ROOT / "nbs" / "index.ipynb"
+
+
+def test_the_bar_leads_to_the_five_parts():
+    texts = [item["text"] for item in read_config(ROOT)["website"]["navbar"]["left"]]
+    assert texts == ["Home", "Guide", "The method", "API", "Results"]
 
 
 # The filter as a command
@@ -163,6 +189,20 @@ def test_a_target_that_is_not_rendered_is_found(site):
     ]
 
 
+def test_a_published_run_that_is_not_rendered_is_found(site):
+    (runs := site / "results" / "minilm" / "runs").mkdir(parents=True)
+    shutil.copy(site / "nbs" / "00_part.ipynb", runs / "cola.ipynb")
+    assert check_site(site) == ["results/minilm/runs/cola.ipynb: not in the render list"]
+    edit(site, "- nbs/0*.ipynb", "- nbs/0*.ipynb\n  - results/*/runs/*.ipynb")
+    assert check_site(site) == []
+
+
+def test_a_warning_of_the_tools_stops_a_page(site):
+    append(site, new_code_cell("import os\nhome = os.sep"), new_code_cell("#| export\ndef f(): pass"))
+    with pytest.raises(Exception, match="cells containing imports and other code"):
+        render_pages(site)
+
+
 @pytest.mark.parametrize(
     ("link", "fault"),
     [
@@ -170,10 +210,12 @@ def test_a_target_that_is_not_rendered_is_found(site):
         ("../../outside.txt", "no such file"),
         ("00_part.ipynb#the-start", "no such heading"),
         ("#nowhere", "no such heading"),
+        ("../notes.md", "not a page of the site"),
     ],
 )
 def test_a_broken_internal_link_is_found(site, link, fault):
     (site.parent / "outside.txt").touch()
+    (site / "notes.md").touch()
     append(site, new_markdown_cell(f"See [this]({link})."), new_markdown_cell("Not `[this](other.md)`, nor\n```\n[this](code.md)\n```"))
     assert check_site(site) == [f"nbs/index.ipynb: link to {link}: {fault}"]
 

@@ -400,8 +400,8 @@ def api_listing(root: str | Path = ".", start: str = "nbs") -> str:
         module = next((source.split()[2] for source in _sources(nb, "code") if source.startswith("#| default_exp")), None)
         if module and (names := public_names(nb)):
             page = os.path.relpath(target, start)
-            lines += [f"\n### {module}\n\n[{_title(nb)[0]}]({page}): {_title(nb)[1]}\n", "| name | |", "|---|---|"]
-            lines += [f"| [`{name}`]({page}#{heading_anchor(name)}) | {what.replace('|', chr(92) + '|')} |" for name, what in names.items()]
+            lines += [f"\n### {module}\n\n[{_title(nb)[0]}]({page}): {_title(nb)[1]}\n", "| name | what it is |", "|---|---|"]
+            lines += [f"| [{name}]({page}#{heading_anchor(name)}) | {what.replace('|', chr(92) + '|')} |" for name, what in names.items()]
     return "\n".join(lines).strip() + "\n"
 
 # %% ../nbs/90_site.ipynb #f45f3e78
