@@ -261,7 +261,11 @@ def test_combined_models_go_to_disk_and_back(oov, tmp_path):
     assert 0 <= settings.params - sizes(both.model)["params"] < 64
     assert sizes(both.model)["params"] == pytest.approx(0.75 * sizes(model)["params"], abs=64)
     both.save_pretrained(tmp_path / "both")
-    assert not same(state(load(tmp_path / "both").model), state(both.model))
+    again = load(tmp_path / "both")
+    assert not same(state(again.model), state(both.model))
+    assert again.info["after"] == sizes(both.model)
+    card = (tmp_path / "both" / "README.md").read_text()
+    assert "25.00% of all parameters" in card and "It needs the package `vocab_pruning`" in card
 
 
 def test_the_vocabulary_bears_its_share():

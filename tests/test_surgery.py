@@ -127,7 +127,7 @@ def test_a_fresh_process_gives_the_same_outputs(fresh, case):
 def test_a_saved_directory_holds_data_only(tmp_path):
     pruned("unigram").save_pretrained(tmp_path / "model")
     files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md"}
     assert {"config.json", "model.safetensors", "tokenizer.json", "vocab_pruning.json"} <= {path.name for path in files}
 
 

@@ -45,6 +45,11 @@ def _task(info: dict) -> str | None:
     return info.get("task") or info.get("run", {}).get("task") or info.get("scores", {}).get("task")
 
 
+def _is_plain(info: dict) -> bool:
+    "Whether transformers alone loads it: the tokenizer is rewritten, the layers are what they were."
+    return "original_ids" in info and "losparse" not in info
+
+
 def _sizes(info: dict) -> str:
     before, after = info["before"], info["after"]
     rows = [(name.replace("_", " "), f"{before[name]:,}", f"{after[name]:,}", f"−{1 - after[name] / before[name]:.1%}") for name in after]
@@ -63,6 +68,14 @@ def _made(info: dict) -> str:
     return "## How it was made\n\n" + _table(("", ""), rows)
 
 # %% ../nbs/13_card.ipynb #0c491c2e
+def _losparse(info: dict) -> str:
+    "What became of the encoder's layers."
+    share = f"{info['total_ratio']:.2%} of all parameters, with what the vocabulary gives"
+    rho, left = info["losparse"]["rho"], info["losparse"]["rows"]
+    rows = [("removed", share), ("low rank", f"{rho:.2%} of a weight's parameters"), ("rows", f"{left:.2%} of the entries")]
+    return "## The encoder\n\nEach linear of its layers is a low-rank part and some rows (LoSparse, Li et al. 2023).\n\n" + _table(("", ""), rows)
+
+
 def _scores(info: dict) -> str:
     shown = [(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else value) for name, value in info["scores"].items() if value is not None]
     return "## Scores\n\nOn held-out examples, with one seed; a difference of a point or two can be chance.\n\n" + _table(("", ""), shown)
@@ -80,7 +93,7 @@ _USE = "\n\nfrom transformers import pipeline\n\nclassify = pipeline(\"text-clas
 
 def _load(info: dict) -> str:
     "Code that loads the directory of this card."
-    cls, plain = info.get("architecture", "AutoModel"), "original_ids" in info
+    cls, plain = info.get("architecture", "AutoModel"), _is_plain(info)
     code = (_PLAIN.format(cls=cls) if plain else _OURS) + (_USE if cls.endswith("ForSequenceClassification") else "")
     needs = "Nothing but transformers is needed." if plain else "It needs the package `vocab_pruning`; `from_pretrained` alone does not read it."
     return f"## Load it\n\n{needs} `directory` is where this file lies.\n\n```python\n{code}\n```"
@@ -93,6 +106,7 @@ def _limits(info: dict) -> str:
              f"Every token without a row of its own {becomes}. Other text has more such tokens: `vocab-prune check` says how many.",
              "Such text takes more tokens, so more time, and is cut off earlier where there is a limit." if plain else
              "The tokenizer is the original one, so no text becomes longer.",
+             "Its layers were made smaller while they were trained: outputs are not the full model's." if "losparse" in info else
              "As long as nothing is trained, outputs are those of the full model wherever a text keeps all its tokens. Fine-tuning changes that.",
              "What the base model cannot do or does wrongly, this one does, too."]
     lines += ["A pruned token is never predicted."] if info.get("architecture", "").endswith("MaskedLM") else []
@@ -106,13 +120,13 @@ def _front_matter(info: dict) -> str:
     "YAML for a model hub."
     from huggingface_hub import ModelCardData
 
-    plain, task = "original_ids" in info, _task(info)
-    tags = ["vocabulary-pruning", *([task] if task else []), *([info["oov"]] if "oov" in info else [])]
+    plain, task = _is_plain(info), _task(info)
+    tags = [*(["losparse"] if "losparse" in info else []), "vocabulary-pruning", *([task] if task else []), *([info["oov"]] if "oov" in info else [])]
     kind = next((kind for ending, kind in _PIPELINES.items() if info.get("architecture", "").endswith(ending)), "feature-extraction")
     return ModelCardData(base_model=info.get("base_model"), library_name="transformers" if plain else "vocab_pruning", pipeline_tag=kind, tags=tags).to_yaml()
 
 
-PARTS = {"before": _sizes, "ratio": _made, "scores": _scores, "": _load, "versions": _provenance}
+PARTS = {"before": _sizes, "ratio": _made, "losparse": _losparse, "scores": _scores, "": _load, "versions": _provenance}
 
 
 def make_card(info: dict) -> str:
@@ -122,6 +136,7 @@ def make_card(info: dict) -> str:
     before, after = info.get("before", {}), info.get("after")
     name, rows = info.get("base_model") or info.get("architecture") or "A model", f"{before['rows']:,} rows" if before else "rows"
     what = f"{name} with {after['rows']:,} of the {rows} of its vocabulary" if before and after else f"{name} with a part of its vocabulary"
-    lead = f"# {name}, vocabulary pruned{f' for {_task(info)}' if _task(info) else ''}\n\n{what}, made by vocab_pruning."
+    pruned = " and ".join([*(["vocabulary"] if "ratio" in info or "losparse" not in info else []), *(["layers"] if "losparse" in info else [])])
+    lead = f"# {name}, {pruned} pruned{f' for {_task(info)}' if _task(info) else ''}\n\n{what}, made by vocab_pruning."
     shown = [part(info) for fact, part in PARTS.items() if not fact or fact in info and (fact != "before" or after)]
     return "\n\n".join([f"---\n{_front_matter(info)}\n---", lead, *shown, _limits(info)]) + "\n"

@@ -400,7 +400,9 @@ def _write(self: PrunedModel, directory: Path):
         for file, name in companions(getattr(self.model, "name_or_path", "")):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, directory / name)
-    written = json.dumps(self.info | {"versions": library_versions()}, indent=2, default=lambda value: value.item() if hasattr(value, "item") else str(value))
+    now = {"after": sizes(self.model)} if "before" in self.info else {}
+    info = self.info | now | {"versions": library_versions()}
+    written = json.dumps(info, indent=2, default=lambda value: value.item() if hasattr(value, "item") else str(value))
     (directory / MARKER).write_text(written)
     (directory / "README.md").write_text(make_card(json.loads(written)), encoding="utf-8")
 
