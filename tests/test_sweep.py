@@ -125,6 +125,11 @@ def test_a_run_that_two_want_is_made_once(tmp_path, monkeypatch):
     assert len(made) == 1 and read_row(tmp_path / "run")["score"] == 0.5
 
 
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_of_the_project_can_be_run(recipe):
+    assert len(sweep_cells(recipe)) > 100
+
+
 @pytest.mark.parametrize(("old", "new", "message"), [
     ("tasks: [cola]", "tasks: []", "recipe.yml: tasks is empty"),
     ("seeds:", "seed:", "unknown key 'seed'; choose one of out, model, data"),
