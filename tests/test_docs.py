@@ -35,9 +35,10 @@ def blocks(*languages: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[tuple[str, str]]:
-    "Document and command, line by line; what follows a # is a remark."
+    "Command and the document that names it first, line by line; what follows a # is a remark."
     lines = [(name, re.sub(r"\s+#.*", "", line).strip()) for name, block in blocks("sh", "bash", "console") for line in block.splitlines()]
-    return list(dict.fromkeys((name, line) for name, line in lines if line))
+    first = {line: name for name, line in reversed(lines) if line}
+    return [(name, line) for name, line in dict.fromkeys(lines) if first.get(line) == name]
 
 
 def small_weights(directory: Path):
@@ -129,11 +130,11 @@ def test_there_is_something_to_run():
     assert sum(name == "README.md" for name, _ in blocks("python")) >= 3
 
 
-def test_make_docs_says_what_to_install(project):
+def test_make_docs_says_what_to_install():
     "Without Quarto on the path: what to do, and an exit code that is not success."
     if shutil.which("quarto"):
         pytest.skip("Quarto is on PATH")
-    done = run(["make", "docs"], project)
+    done = subprocess.run(["make", "docs", f"BIN={BIN}", "READY="], cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 2 and "https://quarto.org" in done.stderr and "Error 127" in done.stderr
 
 
