@@ -30,11 +30,14 @@ def test_the_site_has_no_problem():
 
 @pytest.fixture(scope="module")
 def pages():
-    return render_pages(ROOT)
+    "All pages but for published runs, which are pages of one notebook: three of them."
+    return render_pages(ROOT, runs=3)
 
 
 def test_every_notebook_becomes_a_page(pages):
-    assert set(pages) == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("nbs/**/[!._]*.ipynb")}
+    runs = sorted(ROOT.glob("results/*/runs/*.ipynb"))
+    assert set(runs) < {*site_pages(ROOT, read_config(ROOT))}
+    assert set(pages) == {path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("nbs/**/[!._]*.ipynb"), *runs[:3])}
 
 
 def test_no_page_shows_a_directive_or_a_traceback(pages):

@@ -345,12 +345,14 @@ def page_html(path: Path, template: str = "basic") -> str:
 _DIRECTIVE = re.compile(r'(?:<p>|<span class="c1">)(#\|[^<]*)')
 
 
-def render_pages(root: str | Path = ".") -> dict[str, str]:
-    """HTML of every page of the site in `root`, by the notebook's path relative to it; nothing is written.
+def render_pages(root: str | Path = ".", runs: int | None = None) -> dict[str, str]:
+    """HTML of every page of the site in `root`, by the notebook's path relative to it, of published runs the first `runs` (None: all); nothing is written.
 
     Raises `ValueError` where a page shows a raw directive or a traceback; an error in a notebook's exported code is raised as it is."""
     root = Path(root).resolve()
-    pages = {path.relative_to(root).as_posix(): page_html(path) for path in site_pages(root, read_config(root))}
+    paths = site_pages(root, read_config(root))
+    left_out = set() if runs is None else {path for path in paths if path.parent.name == "runs"} - {*sorted(root.glob(f"{RUNS}/*.ipynb"))[:runs]}
+    pages = {path.relative_to(root).as_posix(): page_html(path) for path in paths if path not in left_out}
     for name, html in pages.items():
         if found := _DIRECTIVE.search(html):
             raise ValueError(f"{name}: the page shows the directive {found[1]!r}; move it to the top of its cell")
