@@ -238,6 +238,8 @@ def table_3(measured: pd.DataFrame) -> Table:
     measured = measured.reset_index() if measured.index.name == "model" else measured
     if "model" not in measured or len(measured) < 2:
         raise ValueError(f"Table 3 needs a column `model` and two lines or more, the base first; there are {measured.get('model', pd.Series()).tolist()}")
+    if measured.model.duplicated().any():
+        raise ValueError(f"Table 3 has one base; {measured.model[measured.model.duplicated()].iloc[0]!r} is there twice, select by `base` first")
     values, paper = measured.set_index("model").select_dtypes("number"), paper_numbers("table3_efficiency").set_index("metric")
     (full, *others), rows = values.index, []
     for column in [*(c for c in TABLE_3 if c in values), *(c for c in values if c not in TABLE_3)]:
