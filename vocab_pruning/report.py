@@ -144,7 +144,7 @@ def _save(figure: Figure, to: Path, prefix: str, images: Iterable[str]):
     with plt.rc_context({"svg.hashsalt": figure.name, "font.size": 9}):
         drawn = figure.draw()
         for image in images:
-            drawn.savefig(to / f"{prefix}{figure.name}.{image}", dpi=150, metadata={"Date": None} if image == "svg" else None)
+            drawn.savefig(to / f"{prefix}{figure.name}.{image}", dpi=150, bbox_inches="tight", metadata={"Date": None} if image == "svg" else None)
         plt.close(drawn)
 
 # %% ../nbs/31_report.ipynb #62fb5e8f
