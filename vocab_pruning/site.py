@@ -231,9 +231,11 @@ def _sources(nb: dict, kind: str) -> Iterator[str]:
 
 # %% ../nbs/90_site.ipynb #d34f5298
 def notebook_problems(nb: dict) -> Iterator[str]:
-    "A missing title or description of a notebook `nb`; execution counts, and outputs not fit to be shown, by number of the cell."
+    "A missing title or description of a notebook `nb`; widget state, execution counts, and outputs not fit to be shown, by number of the cell."
     if not re.match(r"# [^#\s].*\n+> \S", next(_sources(nb, "markdown"), "")):
         yield "the first cell does not begin with '# title' and '> one line'"
+    if "widgets" in nb["metadata"]:
+        yield "widget state in its metadata"
     for number, cell in enumerate(nb["cells"]):
         if cell.get("execution_count") is not None:
             yield f"cell {number}: an execution count"
