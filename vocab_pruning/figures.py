@@ -50,7 +50,8 @@ def _key(ax, handles: dict, ncols: int, loc: str = "upper center", **options):
     from matplotlib.legend import Legend
 
     ax.axis("off")
-    ax.add_artist(Legend(ax, [*handles.values()], [*handles], loc=loc, ncols=ncols, frameon=False, fontsize=8, borderaxespad=0, **options))
+    legend = Legend(ax, [*handles.values()], [*handles], loc=loc, ncols=ncols, frameon=False, fontsize=8, borderaxespad=0, **options)
+    ax.add_artist(legend).set_clip_on(False)
 
 # %% ../nbs/28_figures.ipynb #d2bbd118
 def _handles(*axes) -> dict:
