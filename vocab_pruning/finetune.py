@@ -64,13 +64,12 @@ def has_bf16() -> bool:
 def make_recipe(task: str | Task, epochs: float | None = None, learning_rate: float | None = None, batch_size: int | None = None,
                 max_length: int = 128) -> dict:
     "Settings of a fine-tuning run, JSON-ready: the task's defaults where an argument is None. Raises `ValueError` for one that is not positive."
-    task = get_task(task)
-    recipe = dict(epochs=epochs or task.epochs, learning_rate=learning_rate or task.learning_rate, batch_size=batch_size or task.batch_size,
-                  max_length=max_length, precision="bf16" if has_bf16() else "fp32", device=device_name())
-    given = dict(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length)
+    task, given = get_task(task), dict(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length)
     if bad := [f"{name}={value}" for name, value in given.items() if value is not None and not value > 0]:
         raise ValueError(f"{', '.join(bad)}: must be above 0 (None takes the task's default)")
-    return recipe
+    epochs = epochs or task.epochs
+    return dict(epochs=int(epochs) if float(epochs).is_integer() else epochs, learning_rate=learning_rate or task.learning_rate,
+                batch_size=batch_size or task.batch_size, max_length=max_length, precision="bf16" if has_bf16() else "fp32", device=device_name())
 
 # %% ../nbs/20_finetune.ipynb #71aabcce
 @contextmanager
