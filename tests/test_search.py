@@ -124,7 +124,7 @@ def test_what_was_found_is_in_the_rows(first):
     found, out = first
     trained = found.curve.dropna(subset="retention")
     assert found.trainings == len(trained) + 1 == len([*out.glob("*/result.json")]) <= QUICK["max_runs"] + 1
-    full = next(row for path in out.iterdir() if (row := read_row(path))["method"] == "full")
+    full = next(row for path in out.glob("*/result.json") if (row := read_row(path.parent))["method"] == "full")
     for line in trained.itertuples():
         row = read_row(out / line.run)
         assert (row["ratio"], row["rows"], row["accuracy_from_train"]) == (line.ratio, line.rows, line.score)
@@ -168,7 +168,7 @@ def test_the_run_notebook_reads_its_runs(first, tiny, tmp_path):
 def test_the_interval_is_that_of_the_examples(first, tmp_path):
     found, out = first
     line = found.curve.dropna(subset="retention").iloc[0]
-    full = next(path for path in out.iterdir() if read_row(path)["method"] == "full")
+    full = next(path.parent for path in out.glob("*/result.json") if read_row(path.parent)["method"] == "full")
     assert interval("sst2", full, full, "dev_from_train") == (1, 1)
     assert interval("sst2", out / line.run, full, "dev_from_train") == (line.low, line.high)
     with pytest.raises(ValueError, match="not scored on the same examples of test"):
