@@ -28,32 +28,20 @@ def full_model(name: str):
     return ModernBertForSequenceClassification(ModernBertConfig()).eval(), tokenizer
 
 
-def in_turn(calls: dict, rounds: int) -> dict[str, list[float]]:
-    "Seconds of each of `calls` by name, `rounds` of them, every round in another order, after one that is not counted."
-    names, seconds = list(calls), {name: [] for name in calls}
-    for number in range(-1, rounds):
-        first = max(number, 0) % len(names)
-        for name in names[first:] + names[:first]:
-            start = perf_counter()
-            calls[name]()
-            if number >= 0:
-                seconds[name].append(perf_counter() - start)
-    return seconds
-
-
 def timed(kinds: dict, sessions: dict, texts: list[str], rounds: int) -> dict[str, float]:
     "Milliseconds for one batch of `texts` by kind and runtime, each the median of `rounds`."
     import torch
 
+    from vocab_pruning.benchmark import in_turn
     from vocab_pruning.export import encode, run_onnx
 
     calls = {}
     for kind, p in kinds.items():
         batch = encode(p, texts)
-        calls[f"{kind}, torch"] = lambda p=p, batch=batch: p.model(**batch)
-        calls[f"{kind}, onnx"] = lambda kind=kind, batch=batch: run_onnx(sessions[kind], batch)
+        calls[f"{kind}, torch"] = lambda number, p=p, batch=batch: p.model(**batch)
+        calls[f"{kind}, onnx"] = lambda number, kind=kind, batch=batch: run_onnx(sessions[kind], batch)
     with torch.inference_mode():
-        return {name: 1e3 * median(seconds) for name, seconds in in_turn(calls, rounds).items()}
+        return {name: 1e3 * median(seconds) for name, seconds in in_turn(calls, rounds, warm_up=1).items()}
 
 
 def measure(name: str, options) -> dict:

@@ -64,29 +64,18 @@ def pruned_models(model, share: float) -> dict:
     return {"full": model} | {oov: rebuild_model_with_vocab(model, remap, share=True).eval() for oov, remap in remaps.items()}
 
 
-def in_turn(calls: dict, rounds: int) -> dict[str, list[float]]:
-    "Seconds of each of `calls` by name, `rounds` of them, every round in another order, after one that is not counted."
-    names, seconds = list(calls), {name: [] for name in calls}
-    for number in range(-1, rounds):
-        first = max(number, 0) % len(names)
-        for name in names[first:] + names[:first]:
-            start = perf_counter()
-            calls[name]()
-            if number >= 0:
-                seconds[name].append(perf_counter() - start)
-    return seconds
-
-
 def forward(name: str, share: float, batch: int, length: int, rounds: int) -> dict:
     "Milliseconds of whole models and of their embeddings alone, and how many times the full one's, on ids drawn evenly from all rows."
     import torch
+
+    from vocab_pruning.benchmark import in_turn
 
     models = pruned_models(full_model(name), share)
     embeddings = {oov: model.get_input_embeddings() for oov, model in models.items()}
     ids = torch.randint(len(embeddings["full"].weight), (batch, length), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        whole = in_turn({oov: lambda model=model: model(ids) for oov, model in models.items()}, rounds)
-        alone = in_turn({oov: lambda rows=rows: rows(ids) for oov, rows in embeddings.items()}, 10 * rounds)
+        whole = in_turn({oov: lambda number, model=model: model(ids) for oov, model in models.items()}, rounds, warm_up=1)
+        alone = in_turn({oov: lambda number, rows=rows: rows(ids) for oov, rows in embeddings.items()}, 10 * rounds, warm_up=1)
     times = {oov: median(a / b for a, b in zip(taken, whole["full"], strict=True)) for oov, taken in whole.items()}
     extra = {oov: median(a - b for a, b in zip(taken, alone["full"], strict=True)) / median(whole["full"]) for oov, taken in alone.items()}
     return dict(threads=torch.get_num_threads(), rows=len(embeddings["full"].weight), kept=len(embeddings["sparse"].weight)) | {
