@@ -152,6 +152,13 @@ def _last_epoch(task: Task, labels: dict[str, np.ndarray], predictions: dict[str
     "Metrics of all dev splits in one dict; those of `dev_mismatched` end in `_mismatched`."
     return {name + split.removeprefix("dev"): value for split in labels for name, value in score(task, labels[split], predictions[split]).items()}
 
+# %% ../nbs/20_finetune.ipynb #5b1d7a11
+def _predict(trainer, split) -> tuple[np.ndarray, np.ndarray]:
+    "`(logits, labels)` of `split` in its own order."
+    order = np.argsort([len(ids) for ids in split["input_ids"]], kind="stable")
+    output, back = trainer.predict(split.select(order)), np.argsort(order)
+    return output.predictions[back], output.label_ids[back]
+
 # %% ../nbs/20_finetune.ipynb #9eb77eb2
 @contextmanager
 def _own_forward(model):
@@ -182,9 +189,9 @@ def finetune(model, tokenizer, dataset, task: str | Task, recipe: dict, output_d
         if not np.isfinite(loss):
             raise ValueError(f"training loss is {loss} after {recipe['epochs']} epochs; lower learning_rate ({recipe['learning_rate']})")
         trainer.args.train_sampling_strategy = "sequential"  # grouping by length would shuffle the predictions, too
-        outputs = {name: trainer.predict(split) for name, split in splits.items()}
-    labels = {name: output.label_ids for name, output in outputs.items()}
-    predictions = {name: decide(task, output.predictions) for name, output in outputs.items()}
+        outputs = {name: _predict(trainer, split) for name, split in splits.items()}
+    labels = {name: known for name, (_, known) in outputs.items()}
+    predictions = {name: decide(task, logits) for name, (logits, _) in outputs.items()}
     seconds = dict(train=trained - start, evaluate=time.perf_counter() - trained)
     return FineTuned(_last_epoch(task, labels, predictions), predictions, labels, trainer.state.log_history, seconds)
 

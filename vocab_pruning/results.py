@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'ROW', 'check_run', 'subset', 'train_documents', 'run_name', 'run_directory', 'provenance', 'read_row',
-           'read_rows', 'read_history', 'record_run', 'row_of_notebook', 'summarize_notebook']
+           'read_rows', 'read_history', 'pruned_facts', 'record_run', 'row_of_notebook', 'summarize_notebook']
 
 # %% ../nbs/23_results.ipynb #788289a7
 import inspect
@@ -122,6 +122,14 @@ def _predictions(result: FineTuned):
     import pandas as pd
 
     return pd.concat(pd.DataFrame(dict(split=split, label=result.labels[split], prediction=result.predictions[split])) for split in result.labels)
+
+# %% ../nbs/23_results.ipynb #7ac75001
+def pruned_facts(info: dict, train: dict, dev: dict, seconds: dict[str, float]) -> dict:
+    "What a row says of a pruned model before it is trained: from its `info`, what `lost` says of train and dev (with dev's `growth`), `seconds` by stage."
+    before = {f"{name}_full": value for name, value in info["before"].items()}
+    return before | {f"seconds_{stage}": round(value, 2) for stage, value in seconds.items()} | dict(
+        clusters=info["n_clusters"], break_even=info["break_even"], max_ratio=info["max_ratio"],
+        train_tokens_pruned=train["tokens"], train_share_remapped=train["share"], dev_share_remapped=dev["share"], dev_growth=dev["growth"])
 
 # %% ../nbs/23_results.ipynb #33e47939
 def _with_sizes(facts: dict, model) -> dict:

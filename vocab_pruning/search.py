@@ -26,7 +26,7 @@ from .oov import trained_params
 from .preflight import growth
 from .prune import lost, prune_with_stats
 from .rebuild import sizes
-from .results import check_run, record_run, run_directory, subset
+from .results import check_run, pruned_facts, record_run, run_directory, subset
 from .scoring import TUNED, compute_token_scores, get_scorer
 from .ship import PrunedModel
 from .stats import TokenStats, token_stats
@@ -130,13 +130,8 @@ def _train_full(self: _Case) -> dict:
 # %% ../nbs/33_search.ipynb #5f989591
 def _facts(self: _Case, pruned: PrunedModel) -> dict:
     "What a row says of a pruned model before it is trained."
-    info, train, dev = pruned.info, lost(pruned, self.stats["train"]), lost(pruned, self.stats["dev"])
-    seconds, before = ({name.format(k): v for k, v in some.items()} for name, some in (("seconds_{}", self.seconds), ("{}_full", info["before"])))
-    return _examples(self) | info["after"] | before | {name: round(value, 2) for name, value in seconds.items()} | dict(
-        clusters=info["n_clusters"], break_even=info["break_even"], max_ratio=info["max_ratio"],
-        params_removed=1 - info["after"]["params"] / info["before"]["params"], train_tokens_pruned=train["tokens"],
-        train_share_remapped=train["share"], dev_share_remapped=dev["share"],
-        dev_growth=growth(pruned, documents(self.dataset["dev"]), self.stats["dev"].n_tokens))
+    dev = lost(pruned, self.stats["dev"]) | {"growth": growth(pruned, documents(self.dataset["dev"]), self.stats["dev"].n_tokens)}
+    return _examples(self) | pruned_facts(pruned.info, lost(pruned, self.stats["train"]), dev, self.seconds)
 
 
 def _train(self: _Case, ratio: float, full: dict) -> dict:
