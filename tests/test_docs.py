@@ -1,8 +1,9 @@
-"""Every command and every Python block of README and CONTRIBUTING runs as written, in a copy of the project.
+"""Every command of README, CONTRIBUTING and the guide, and every Python block of the first two, runs as written, in a copy of the project.
 
 The environment makes it quick, not the text: `GLUE_DIR` names a task of a few examples, the package of the offline weights
 holds a model of one narrow layer, and make is told (`MAKEFLAGS`) that the virtual environment is this one."""
 
+import json
 import os
 import re
 import shutil
@@ -21,12 +22,18 @@ from vocab_pruning.publish import page_name, readme_files, readme_results, resul
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+GUIDE = "nbs/guide_own_data.ipynb"
 DRY = {"make test": "it would run this very test", "make docs": "it needs Quarto", "make readme": "the home page is a test of its own"}
 
 
+def guide_cells(kind: str) -> list[str]:
+    "Sources of the guide's cells of one `kind`."
+    return ["".join(cell["source"]) for cell in json.loads((ROOT / GUIDE).read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
 def documents() -> dict[str, str]:
-    "Text of README and CONTRIBUTING, by name. (Guides are notebooks: their code is run with all the others.)"
-    return {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+    "Text of README, CONTRIBUTING and the guide, by name. (The guide's code cells are run with all the other notebooks.)"
+    return {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")} | {GUIDE: "\n\n".join(guide_cells("markdown"))}
 
 
 def blocks(*languages: str) -> list[tuple[str, str]]:
@@ -81,13 +88,30 @@ def run(command: list[str], project: Path, **kwargs) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=project, env=env, check=False, capture_output=True, text=True, **kwargs)
 
 
+@pytest.fixture(scope="module")
+def followed(project):
+    "The guide followed up to its commands: its file, also as that of today, its model, and the description that it shows, in the copy."
+    setup, *shown = guide_cells("code")
+    code = ["import tempfile; tempfile.tempdir = '.'", setup, *(cell for cell in shown if "#| hide" not in cell)]
+    done = run([sys.executable, "-W", "ignore", "-c", "\n".join(code)], project)
+    assert done.returncode == 0, done.stderr[-4000:]
+    made, = (path.parent for path in project.glob("tmp*/reviews.csv"))
+    shutil.copy(made / "reviews.csv", project / "today.csv")
+    for name in ("reviews.csv", "reviews-model"):
+        (made / name).rename(project / name)
+    description, = (block for name, block in blocks("yaml") if name == GUIDE)
+    (project / "reviews.yaml").write_text(description)
+
+
 needs_weights = pytest.mark.skipif(minilm_directory() is None, reason="needs the extra `offline` (MiniLM weights)")
 
 
 @needs_weights
 @pytest.mark.parametrize(("document", "command"), commands())
-def test_a_command_runs_as_written(project, document, command):
+def test_a_command_runs_as_written(project, document, command, request):
     "In the order of the documents: what one command leaves, a later one may read."
+    if document == GUIDE:
+        request.getfixturevalue("followed")
     if command == "python -m vocab_pruning.site":
         pytest.skip("builds every page; test_site does that, and runs the command")
     done = run(["make", "--dry-run", *command.split()[1:]] if command in DRY else ["bash", "-ec", command], project)
@@ -126,7 +150,7 @@ def test_commands_in_the_middle_of_a_sentence_name_targets_that_exist(project):
 
 def test_there_is_something_to_run():
     names = [name for name, _ in commands()]
-    assert names.count("README.md") >= 3 and names.count("CONTRIBUTING.md") >= 5
+    assert names.count("README.md") >= 3 and names.count("CONTRIBUTING.md") >= 5 and names.count(GUIDE) >= 3
     assert sum(name == "README.md" for name, _ in blocks("python")) >= 3
 
 
