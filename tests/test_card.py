@@ -43,7 +43,7 @@ def test_a_card_holds_the_facts_of_its_model(oov, tmp_path):
     for name, number in after.items():
         assert shown[name.replace("_", " ")][:2] == [f"{before[name]:,}", f"{number:,}"]
     assert BECOMES[oov] in shown["a pruned token"][0] and all(f"{k}={v}" in shown["a pruned token"][0] for k, v in OPTIONS.get(oov, {}).items())
-    assert shown["accuracy"] == ["0.5000"] and shown["ratio"] == ["20.00% of the vocabulary"] and shown["seed"] == ["0"]
+    assert shown["accuracy"] == ["0.5000"] and shown["ratio"] == ["20.00% of the rows"] and shown["seed"] == ["0"]
     assert shown["texts"][0].startswith(f"{len(TEXTS)} documents")
     assert shown["torch version"] == [f"`{torch.__version__.split('+')[0]}`"] or torch.__version__ in shown["torch version"][0]
 

@@ -168,11 +168,11 @@ def test_the_run_notebook_reads_its_runs(first, tiny, tmp_path):
 def test_the_interval_is_that_of_the_examples(first, tmp_path):
     found, out = first
     line = found.curve.dropna(subset="retention").iloc[0]
-    full = next(path.parent for path in out.glob("*/result.json") if read_row(path.parent)["method"] == "full")
-    assert interval("sst2", full, full, "dev_from_train") == (1, 1)
-    assert interval("sst2", out / line.run, full, "dev_from_train") == (line.low, line.high)
-    with pytest.raises(ValueError, match="not scored on the same examples of test"):
-        interval("sst2", full, full, "test")
+    full = next(path.parent.name for path in out.glob("*/result.json") if read_row(path.parent)["method"] == "full")
+    assert interval("sst2", full, full, out, "dev_from_train") == (1, 1)
+    assert interval("sst2", line.run, full, out, "dev_from_train") == (line.low, line.high)
+    with pytest.raises(ValueError, match="no predictions on 'test'"):
+        interval("sst2", full, full, out, "test")
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -13,8 +13,8 @@ import pytest
 from vocab_pruning import results
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.finetune import FineTuned
+from vocab_pruning.publish import publish_run
 from vocab_pruning.results import read_row, read_rows, record_run
-from vocab_pruning.site import output_problems
 from vocab_pruning.sweep import CELL, PAGE, sweep, sweep_cells, sweep_status
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +61,7 @@ def test_a_sweep_that_is_killed_and_resumed_by_two_at_once_has_every_row_once(tm
 FAULTS = """
 import signal, time
 if not (place / "mended").exists() and scorer == "frequency":
-    raise RuntimeError(f"no room in {Path.home()}\\nat all")
+    raise RuntimeError("no room\\nat all")
 if not (place / "mended").exists():
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(60)  # the kernel notices that it is alone, and ends
@@ -74,9 +74,8 @@ def test_runs_that_fail_are_recorded_and_made_again_only_when_asked(two, tmp_pat
         with pytest.warns(UserWarning, match="2 of 2 runs failed, cola-frequency-vocab-0.9-0-"):
             assert sweep(**given, progress=False).empty
         status = sweep_status(**given)
-        assert status.error.tolist() == ["RuntimeError: no room in ~ at all", "the process was killed by signal 9 (by the system, if memory ran out)"]
-        page = (next(iter(sweep_cells(**given))) / PAGE).read_text()
-        assert "RuntimeError" in page and str(Path.home()) not in page and str(tmp_path) not in page
+        assert status.error.tolist() == ["RuntimeError: no room at all", "the process was killed by signal 9 (by the system, if memory ran out)"]
+        assert "RuntimeError" in (next(iter(sweep_cells(**given))) / PAGE).read_text()
         (tmp_path / "sweep" / "mended").touch()
     assert len(sweep(**given, progress=False, retry=True)) == 2
     assert sweep_status(**given).state.tolist() == ["done", "done"]
@@ -174,9 +173,8 @@ defaults: {{{{epochs: 1, max_train_examples: 64, learning_rate: 2e-5, oov: unk}}
     assert rows.method.tolist() == ["frequency+unk", "full"] and set(rows.learning_rate) == {2e-5} and set(rows.model_id) == {"tiny"}
     (cell,) = sweep_cells(recipe, ROOT / "nbs" / "run.ipynb")
     assert json.loads((cell / CELL).read_text())["run"] == rows.run[0]
-    page = json.loads((cell / PAGE).read_text())
-    assert not [problem for c in page["cells"] for output in c.get("outputs", []) for problem in output_problems(output)]
-    assert str(tmp_path) not in json.dumps(page)
+    page = publish_run(cell / PAGE, tmp_path / "pages").read_text()
+    assert str(tmp_path) not in page and str(ROOT) not in page
 
 
 # On Ray

@@ -16,7 +16,7 @@ import pandas as pd
 
 from .budget import rank_rows
 from .core import choose, project_root
-from .data import get_task
+from .data import Task, get_task
 from .prune import lost_by
 from .stats import TokenStats
 
@@ -78,7 +78,22 @@ def _accuracy(weights: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> n
     return weights @ (guesses == labels).T / weights.sum(axis=1, keepdims=True)
 
 
-def _correlation(weights: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> np.ndarray:
+def _f1(weights: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> np.ndarray:
+    "F1 of class 1, 0 where nothing is of it, in the shapes of `_accuracy`."
+    both, either = weights @ (guesses * labels).T, weights @ guesses.T + weights @ labels[:, None]
+    return np.divide(2 * both, either, out=np.zeros_like(both), where=either > 0)
+
+# %% ../nbs/25_compare.ipynb #9041ad91
+def _matthews(weights: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> np.ndarray:
+    "Matthews' correlation of any number of classes, 0 where it is undefined, in the shapes of `_accuracy`."
+    n, classes = weights.sum(axis=1, keepdims=True), np.union1d(labels, guesses)
+    truth, guessed = weights @ (labels[:, None] == classes), weights @ (guesses[:, :, None] == classes)  # (draws, classes), (runs, draws, classes)
+    top = n * (weights @ (guesses == labels).T) - (truth * guessed).sum(axis=-1).T
+    bottom = np.sqrt((n**2 - (truth**2).sum(axis=-1, keepdims=True)) * (n**2 - (guessed**2).sum(axis=-1).T))
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+# %% ../nbs/25_compare.ipynb #9041ad92
+def _pearson(weights: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> np.ndarray:
     "Pearson's correlation, 0 where it is undefined, in the shapes of `_accuracy`."
     y, p = (labels - labels.mean())[:, None], (guesses - guesses.mean(axis=1, keepdims=True)).T
     n, sy, syy, sp, spp, spy = weights.sum(axis=1, keepdims=True), *(weights @ x for x in (y, y * y, p, p * p, p * y))
@@ -86,11 +101,27 @@ def _correlation(weights: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -
     bottom = np.sqrt(np.maximum((n * spp - sp**2) * (n * syy - sy**2), 0))
     return np.divide(n * spy - sp * sy, bottom, out=np.zeros_like(spy), where=(spread > 1e-9) & (bottom > 0))
 
+# %% ../nbs/25_compare.ipynb #9041ad93
+def _ranks(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    "The rank of each of `values` (n,) in each draw, ties sharing theirs, less the mean rank: (draws, n)."
+    _, place = np.unique(values, return_inverse=True)
+    many = np.stack([np.bincount(place, some) for some in weights])
+    return (many.cumsum(axis=1) - many / 2 - many.sum(axis=1, keepdims=True) / 2)[:, place]
 
-WEIGHTED: dict[str, Callable[..., np.ndarray]] = {"accuracy": _accuracy, "matthews": _correlation, "pearson": _correlation}
+
+def _spearman(weights: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> np.ndarray:
+    "Spearman's correlation, 0 where it is undefined, in the shapes of `_accuracy`."
+    truth, guessed = _ranks(weights, labels), np.stack([_ranks(weights, guess) for guess in guesses])
+    top = (weights * truth * guessed).sum(axis=-1).T
+    bottom = np.sqrt((weights * truth**2).sum(axis=-1, keepdims=True) * (weights * guessed**2).sum(axis=-1).T)
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+# %% ../nbs/25_compare.ipynb #9041ad94
+WEIGHTED: dict[str, Callable[..., np.ndarray]] = {
+    "accuracy": _accuracy, "f1": _f1, "matthews": _matthews, "pearson": _pearson, "spearman": _spearman}
 
 # %% ../nbs/25_compare.ipynb #381f7d22
-def resampled_scores(task: str, labels: np.ndarray, guesses: np.ndarray, n_draws: int = 1000, seed: int = 0) -> np.ndarray:
+def resampled_scores(task: str | Task, labels: np.ndarray, guesses: np.ndarray, n_draws: int = 1000, seed: int = 0) -> np.ndarray:
     "Main metric of `guesses` (runs, n) on the examples as they are and on `n_draws` resamples, the same for all runs: float64 (n_draws + 1, runs)."
     measure, draw, n = choose(WEIGHTED, "metric to resample", get_task(task).metrics[0]), np.random.default_rng(seed), len(labels)
     resampled = (np.bincount(draw.integers(n, size=n), minlength=n) for _ in range(n_draws))

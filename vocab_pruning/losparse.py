@@ -15,8 +15,7 @@ from transformers import TrainerCallback
 
 from .budget import check_ratio, max_ratio, model_size, special_mask
 from .lowrank import LoSparseLinear, compact, encoder_linears, losparse_linears, rank_of, split_model
-from .oov import trained_params
-from .prune import prune
+from .prune import prune, size_with
 from .rebuild import plain_embedding, sizes
 from .ship import PrunedModel
 
@@ -199,7 +198,7 @@ def combine(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, vocab_sh
     `vocab_share` in (0, 1]: see `vocabulary_ratio`; `oov` and `options` go to `prune`. Returns the model in training form and the callback's settings.
     Raises as `prune` and `losparse_settings` do."""
     check_ratio(ratio, "params")
-    size = model_size(model, trained_params(oov, plain_embedding(model).embedding_dim))
+    size = size_with(model, oov)
     by_vocabulary = vocabulary_ratio(ratio, max_ratio(size, int(special_mask(model, tokenizer).sum())), vocab_share)
     losparse_settings(model, ratio, low_rank, borne=int(by_vocabulary * size.params))  # what cannot be had stops here, before the texts are read
     pruned = prune(model, tokenizer, texts, by_vocabulary, oov=oov, **options)

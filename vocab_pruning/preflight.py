@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .budget import count_rows, model_size, special_mask
-from .oov import OOV, trained_params
-from .prune import check_oov, lost, prune_with_stats
+from .budget import count_rows, special_mask
+from .oov import OOV
+from .prune import check_oov, lost, prune_with_stats, size_with
 from .rebuild import plain_embedding
 from .scoring import compute_token_scores
 from .ship import PrunedModel
@@ -56,7 +56,7 @@ def _one(model, tokenizer, ratio: float, base: str, oov: str, scorer: str, seed:
     "`measure` of one cut, or `reason` why there is none."
     special = special_mask(model, tokenizer)
     try:
-        n_rows = count_rows(ratio, base, model_size(model, trained_params(oov, plain_embedding(model).embedding_dim)), special, train.seen)
+        n_rows = count_rows(ratio, base, size_with(model, oov), special, train.seen)
         scores = compute_token_scores(train, scorer, model=model, n_rows=n_rows, seed=seed, texts=texts, tokenizer=tokenizer, special=special)
         return measure(prune_with_stats(model, tokenizer, train, scores, ratio, base, oov, seed, texts=texts, share=True), train, dev, held_out)
     except ValueError as error:

@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .budget import check_ratio, count_rows, max_ratio, model_size, special_mask
-from .core import model_fingerprint, resolve_model
-from .data import Task, data_fingerprint, documents, get_task, load_task, resolve_data
-from .finetune import load_classifier, make_recipe, score
+from .budget import max_ratio, special_mask
+from .compare import read_predictions, resampled_scores
+from .core import resolve_model
+from .data import Task, documents, get_task, load_task, resolve_data
+from .finetune import load_classifier, make_recipe
 from .frozen import sentence_vectors
-from .oov import trained_params
 from .preflight import growth
-from .prune import lost, prune_with_stats
+from .prune import lost, prune_with_stats, size_with
 from .rebuild import sizes
-from .results import check_run, pruned_facts, record_run, run_directory, subset
+from .results import check_run, pruned_facts, record_run, run_directory, shared_parameters, subset
 from .scoring import TUNED, compute_token_scores, get_scorer
 from .ship import PrunedModel
 from .stats import TokenStats, token_stats
@@ -147,21 +147,12 @@ def _train(self: _Case, ratio: float, full: dict) -> dict:
                       task=self.task, full_score=full["score"], progress=self.progress)
 
 # %% ../nbs/33_search.ipynb #782fa8ef
-def interval(task: str | Task, directory: str | Path, full_directory: str | Path, split: str = "dev", n_draws: int = 200, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the retention of the run in `directory` beside the full model's, over `n_draws` resamples of the examples of `split`.
+def interval(task: str | Task, run: str, full: str, out: str | Path = "runs", split: str = "dev", n_draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of the retention of `run` beside the run `full`, both below `out`, over `n_draws` resamples of the examples of `split`.
 
     Raises `ValueError` where the two runs were not scored on the same examples."""
-    import pandas as pd
-
-    task = get_task(task)
-    tables = (pd.read_csv(Path(path) / "predictions.csv") for path in (directory, full_directory))
-    ours, theirs = (table[table["split"] == split] for table in tables)
-    if not len(ours) or not np.array_equal(ours.label, theirs.label):
-        raise ValueError(f"{Path(directory).name} and {Path(full_directory).name} were not scored on the same examples of {split}")
-    labels, guesses, metric = ours.label.to_numpy(), (ours.prediction.to_numpy(), theirs.prediction.to_numpy()), task.metrics[0]
-    draws = np.random.default_rng(seed).integers(len(labels), size=(n_draws, len(labels)))
-    scores = np.array([[score(task, labels[some], guess[some])[metric] for guess in guesses] for some in draws])
-    low, high = np.nanquantile(scores[:, 0] / np.where(scores[:, 1] > 0, scores[:, 1], np.nan), [0.025, 0.975])
+    ours, theirs = resampled_scores(task, *read_predictions([run, full], out, split), n_draws, seed)[1:].T
+    low, high = np.nanquantile(ours / np.where(theirs > 0, theirs, np.nan), [0.025, 0.975])
     return float(low), float(high)
 
 # %% ../nbs/33_search.ipynb #d26b6c68
@@ -197,9 +188,7 @@ def _case(task: str | Task, base: str, scorer: str, oov: str, model: str, data: 
         raise ValueError(f"scorer {scorer!r} has no ranking that is fixed before training and for every number of rows; choose frequency, tfidf or random")
     recipe, (source, model_id), (_, data_id) = make_recipe(task, **recipe), resolve_model(model), resolve_data(data, task)
     dataset, (classifier, tokenizer) = subset(load_task(task, data), max_train_examples, held_out_examples), load_classifier(source, task, seed)
-    asked = dict(task=task.name, seed=seed, model_id=model_id, model_fingerprint=model_fingerprint(classifier), data_id=data_id,
-                 data_fingerprint=data_fingerprint(dataset), max_train_examples=max_train_examples, **recipe)
-    asked |= {"held_out_examples": held_out_examples} if held_out_examples else {}
+    asked = shared_parameters(task, seed, model_id, classifier, data_id, dataset, recipe, max_train_examples, held_out_examples)
     options = dict(base=base, scorer=scorer, oov=oov, scorer_options=scorer_options, oov_options=oov_options)
     case = _Case(task, dataset, classifier, tokenizer, recipe, asked, options, out, progress, special_mask(classifier, tokenizer))
     started, texts = time.perf_counter(), documents(dataset["train"])
@@ -215,8 +204,7 @@ def _candidates(case: _Case, step: float) -> list[float]:
     if not 0 < step < 1:
         raise ValueError(f"step {step}: give a fraction between 0 and 1")
     oov, base = case.options["oov"], case.options["base"]
-    size = model_size(case.model, trained_params(oov, case.model.get_input_embeddings().embedding_dim))
-    most = max_ratio(size, int(case.special.sum()), base)
+    most = max_ratio(size_with(case.model, oov), int(case.special.sum()), base)
     return [round(i * step, 10) for i in range(1, int(1 / step) + 1) if i * step < min(most, 1)]
 
 # %% ../nbs/33_search.ipynb #ae33d8ce
@@ -238,9 +226,8 @@ def _curve(case: _Case, looks: dict[float, dict], rows: dict[float, dict], full:
     "All that was looked at and trained as a DataFrame, by ratio."
     import pandas as pd
 
-    directory = run_directory(case.out, case.asked | {"method": "full"})
     for ratio, row in rows.items():
-        low, high = interval(case.task, directory.parent / row["run"], directory, case.split)
+        low, high = interval(case.task, row["run"], full["run"], case.out, case.split)
         looks[ratio] |= dict(score=row[case.metric], retention=row[case.metric] / full[case.metric], low=low, high=high, run=row["run"])
     columns = ["ratio", "rows", "drift", "score", "retention", "low", "high", "run"]
     return pd.DataFrame([looks[ratio] for ratio in sorted(looks)], columns=columns)

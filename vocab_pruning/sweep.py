@@ -242,31 +242,6 @@ def _error_of(page: Path, stderr: str, status: int) -> str:
         return f"the process was killed by signal {-status}" + (" (by the system, if memory ran out)" if status == -9 else "")
     return (stderr.strip().splitlines() or [f"the process ended with status {status}"])[-1]
 
-# %% ../nbs/30_sweep.ipynb #eda34c5b
-def _shown_on_a_page(output: dict) -> bool:
-    "Whether `output` is fit to be shown: neither stderr nor a widget."
-    return output.get("name") != "stderr" and not any("widget" in mime for mime in output.get("data", {}))
-
-
-def _tidy(nb: dict) -> dict:
-    "The executed notebook `nb` without papermill's metadata, execution counts and outputs that no page can show."
-    nb["metadata"].pop("papermill", None)
-    for cell in nb["cells"]:
-        cell["metadata"] = {"tags": tags} if (tags := cell["metadata"].get("tags")) else {}
-        if cell["cell_type"] == "code":
-            outputs = [output for output in cell["outputs"] if _shown_on_a_page(output)]
-            cell |= dict(execution_count=None, outputs=[o | {"execution_count": None} if "execution_count" in o else o for o in outputs])
-    return nb
-
-# %% ../nbs/30_sweep.ipynb #433a4704
-def _without_paths(text: str, run: dict, cwd: Path) -> str:
-    "`text` without this machine's paths: one that `run` gives becomes its last name, a known directory what stands for it."
-    names = {value: Path(value).name for value in run.values() if isinstance(value, str) and Path(value).is_absolute()}
-    known = {str(cwd): ".", str(project_root(cwd)): ".", sys.prefix: "python", str(Path.home()): "~", tempfile.gettempdir(): "tmp"}
-    for path, shown in sorted((known | names).items(), key=lambda item: -len(item[0])):
-        text = text.replace(path, shown) if len(Path(path).parts) > 1 else text
-    return text
-
 # %% ../nbs/30_sweep.ipynb #2ec561f5
 _STOPPERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -277,10 +252,10 @@ def _stop_where_nothing_fits(error: str | None):
         raise OSError(number, os.strerror(number))
 
 # %% ../nbs/30_sweep.ipynb #f9ff7a72
-def _record_cell(new: Path, run: dict, cwd: Path, name: str | None, error: str | None, seconds: float | None):
+def _record_cell(new: Path, run: dict, name: str | None, error: str | None, seconds: float | None):
     "Write what became of `run` to the directory `new`: the `name` of its row, or the `error`."
     cell = dict(run=name, error=error and textwrap.shorten(error, 500, placeholder=" …"), seconds=seconds, parameters=run)
-    (new / CELL).write_text(_without_paths(json.dumps(cell, indent=2, ensure_ascii=False), run, cwd), encoding="utf-8")
+    (new / CELL).write_text(json.dumps(cell, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _make_cell(directory: Path, run: dict, notebook: Path, cwd: Path, threads: int, leash: int):
@@ -292,10 +267,7 @@ def _make_cell(directory: Path, run: dict, notebook: Path, cwd: Path, threads: i
         if not error:
             name = row_of_notebook(new / PAGE)["run"]
             error = None if (directory.parent.parent / name / ROW).is_file() else f"the notebook shows the row of {name}, which is not in {run['out']}"
-        if (new / PAGE).is_file():
-            nb = _tidy(json.loads((new / PAGE).read_text(encoding="utf-8")))
-            (new / PAGE).write_text(_without_paths(json.dumps(nb, indent=1, ensure_ascii=False), run, cwd), encoding="utf-8")
-        _record_cell(new, run, cwd, name, error, round(time.perf_counter() - started, 2))
+        _record_cell(new, run, name, error, round(time.perf_counter() - started, 2))
 
 # %% ../nbs/30_sweep.ipynb #aea47bd1
 def run_cell(directory: Path, run: dict, notebook: Path, cwd: Path, threads: int = 1, retry: bool = False, wait: bool = True,
@@ -385,7 +357,7 @@ def sweep_status(recipe: str | Path, notebook: str | Path | None = None):
     return pd.DataFrame(states, columns=["cell", "state", "run", "seconds", "error"])
 
 # %% ../nbs/30_sweep.ipynb #afaab2ab
-def _outcome(future: Future, directory: Path, run: dict, cwd: Path) -> str:
+def _outcome(future: Future, directory: Path, run: dict) -> str:
     "What became of the run behind `future`. What its engine could not do is recorded as its error; that nothing can be written is raised."
     try:
         return future.result()
@@ -393,11 +365,11 @@ def _outcome(future: Future, directory: Path, run: dict, cwd: Path) -> str:
         raise
     except Exception as error:  # noqa: BLE001
         with directory_lock(directory), whole_directory(directory, CELL) as new:
-            _record_cell(new, run, cwd, None, f"{type(error).__name__}: {error}", None)
+            _record_cell(new, run, None, f"{type(error).__name__}: {error}", None)
         return "failed"
 
 # %% ../nbs/30_sweep.ipynb #cdd0eb8e
-def _make_all(cells: dict[Path, dict], todo: set[Path], submit: Callable[..., Future], bar, cwd: Path):
+def _make_all(cells: dict[Path, dict], todo: set[Path], submit: Callable[..., Future], bar):
     "Make the cells of `todo`, and show on `bar` what runs and how many failed."
     after, failed = _order(cells, todo), 0
     running = {submit(directory, cells[directory], wait=False): directory for directory in after}
@@ -406,7 +378,7 @@ def _make_all(cells: dict[Path, dict], todo: set[Path], submit: Callable[..., Fu
         bar.set_postfix_str(f"{failed} failed, running {' '.join(_label(cells[running[future]]) for future in now)}")
         for future in wait(running, timeout=10, return_when=FIRST_COMPLETED).done:
             directory = running.pop(future)
-            if (state := _outcome(future, directory, cells[directory], cwd)) == "busy":
+            if (state := _outcome(future, directory, cells[directory])) == "busy":
                 running[submit(directory, cells[directory], wait=True)] = directory
                 continue
             failed += state == "failed"
@@ -456,7 +428,7 @@ def sweep(recipe: str | Path, engine: str = "local", workers: int = 2, retry: bo
     todo = {directory for directory in cells if cell_state(directory) in ("missing", "failed" if retry else "missing")}
     bar = tqdm(total=len(cells), initial=len(cells) - len(todo), unit="run", desc="sweep", disable=not progress)
     with bar, start(workers, threads, **options) as submit, _writing(out):
-        _make_all(cells, todo, partial(submit, notebook=notebook, cwd=cwd, threads=threads, retry=retry), bar, cwd)
+        _make_all(cells, todo, partial(submit, notebook=notebook, cwd=cwd, threads=threads, retry=retry), bar)
     if failed := [directory.name for directory in cells if cell_state(directory) == "failed"]:
         warnings.warn(f"{len(failed)} of {len(cells)} runs failed, {failed[0]} among them; sweep_status says why, retry=True makes them again", stacklevel=2)
     return read_rows(out)
