@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
-from time import perf_counter, process_time
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 from vocab_pruning import PrunedModel
+from vocab_pruning.benchmark import both_clocks, in_turn
 from vocab_pruning.core import library_versions, minilm_directory
 from vocab_pruning.finetune import load_classifier
 from vocab_pruning.losparse import close_window, losparse_settings, mask_rows, most_important, observe, zero_rows
@@ -79,33 +79,16 @@ class Training:
         self.optimizer.zero_grad()
 
 
-def seconds_of(work, device: str) -> tuple[float, float]:
-    "Seconds that `work` takes, all of it, by the clock and of the processor."
-    start, busy = perf_counter(), process_time()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return perf_counter() - start, process_time() - busy
-
-
-def in_turn(works: dict, rounds: int, device: str) -> dict[str, dict[str, float]]:
+def compared(works: dict, rounds: int) -> dict[str, dict[str, float]]:
     "Median seconds of each of `works`, and of its ratios to the first in the same round, by the clock and of the processor."
-    seconds = {name: [] for name in works}
-    for work in works.values():
-        work()
-    for _ in range(rounds):
-        for name, work in works.items():
-            seconds[name].append(seconds_of(work, device))
+    seconds, names = in_turn(works, rounds, warm_up=1, clock=both_clocks), ("seconds", "processor_seconds", "ratio", "processor_ratio")
     first = next(iter(seconds.values()))
-    ratios = {name: [[a / b for a, b in zip(*pair, strict=True)] for pair in zip(taken, first, strict=True)] for name, taken in seconds.items()}
-    return {name: dict(seconds=median(clock for clock, _ in taken), processor_seconds=median(busy for _, busy in taken),
-                       ratio=median(clock for clock, _ in ratios[name]), processor_ratio=median(busy for _, busy in ratios[name]))
-            for name, taken in seconds.items()}
+    return {name: dict(zip(names, np.median(np.hstack([taken, taken / first]), axis=0).tolist(), strict=True)) for name, taken in seconds.items()}
 
 
 def training_seconds(ratio: float, rounds: int, device: str, bf16: bool) -> dict:
     runs = {"plain": Training(minilm(), device, bf16), "LoSparse": Training(split_of(ratio), device, bf16)}
-    return in_turn({name: run.step for name, run in runs.items()}, rounds, device)
+    return compared({name: lambda _, run=run: run.step() for name, run in runs.items()}, rounds)
 
 
 def training_memory(name: str, ratio: float, device: str, bf16: bool) -> float:
@@ -125,7 +108,7 @@ def inference_seconds(ratio: float, rounds: int, device: str, bf16: bool) -> dic
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             return model(**inputs)
 
-    times = in_turn({name: lambda model=model: forward(model) for name, model in models.items()}, rounds, device)
+    times = compared({name: lambda _, model=model: forward(model) for name, model in models.items()}, rounds)
     return {name: taken | sizes(models[name]) for name, taken in times.items()}
 
 

@@ -12,12 +12,11 @@ import sys
 import tempfile
 from itertools import islice
 from pathlib import Path
-from statistics import median
-from time import perf_counter, process_time
 
 import numpy as np
 from transformers import AutoTokenizer
 
+from vocab_pruning.benchmark import both_clocks, in_turn
 from vocab_pruning.core import MINILM, library_versions, minilm_directory, resolve_model
 from vocab_pruning.data import SAMPLE, TASKS, documents, load_task
 from vocab_pruning.stats import backend, token_batches, token_stats
@@ -72,33 +71,14 @@ def load_tokenizer(name: str) -> tuple:
 # Throughput
 
 
-def time_rounds(texts: list[str], tokenizer, n_rows: int, batch_size: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    "Wall and processor seconds of each kind of work by round; each round starts with the next kind, and a first short one is not counted."
-    names, seconds = list(WORK), {name: [] for name in WORK}
-    for work in WORK.values():
-        work(texts[: len(texts) // 10], tokenizer, n_rows, batch_size)
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            wall, processor = perf_counter(), process_time()
-            WORK[name](texts, tokenizer, n_rows, batch_size)
-            seconds[name].append((perf_counter() - wall, process_time() - processor))
-    return seconds
-
-
-def ratio_to_bare(bare: list[float], taken: list[float]) -> float:
-    "The median over the rounds of the bare encoder's time as a fraction of the time taken."
-    return median(b / t for b, t in zip(bare, taken, strict=True))
-
-
-def throughput_rows(seconds: dict[str, list[tuple[float, float]]], n_tokens: int) -> list[dict]:
-    "A row for each kind of work: tokens per second, ratios to the bare encoder, the goal and whether it is met."
-    bare, rows = [*zip(*seconds["bare encoder"], strict=True)], []
+def throughput_rows(seconds: dict[str, np.ndarray], n_tokens: int) -> list[dict]:
+    "A row for each kind of work: tokens per second, ratios to the bare encoder, the goal and whether it is met; `seconds` by both clocks (rounds, 2)."
+    bare, rows = seconds["bare encoder"], []
     for name, taken in seconds.items():
-        wall, processor = zip(*taken, strict=True)
-        ratio, goal = ratio_to_bare(bare[0], wall), GOALS.get(name)
-        rows.append(dict(work=name, tokens_per_s=n_tokens / median(wall), best_tokens_per_s=n_tokens / min(wall), ratio=ratio,
-                         best_ratio=min(bare[0]) / min(wall), processor_ratio=ratio_to_bare(bare[1], processor),
+        (ratio, processor_ratio), goal = np.median(bare / taken, axis=0).tolist(), GOALS.get(name)
+        middle, best = n_tokens / np.median(taken[:, 0]), n_tokens / taken[:, 0].min()
+        rows.append(dict(work=name, tokens_per_s=float(middle), best_tokens_per_s=float(best), ratio=ratio,
+                         best_ratio=float(bare[:, 0].min() / taken[:, 0].min()), processor_ratio=processor_ratio,
                          goal=goal, met=None if goal is None else ratio >= goal))
     return rows
 
@@ -154,8 +134,10 @@ def measure(name: str, texts: list[str], options: argparse.Namespace) -> dict:
     tokenizer, shown, n_rows = load_tokenizer(name)
     n_tokens = token_stats(texts, tokenizer, n_rows, options.batch_size).n_tokens
     print(f"\n{shown}: {n_rows:,} rows, {n_tokens:,} tokens")
-    seconds = time_rounds(texts, tokenizer, n_rows, options.batch_size, options.rounds)
-    result = dict(tokenizer=shown, rows=n_rows, tokens=n_tokens, seconds=seconds, throughput=throughput_rows(seconds, n_tokens))
+    works = {name: lambda _, work=work: work(texts, tokenizer, n_rows, options.batch_size) for name, work in WORK.items()}
+    seconds = in_turn(works, options.rounds, warm_up=1, clock=both_clocks)
+    shown_seconds = {name: taken.tolist() for name, taken in seconds.items()}
+    result = dict(tokenizer=shown, rows=n_rows, tokens=n_tokens, seconds=shown_seconds, throughput=throughput_rows(seconds, n_tokens))
     speeds, ratios = ("tokens_per_s", "best_tokens_per_s"), ("ratio", "best_ratio", "processor_ratio")
     print(table([row | {"met": {True: "yes", False: "no"}.get(row["met"])} for row in result["throughput"]],
                 {"work": "", **dict.fromkeys(speeds, ",.0f"), **dict.fromkeys(ratios, ".3f"), "goal": "", "met": ""}))

@@ -14,12 +14,12 @@ import pandas as pd
 import torch
 
 from vocab_pruning.benchmark import step_time, table3, text_batches
-from vocab_pruning.budget import count_rows, model_size
+from vocab_pruning.budget import count_rows
 from vocab_pruning.core import MINILM, call_declared, minilm_directory
 from vocab_pruning.data import documents, load_task
 from vocab_pruning.finetune import load_classifier
-from vocab_pruning.oov import get_oov, trained_params
-from vocab_pruning.prune import prune
+from vocab_pruning.oov import get_oov
+from vocab_pruning.prune import prune, size_with
 from vocab_pruning.rebuild import rebuild_model_with_vocab
 from vocab_pruning.results import provenance
 
@@ -38,7 +38,7 @@ def modernbert(options) -> tuple[dict, list]:
     order = np.random.default_rng(options.seed).permutation(len(rows))
     order = np.concatenate([order[special[order]], order[~special[order]]])
     offered = dict(seed=options.seed, n_special=int(special.sum()), unk_id=None)
-    kept = {oov: count_rows(0.2, "params", model_size(full, trained_params(oov, rows.shape[1])), special, special) for oov in options.oovs}
+    kept = {oov: count_rows(0.2, "params", size_with(full, oov), special, special) for oov in options.oovs}
     remaps = {oov: call_declared(get_oov(oov), rows, order, n_keep, offered=offered) for oov, n_keep in kept.items()}
     draw = torch.Generator().manual_seed(options.seed)
     batches = [dict(input_ids=torch.randint(len(rows), (options.batch, options.length), generator=draw), labels=torch.arange(options.batch) % 2)
