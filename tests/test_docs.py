@@ -125,7 +125,7 @@ def test_what_the_commands_left_is_what_they_say(project):
     if not (project / "results").is_dir():
         pytest.skip("the commands were not run")
     assert results_problems(project) == []
-    page, = (project / "results" / "minilm" / "runs").glob("*.ipynb")
+    page, = (project / "results" / "mine" / "runs").glob("*.ipynb")
     assert "was there already" in (project / "out.ipynb").read_text(encoding="utf-8")
     assert page.name in {page_name(path.parent.name) for path in (project / "results").glob("*/rows/*/result.json")}
     assert "Frequencies" in run(["git", "log", "--oneline"], project).stdout

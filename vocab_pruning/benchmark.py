@@ -41,7 +41,7 @@ def _process_peak() -> int:
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-
+# %% ../nbs/22_benchmark.ipynb #e2a63920
 def _measure_peak(directory: str, device: str):
     "Print, as JSON, the peak of this process before the model in `directory` is read and after it has run the batch beside it, in bytes."
     import transformers
@@ -57,7 +57,7 @@ def _measure_peak(directory: str, device: str):
         model(**{name: values.to(device) for name, values in load_file(Path(directory) / "batch.pt").items()})
     print(json.dumps(dict(memory_bytes=_process_peak() if device == "cpu" else torch.cuda.max_memory_allocated(), before_bytes=before)))
 
-
+# %% ../nbs/22_benchmark.ipynb #f8dba7ec
 def peak_memory(model, batch: dict[str, torch.Tensor], device: str | None = None) -> dict[str, int]:
     """Peak of a fresh process that reads `model` and runs `batch` through it, in bytes.
 

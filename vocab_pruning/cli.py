@@ -92,13 +92,10 @@ def _options(given: list[str] | None) -> dict:
     return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in given or ())}
 
 # %% ../nbs/92_cli.ipynb #3e1ed35d
-def _shown(value) -> str:
-    "A value as a person reads it."
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def _print(facts: dict, as_json: bool = False):
     "Print facts, one a line, those of an inner dict each on its own; lists of dicts as tables below."
+    from vocab_pruning.results import _shown
+
     if as_json:
         return typer.echo(json.dumps(facts, indent=2))
     flat = {f"{name} ({inner})" if inner else name: value for name, found in facts.items() if not isinstance(found, list)
@@ -249,14 +246,13 @@ def run(task: Annotated[str, typer.Argument(help="A GLUE task, a file of texts a
     """
     from vocab_pruning.core import project_root
     from vocab_pruning.results import check_run, row_of_notebook, run_directory, summarize_notebook
+    from vocab_pruning.sweep import run_notebook
 
     given = dict(task=task, ratio=ratio, base=base, scorer=scorer, oov=oov, model=model, data=data, seed=seed, out=out) | _options(parameter)
     check_run(task, ratio, base, scorer, oov, given.get("scorer_options"), given.get("oov_options"))
-    if not (notebook := notebook or project_root() / "nbs" / "run.ipynb").is_file():
-        raise FileNotFoundError(f"{notebook} is not there; start inside the project, or give --notebook")
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / "run.ipynb"
-        _execute(notebook, executed, given)
+        _execute(run_notebook(notebook), executed, given)
         page = run_directory(out, {}).parent / "notebooks" / f"{row_of_notebook(executed)['run']}.ipynb"
         page.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(executed, page)
@@ -287,8 +283,8 @@ def sweep(recipe: Annotated[Path, typer.Argument(help="A recipe (.yaml).", show_
 
     \b
     Examples:
-      vocab-prune sweep recipes/small.yaml --workers 2
-      vocab-prune sweep recipes/glue.yaml --engine ray --workers 8 -o gpus=1 --retry
+      vocab-prune sweep recipes/minilm.yaml --workers 2
+      vocab-prune sweep recipes/modernbert.yaml --engine ray --workers 8 -o gpus=1 --retry
     """
     import warnings
 
@@ -313,8 +309,8 @@ def report(out: Annotated[Path, typer.Argument(help="Directory for the report.",
 
     \b
     Examples:
-      vocab-prune report results --runs runs
-      vocab-prune report results --format md --apart
+      vocab-prune report my-report --runs runs
+      vocab-prune report my-report --format md --apart
     """
     from vocab_pruning.report import report as write
 

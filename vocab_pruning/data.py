@@ -186,7 +186,7 @@ def _two(train, dev):
     own = next((train[name] for name in ("dev", "validation") if name in train), None)
     return train["train"], own if dev is None else dev
 
-
+# %% ../nbs/02_data.ipynb #4849a2a8
 def own_task(train, dev=None, text: str = "text", pair: str | None = None, label: str = "label", *, name: str | None = None, regression: bool = False,
              labels: Sequence[str] | None = None, metrics: Sequence[str] | None = None, dev_size: float = 0.1, seed: int = 0, drop_missing: bool = False,
              epochs: int = 3, learning_rate: float = 1e-4, batch_size: int = 32) -> Task:

@@ -118,7 +118,7 @@ def export_onnx(pruned: PrunedModel, directory: str | Path, texts: list | None =
     """Write `pruned` to `directory` as `model.onnx` with its tokenizer, `config.json` and `vocab_pruning.json`, whole or not at all.
 
     What was written is compared with the model on `texts` (None: those it was pruned with, at most 16). Returns `bytes` of the graph, `texts` compared and
-    `max_difference`. Raises `ImportError` without the extra, `ValueError` where an output differs by more than `tolerance` (see `compare_onnx`) there is
+    `max_difference`. Raises `ImportError` without the extra, `ValueError` where an output differs by more than `tolerance` (see `compare_onnx`), there is
     no text or the model is not in float32, `FileExistsError` where `directory` holds anything but an earlier save."""
     _runtime()
     texts = pruned.sample if texts is None else list(texts)

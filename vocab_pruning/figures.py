@@ -212,6 +212,9 @@ def pareto(lines: pd.DataFrame, size: str = "bytes"):
     _key(key, dict.fromkeys(names, nothing), 1, "upper right", title="on the front", title_fontsize=8, alignment="left", handlelength=0, handletextpad=0)
     return fig
 
+# %% ../nbs/28_figures.ipynb #4e173491
+_SHORT = {"params": "params", "vocab": "rows", "seen": "of seen"}
+
 # %% ../nbs/28_figures.ipynb #fa3f4d9c
 def heat_map(lines: pd.DataFrame, column: str):
     "Mean retention in per cent on `column` (a task, or task_split) of each method at each cut. Raises `ValueError` where nothing was pruned on it."
@@ -230,9 +233,6 @@ def heat_map(lines: pd.DataFrame, column: str):
     ax.set(xlabel="removed", ylabel="", title=f"{task_title(column)}: retention (%)")
     ax.tick_params(axis="both", labelsize=8, rotation=0, length=0)
     return fig
-
-# %% ../nbs/28_figures.ipynb #4e173491
-_SHORT = {"params": "params", "vocab": "rows", "seen": "of seen"}
 
 # %% ../nbs/28_figures.ipynb #3456d4d3
 def plot_wins(won: pd.DataFrame, column: str = ALL_TASKS, scale: float = 100):

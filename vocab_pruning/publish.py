@@ -228,7 +228,7 @@ def results_problems(root: str | Path = ".") -> list[str]:
     return [f"{results.relative_to(root)}: {problem}" for results in sorted({path.parent for path in (*root.glob(RUNS), *root.glob("results/*/rows"))})
             for problem in _sweep_problems(results)]
 
-
+# %% ../nbs/92_publish.ipynb #7387eb93
 def _sweep_problems(results: Path) -> Iterator[str]:
     "What is wrong with the sweep in `results`."
     rows = {page_name(row["run"]): row for row in load_rows(results)}
@@ -243,7 +243,7 @@ def _sweep_problems(results: Path) -> Iterator[str]:
     for name, page in pages.items():
         yield from (f"runs/{name}: {problem}" for problem in _page_problems(page, rows.get(name)))
 
-
+# %% ../nbs/92_publish.ipynb #956123be
 def _page_problems(page: Path, row: dict | None) -> Iterator[str]:
     "What is wrong with the published `page` of the run that made `row`."
     yield from _size_problems(page.stat().st_size)

@@ -200,7 +200,7 @@ class Needs:
         "`always`, `ids` and what they need."
         return self.always.union(ids, *(self.of(i) or () for i in ids))
 
-
+# %% ../nbs/08_surgery.ipynb #9f708d94
 def find_needs(tokenizer, stats: TokenStats, special: np.ndarray, texts: Iterable[str] | None, lossless: bool, progress: bool = False) -> Needs:
     """`Needs` of a tokenizer whose texts have `stats` over V rows; `special` bool (V,). Only a lossless BPE reads `texts`.
 

@@ -246,7 +246,7 @@ def table_3(measured: pd.DataFrame) -> Table:
         title, unit, theirs = TABLE_3.get(column, (column.replace("_", " "), 1, None))
         show, there = values[column] / unit, paper.loc[theirs].map("{:.2f}".format) if theirs else dict.fromkeys(("base", "pruned", "improvement_pct"), "")
         saved = (100 * (1 - show / show[full])).map("{:.2f}".format) if theirs else dict.fromkeys(others, "")
-        pairs = [(Cell(f"{show[o]:,.2f}", there["pruned"]), Cell(saved[o], there["improvement_pct"])) for o in others]
+        pairs = [(Cell("–" if pd.isna(show[o]) else f"{show[o]:,.2f}", there["pruned"]), Cell(saved[o], there["improvement_pct"])) for o in others]
         rows.append((Cell(title), Cell(f"{show[full]:,.2f}", there["base"]), *(cell for pair in pairs for cell in pair)))
     return Table("table3", "Table 3: sizes and times", ("quantity", full, *(c for o in others for c in (o, "saved (%)"))), tuple(rows),
                  "Small: the paper, ModernBERT-base and its pruned variant (tf-idf + cluster) on an RTX 4090")
