@@ -160,6 +160,16 @@ def test_onnx_with_pairs_of_texts(exported):
     assert compare_onnx(p, onnx_session(directory), pairs) < 1e-5
 
 
+def test_a_graph_and_a_model_do_not_replace_each_other(exported, tmp_path):
+    p, directory, _ = exported
+    p.save_pretrained(tmp_path / "model", verify=False)
+    with pytest.raises(FileExistsError, match=r"holds model.safetensors, a save of another kind"):
+        export_onnx(p, tmp_path / "model")
+    with pytest.raises(FileExistsError, match=r"holds model.onnx, a save of another kind"):
+        p.save_pretrained(directory)
+    assert (tmp_path / "model" / "model.safetensors").is_file() and (directory / "model.onnx").is_file()
+
+
 def test_onnx_whole_or_not_at_all(tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")

@@ -268,6 +268,30 @@ def test_combined_models_go_to_disk_and_back(oov, tmp_path):
     assert "25.00% of all parameters" in card and "It needs the package `vocab_pruning`" in card
 
 
+@pytest.mark.parametrize("oov", ["nearest", "resegment"])
+def test_a_combined_model_encodes_sentences(oov, tmp_path):
+    "Its layers are this library's, also where its embedding is a plain one."
+    pytest.importorskip("sentence_transformers")
+    from vocab_pruning.frozen import sentence_vectors
+    from vocab_pruning.sentences import sentence_transformer
+
+    both, settings = combine(build("wordpiece", hidden_size=32, intermediate_size=64), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.25, 0.4, oov=oov)
+    train(both.model, tmp_path, [LoSparseCallback(settings)], steps=6, rows=len(both.keep))
+    expected = sentence_vectors(both.model, both.tokenizer, TEXTS, max_length=40)
+    made = sentence_transformer(both, max_seq_length=40).encode(TEXTS, convert_to_tensor=True, device="cpu")
+    torch.testing.assert_close(made.cpu(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_compacted_model_has_an_onnx_graph(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from vocab_pruning.export import export_onnx
+
+    both, settings = combine(build("wordpiece", hidden_size=32, intermediate_size=64), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.25, 0.4, oov="nearest")
+    train(both.model, tmp_path / "t", [LoSparseCallback(settings)], steps=6, rows=len(both.keep))
+    assert export_onnx(both, tmp_path / "graph", TEXTS[:4])["max_difference"] < 1e-5
+
+
 def test_the_vocabulary_bears_its_share():
     assert vocabulary_ratio(0.2, 0.5) == pytest.approx(0.15)
     assert vocabulary_ratio(0.4, 0.2586, 0.5) == pytest.approx(0.1293)

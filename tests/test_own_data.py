@@ -242,6 +242,16 @@ def test_options_that_do_not_fit(options, message):
     refuses(message, rows(), **NAMED | options)
 
 
+def test_numbers_and_names_in_a_description(tmp_path):
+    "YAML 1.1 takes 2e-5 for text, and yes for a truth value."
+    text_file(tmp_path, "text,label\n" + "good,yes\nbad,no\n" * 10)
+    (tmp_path / "own.yaml").write_text('train: own.csv\nlabels: ["no", "yes"]\nlearning_rate: 2e-5')
+    assert get_task(tmp_path / "own.yaml").learning_rate == 2e-5 and get_task(tmp_path / "own.yaml").labels == ("no", "yes")
+    (tmp_path / "own.yaml").write_text("train: own.csv\nlabels: [no, yes]")
+    with pytest.raises(ValueError, match="put the names in quotes"):
+        get_task(tmp_path / "own.yaml")
+
+
 def test_a_misspelt_argument_of_a_description(tmp_path):
     path = text_file(tmp_path, "train: own.csv\nlable: verdict\n", "own.yaml")
     written(tmp_path, "own.csv", rows())

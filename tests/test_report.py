@@ -261,6 +261,30 @@ def test_a_clear_winner_and_a_tie(lines, out):
     assert ((won.low > 0) | (won.high < 0)).eq(won.verdict == "more than noise").all()
 
 
+def test_every_pair_meets_over_all_tasks_in_whatever_order_the_rows_are(lines, out):
+    turned = pd.concat([some if column == "cola" else some[::-1] for column, some in lines.groupby("column")])
+    pairs = [{frozenset(pair) for pair in won.loc[won.column == "all tasks", ["first", "second"]].to_numpy().tolist()}
+             for won in (who_wins(some, out, "vocab", 0.95, n_draws=10) for some in (lines, turned))]
+    assert pairs[0] == pairs[1] and pairs[0]
+
+
+def test_a_task_of_one_s_own_has_a_report(rows, out, tmp_path):
+    "Its metric stands in the row; its name may hold an underscore."
+    import shutil
+
+    own = rows[rows.task == "cola"].assign(task="film_reviews")
+    shutil.copytree(out, tmp_path / "runs")
+    titles = [section.title for section in sections(own, tmp_path / "runs", reference="tf-idf + unk")]
+    assert "Who wins" in titles
+    table = table_1(evaluations(own), "vocab", 0.95)
+    assert "film_reviews" in table.columns
+
+
+def test_baselines_alone_are_no_report(rows):
+    with pytest.raises(ValueError, match="the full model alone"):
+        sections(rows[rows.method == "full"].dropna(axis=1, how="all"))
+
+
 def test_the_difference_is_that_of_the_scores(lines, out):
     won = who_wins(lines, out, "vocab", 0.95, reference="tf-idf + unk", n_draws=50)
     for one in won[won.column != "all tasks"].itertuples():

@@ -81,6 +81,9 @@ def test_what_is_written_is_read_and_nothing_else_is_overwritten(tmp_path):
     (tmp_path / "other" / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError):
         write_beir(tmp_path / "other", CORPUS, QUERIES, QRELS)
+    with pytest.raises(FileExistsError, match=r"holds dev.tsv, which would be lost"):
+        write_beir(tmp_path / "set", CORPUS, QUERIES, QRELS, split="test")
+    write_beir(tmp_path / "set", CORPUS, QUERIES, QRELS, split="dev")
     with pytest.raises(ValueError, match="the corpus is empty"):
         write_beir(tmp_path / "empty", {}, QUERIES, QRELS)
     assert not (tmp_path / "empty").exists()
@@ -146,6 +149,8 @@ def test_the_interval_holds_the_retention():
     assert found == pytest.approx(dict(retention=0.9, low=0.9, high=0.9))
     noisy = bootstrap_retention(pd.DataFrame({"nDCG@10": torch.rand(400, generator=draw).numpy()}), full)
     assert noisy["low"] < 0.99 < 1.01 < noisy["high"] and noisy["low"] < noisy["retention"] < noisy["high"]
+    seldom = pd.DataFrame({"nDCG@10": [0.0] * 4 + [1.0]})  # some draws leave the full model nothing
+    assert bootstrap_retention(seldom * 0.5, seldom) == dict(retention=0.5, low=0.5, high=0.5)
     with pytest.raises(ValueError, match="nothing to retain"):
         bootstrap_retention(full, full * 0)
 

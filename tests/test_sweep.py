@@ -129,6 +129,13 @@ def test_the_recipes_of_the_project_can_be_run(recipe):
     assert len(sweep_cells(recipe)) > 100
 
 
+@pytest.mark.parametrize("place", ["data/reviews.csv", "/srv/data/reviews.csv"])
+def test_the_cells_of_an_own_task_lie_below_out(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("vocab_pruning.sweep.check_run", lambda *args, **options: None)
+    recipe = write_recipe(tmp_path / "recipe.yml", 1, TWO.replace("out: sweep", "out: {out}").replace("[cola]", f"[{place}]"))
+    assert {cell.parent for cell in sweep_cells(recipe, ROOT / "nbs" / "run.ipynb")} == {tmp_path / "sweep" / "cells"}
+
+
 @pytest.mark.parametrize(("old", "new", "message"), [
     ("tasks: [cola]", "tasks: []", "recipe.yml: tasks is empty"),
     ("seeds:", "seed:", "unknown key 'seed'; choose one of out, model, data"),

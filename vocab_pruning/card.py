@@ -14,7 +14,7 @@ from .budget import CUTS
 def base_model(model) -> str | None:
     "The name of the model that `model` was loaded from: a hub name, or a directory's own name, so that no path enters the card; None where it was not loaded."
     name = getattr(model, "name_or_path", "")
-    return (Path(name).resolve().name if Path(name).is_dir() else name) or None
+    return name and (Path(name).resolve().name if Path(name).is_dir() else name) or None
 
 # %% ../nbs/13_card.ipynb #768281f4
 BECOMES = {

@@ -85,11 +85,11 @@ def _progress() -> bool:
 
 def _options(given: list[str] | None) -> dict:
     "`name=value` pairs, the values as YAML. A pair that is none is a wrong command line."
-    import yaml
+    from vocab_pruning.core import parse_yaml
 
     if bad := next((pair for pair in given or () if "=" not in pair), None):
         raise typer.BadParameter(f"{bad!r} is not name=value")
-    return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in given or ())}
+    return {name: parse_yaml(value) for name, value in (pair.split("=", 1) for pair in given or ())}
 
 # %% ../nbs/92_cli.ipynb #3e1ed35d
 def _print(facts: dict, as_json: bool = False):

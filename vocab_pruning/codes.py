@@ -88,8 +88,10 @@ class RoundedRows(RowCodes):
 def rounded_rows(rows: torch.Tensor, bits: int = 8) -> RoundedRows:
     "`RoundedRows` of `rows` (n, d): each number the nearest of 2^bits - 1 steps between ± the row's largest. Raises as `RoundedRows` does."
     result, top = RoundedRows(*rows.shape, bits, rows.device, rows.dtype), 2 ** (bits - 1) - 1
-    result.scale.copy_(rows.abs().amax(dim=1, keepdim=True) / top)
-    steps = (rows / result.scale.clamp(min=torch.finfo(rows.dtype).tiny)).round().clamp(-top, top).to(torch.int8)
+    values = rows.float()  # in half precision small rows would lose their steps
+    result.scale.copy_(values.abs().amax(dim=1, keepdim=True) / top)
+    scale = result.scale.float()  # as it is read
+    steps = (values / torch.where(scale > 0, scale, 1)).round().clamp(-top, top).to(torch.int8)
     if bits == 4:
         low, high = (steps + 8).to(torch.uint8).view(len(rows), -1, 2).unbind(-1)
         steps = low | high << 4

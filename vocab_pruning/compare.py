@@ -121,18 +121,18 @@ WEIGHTED: dict[str, Callable[..., np.ndarray]] = {
     "accuracy": _accuracy, "f1": _f1, "matthews": _matthews, "pearson": _pearson, "spearman": _spearman}
 
 # %% ../nbs/25_compare.ipynb #381f7d22
-def resampled_scores(task: str | Task, labels: np.ndarray, guesses: np.ndarray, n_draws: int = 1000, seed: int = 0) -> np.ndarray:
-    "Main metric of `guesses` (runs, n) on the examples as they are and on `n_draws` resamples, the same for all runs: float64 (n_draws + 1, runs)."
-    measure, draw, n = choose(WEIGHTED, "metric to resample", get_task(task).metrics[0]), np.random.default_rng(seed), len(labels)
+def resampled_scores(metric: str, labels: np.ndarray, guesses: np.ndarray, n_draws: int = 1000, seed: int = 0) -> np.ndarray:
+    "`metric` (of `WEIGHTED`) of `guesses` (runs, n) on the examples as they are and on `n_draws` resamples, the same for all: float64 (n_draws + 1, runs)."
+    measure, draw, n = choose(WEIGHTED, "metric to resample", metric), np.random.default_rng(seed), len(labels)
     resampled = (np.bincount(draw.integers(n, size=n), minlength=n) for _ in range(n_draws))
     some = iter(lambda: [*islice(resampled, 100)], [])  # a hundred draws at a time
     return np.vstack([measure(np.asarray(weights, float), labels, guesses) for weights in chain([np.ones((1, n))], some)])
 
 # %% ../nbs/25_compare.ipynb #6437b735
-def paired_bootstrap(task: str, run: str, other: str, out: str | Path = "runs", n_draws: int = 1000, seed: int = 0) -> dict[str, float]:
+def paired_bootstrap(task: str | Task, run: str, other: str, out: str | Path = "runs", n_draws: int = 1000, seed: int = 0) -> dict[str, float]:
     """`difference` of the main metric of two runs of `task` below `out`, first less second, with the `low` and `high` end of its 95 % interval.
 
     Both are scored on `n_draws` resamples of the dev examples. Raises `ValueError` where the two runs were not scored on the same examples."""
-    first, second = resampled_scores(task, *read_predictions([run, other], out), n_draws, seed).T
+    first, second = resampled_scores(get_task(task).metrics[0], *read_predictions([run, other], out), n_draws, seed).T
     low, high = np.quantile((first - second)[1:], [0.025, 0.975])
     return dict(difference=float(first[0] - second[0]), low=float(low), high=float(high))

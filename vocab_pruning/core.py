@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HUB', 'MODERNBERT', 'MINILM', 'hub_reachable', 'minilm_directory', 'resolve_model', 'fingerprint',
            'model_fingerprint', 'library_versions', 'check_replaceable', 'whole_directory', 'directory_lock',
-           'project_root', 'call_declared', 'choose']
+           'project_root', 'call_declared', 'parse_yaml', 'choose']
 
 # %% ../nbs/00_core.ipynb #a5c21399
 import glob
@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -103,18 +104,20 @@ def library_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 # %% ../nbs/00_core.ipynb #734956eb
-def check_replaceable(path: str | Path, marker: str):
-    "Raise `FileExistsError` unless `path` is absent, an empty directory, or an earlier save that holds the file `marker`."
+def check_replaceable(path: str | Path, marker: str, unlike: str | None = None):
+    "Raise `FileExistsError` unless `path` is absent, an empty directory, or an earlier save: it holds the file `marker` and none that matches `unlike`."
     path = Path(path)
+    if unlike and (other := next(path.glob(unlike), None)):
+        raise FileExistsError(f"{path} holds {other.name}, a save of another kind, which would be lost; choose another path or remove it yourself")
     if path.is_dir() and not any(path.iterdir()) or (path / marker).is_file() or not path.exists():
         return
     raise FileExistsError(f"{path} exists and is not an earlier save (no {marker} in it); choose another path or remove it yourself")
 
 # %% ../nbs/00_core.ipynb #71aabcce
 @contextmanager
-def whole_directory(path: str | Path, marker: str):
-    "Yield a new directory beside `path` that becomes `path` when the block ends well and vanishes when it raises."
-    check_replaceable(path, marker)
+def whole_directory(path: str | Path, marker: str, unlike: str | None = None):
+    "Yield a new directory beside `path` that becomes `path` when the block ends well and vanishes when it raises. Raises as `check_replaceable` does."
+    check_replaceable(path, marker, unlike)
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = (path.parent / f".{path.name}.{uuid4().hex[:8]}.{end}" for end in ("new", "old"))
@@ -157,6 +160,17 @@ def call_declared(function, *args, offered: dict, **options):
     "`function(*args, **options)` plus those of `offered` that its signature names. Raises `TypeError` for an option it does not know."
     declared = inspect.signature(function).parameters
     return function(*args, **{k: v for k, v in offered.items() if k in declared and k not in options}, **options)
+
+# %% ../nbs/00_core.ipynb #0ae8927d
+def parse_yaml(text: str):
+    "What YAML `text` says; `2e-5` is a number, as in YAML 1.2. Raises `yaml.YAMLError`."
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        "Nothing but plain data."
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+    return yaml.load(text, Loader)
 
 # %% ../nbs/00_core.ipynb #de0d4d49
 def choose(family: dict, kind: str, name: str):

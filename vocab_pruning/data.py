@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .core import choose, fingerprint, hub_reachable
+from .core import choose, fingerprint, hub_reachable, parse_yaml
 from .sample import make_sample
 from .table import READERS, as_table, at, class_numbers, find_classes, pick, quantities, read_texts, texts_of
 
@@ -223,7 +223,9 @@ def read_description(path: str | Path) -> Task:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        given = parse_yaml(path.read_text(encoding="utf-8-sig"))
+        if any(isinstance(name, bool) for name in given.get("labels") or ()):
+            raise TypeError("labels: YAML reads yes, no, on and off as true and false; put the names in quotes")
         given |= {split: str(path.parent / given[split]) for split in ("train", "dev") if given.get(split)}
         return own_task(**{"name": path.stem} | given)
     except (yaml.YAMLError, TypeError, AttributeError) as error:

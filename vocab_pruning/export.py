@@ -23,8 +23,9 @@ from .surgery import _silence
 def encode(pruned: PrunedModel, texts: list) -> dict[str, torch.Tensor]:
     "`texts`, strings or pairs of them, as one padded batch of what the model takes: int64 (n, length) each."
     tokenizer = copy.deepcopy(pruned.tokenizer)  # encoding sets truncation and padding, which a tokenizer is saved with
-    positions = getattr(pruned.model.config.get_text_config(), "max_position_embeddings", None)
-    batch = tokenizer(texts, padding=tokenizer.pad_token is not None, truncation=True, max_length=min(128, positions or 128), return_tensors="pt")
+    positions = getattr(pruned.model.config.get_text_config(), "max_position_embeddings", None) or 0
+    length = min(128, positions) if positions > 0 else 128
+    batch = tokenizer(texts, padding=tokenizer.pad_token is not None, truncation=True, max_length=length, return_tensors="pt")
     return {name: value for name, value in batch.items() if name in inspect.signature(pruned.model.forward).parameters}
 
 # %% ../nbs/19_export.ipynb #e78982d6
@@ -126,7 +127,7 @@ def export_onnx(pruned: PrunedModel, directory: str | Path, texts: list | None =
         raise ValueError(f"the model is in {pruned.model.dtype}, for which ONNX has few operations on the CPU; export model.float() and convert the graph")
     if not texts:
         raise ValueError("there is no text to compare the graph with the model on: give texts=[…]")
-    with whole_directory(directory, MARKER) as new:
+    with whole_directory(directory, MARKER, unlike="*.safetensors") as new:
         _onnx_program(pruned).save(new / "model.onnx")
         pruned.model.config.save_pretrained(new)
         pruned.tokenizer.save_pretrained(new)

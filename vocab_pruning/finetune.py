@@ -60,16 +60,24 @@ def has_bf16() -> bool:
         return torch.cuda.is_bf16_supported()
     return device_name() == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
+# %% ../nbs/20_finetune.ipynb #a31190e4
+def _positive(name: str, value) -> int | float:
+    "`value`, a number or the text of one, as an int where it is whole. Raises `ValueError` that names it where it is no number above 0."
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not number > 0:
+        raise ValueError(f"{name}={value!r}: must be a number above 0 (None takes the task's default)")
+    return int(number) if number.is_integer() else number
+
 # %% ../nbs/20_finetune.ipynb #a31190e5
 def make_recipe(task: str | Task, epochs: float | None = None, learning_rate: float | None = None, batch_size: int | None = None,
                 max_length: int = 128) -> dict:
-    "Settings of a fine-tuning run, JSON-ready: the task's defaults where an argument is None. Raises `ValueError` for one that is not positive."
-    task, given = get_task(task), dict(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length)
-    if bad := [f"{name}={value}" for name, value in given.items() if value is not None and not value > 0]:
-        raise ValueError(f"{', '.join(bad)}: must be above 0 (None takes the task's default)")
-    epochs = epochs or task.epochs
-    return dict(epochs=int(epochs) if float(epochs).is_integer() else epochs, learning_rate=learning_rate or task.learning_rate,
-                batch_size=batch_size or task.batch_size, max_length=max_length, precision="bf16" if has_bf16() else "fp32", device=device_name())
+    "Settings of a fine-tuning run, JSON-ready: the task's defaults where an argument is None. Raises `ValueError` for one that is no number above 0."
+    task, given = get_task(task), dict(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size)
+    given = {name: getattr(task, name) if value is None else value for name, value in given.items()} | dict(max_length=max_length)
+    return {name: _positive(name, value) for name, value in given.items()} | dict(precision="bf16" if has_bf16() else "fp32", device=device_name())
 
 # %% ../nbs/20_finetune.ipynb #71aabcce
 @contextmanager

@@ -43,7 +43,8 @@ class LoSparseLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low, sparse = F.linear(F.linear(x, self.v), self.u, self.bias), F.linear(x, self.s)
-        return low + sparse if self.rows is None else low.index_add_(-1, self.rows, sparse)
+        every = self.rows is None or len(self.rows) == len(self.u)  # rows ascend; ONNX drops U V where all are added by number
+        return low + sparse if every else low.index_add(-1, self.rows.long(), sparse)
 
     def extra_repr(self) -> str:
         form = "training" if self.rows is None else "compact"

@@ -133,7 +133,7 @@ def _size_problems(n: int) -> Iterator[str]:
 def publish_rows(out: str | Path, results: str | Path) -> list[Path]:
     "Copy row and predictions of every run below `out` to `results`/rows; returns the new rows."
     rows = []
-    for directory in sorted(path.parent for path in Path(out).glob("*/result.json")):
+    for directory in sorted(path.parent for path in Path(out).glob(f"[!.]*/{ROW}")):
         (new := Path(results) / "rows" / directory.name).mkdir(parents=True, exist_ok=True)
         rows += [Path(shutil.copy(directory / name, new)) for name in ("predictions.csv", "result.json")][1:]
     return rows
@@ -141,7 +141,7 @@ def publish_rows(out: str | Path, results: str | Path) -> list[Path]:
 # %% ../nbs/92_publish.ipynb #3bd85f28
 def load_rows(results: str | Path) -> list[dict]:
     "The rows below `results`/rows, by name of the run; an empty list where there are none."
-    return [read_row(path.parent) for path in sorted(Path(results).glob(f"rows/*/{ROW}"))]
+    return [read_row(path.parent) for path in sorted(Path(results).glob(f"rows/[!.]*/{ROW}"))]
 
 
 def _percent(value: float | None) -> str:
@@ -213,7 +213,7 @@ def readme_results(results: str | Path) -> str:
 
     Raises `ValueError` for rows of different provenance."""
     rows = read_rows(Path(results).absolute() / "rows")
-    if rows.empty or rows.ratio.isna().all():
+    if "ratio" not in rows or rows.ratio.isna().all():
         return NO_RESULTS
     check_provenance(rows)
     (base, ratio), *_ = cuts(lines := evaluations(rows))

@@ -119,6 +119,8 @@ def sections(rows: pd.DataFrame, runs: str | Path | None = None, table2: pd.Data
     `runs`: the directory of the runs, whose predictions say who wins; `table2` of `stats.coverage_table`, `table3` for `tables.table_3`: left out where None.
     Raises `ValueError` for rows that do not belong together."""
     check_provenance(rows)
+    if (rows.method == "full").all():
+        raise ValueError("there are runs of the full model alone; make one that prunes it")
     lines = evaluations(rows)
     absent = [] if MODERNBERT in set(rows.model_id) else [f"{MODERNBERT}: not run here."]
     made = [Section("What ran where", (*absent, table_where(rows)))]

@@ -83,6 +83,9 @@ def write_beir(directory: str | Path, corpus: dict[str, str], queries: dict[str,
 
     Raises `FileExistsError` for a directory that holds anything else, `ValueError` as `check_retrieval` does."""
     check_retrieval(corpus, queries, qrels)
+    ours = {Path(directory) / name for name in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv")}
+    if other := next((path for path in Path(directory).rglob("*") if path.is_file() and path not in ours), None):
+        raise FileExistsError(f"{directory} holds {other.name}, which would be lost; choose another directory")
     with whole_directory(directory, "corpus.jsonl") as new:
         for name, texts in (("corpus", corpus), ("queries", queries)):
             lines = (json.dumps({"_id": i, "text": text}, ensure_ascii=False) + "\n" for i, text in texts.items())
@@ -195,5 +198,6 @@ def bootstrap_retention(pruned, full, metric: str = "nDCG@10", n_draws: int = 10
     if not theirs.any():
         raise ValueError(f"{metric} of the full model is 0 for every query; there is nothing to retain")
     draws = np.random.default_rng(seed).integers(len(ours), size=(n_draws, len(ours)))
-    low, high = np.quantile(ours[draws].mean(axis=1) / theirs[draws].mean(axis=1), [0.025, 0.975])
+    below = theirs[draws].mean(axis=1)
+    low, high = np.nanquantile(ours[draws].mean(axis=1) / np.where(below > 0, below, np.nan), [0.025, 0.975])
     return dict(retention=float(ours.mean() / theirs.mean()), low=float(low), high=float(high))

@@ -151,7 +151,7 @@ def interval(task: str | Task, run: str, full: str, out: str | Path = "runs", sp
     """The 95 % interval of the retention of `run` beside the run `full`, both below `out`, over `n_draws` resamples of the examples of `split`.
 
     Raises `ValueError` where the two runs were not scored on the same examples."""
-    ours, theirs = resampled_scores(task, *read_predictions([run, full], out, split), n_draws, seed)[1:].T
+    ours, theirs = resampled_scores(get_task(task).metrics[0], *read_predictions([run, full], out, split), n_draws, seed)[1:].T
     low, high = np.nanquantile(ours / np.where(theirs > 0, theirs, np.nan), [0.025, 0.975])
     return float(low), float(high)
 
@@ -250,6 +250,8 @@ def find_ratio(task: str | Task, retention: float = 0.99, max_runs: int = 5, bas
     case = _case(task, base, scorer, oov, model, data, seed, out, progress, scorer_options or {}, oov_options or {}, max_train_examples,
                  held_out_examples, **recipe)
     ratios, rows, looks = _candidates(case, step), {}, {}
+    if not ratios:
+        raise ValueError(f"no multiple of step {step} of {base} can be removed with oov={oov!r}; choose a smaller step or another oov")
     full = _train_full(case)
     if full[case.metric] <= 0:
         raise ValueError(f"the full model's {case.metric} is {full[case.metric]:.4f}, not above 0: nothing can be retained; train longer or on more examples")

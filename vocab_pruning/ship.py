@@ -380,6 +380,8 @@ def companions(name_or_path: str) -> list[tuple[Path, str]]:
     "Files, each with its relative name, that make a directory or cached hub name a sentence-transformers model; none where it is no such model."
     from huggingface_hub import try_to_load_from_cache
 
+    if not name_or_path:  # a model that was not loaded; Path("") would be the working directory
+        return []
     root = Path(name_or_path)
     if not root.is_dir():
         cached = try_to_load_from_cache(name_or_path, "modules.json") if name_or_path.count("/") == 1 else None
@@ -414,7 +416,7 @@ def _save_pretrained(self: PrunedModel, directory: str | Path, verify: bool = Tr
     `verify=False` where only some weights are changed on purpose, which looks like damage. Raises `FileExistsError` where `directory` holds anything but an
     earlier save, `ValueError` where it fails to verify; then nothing is left."""
     self.info |= {"scores": scores} if scores else {}
-    with whole_directory(directory, MARKER) as new:
+    with whole_directory(directory, MARKER, unlike="*.onnx") as new:
         _write(self, new)
         if verify:
             _verify(self, directory=new)

@@ -10,6 +10,7 @@ __all__ = ['PROVENANCE', 'FULL', 'TRAIN_ONLY', 'PRINTED', 'ORDER', 'CUT', 'ALL_T
 
 # %% ../nbs/26_summary.ipynb #a70a506a
 import json
+import re
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
@@ -191,9 +192,14 @@ def cut_label(base: str, ratio: float) -> str:
     return f"{100 * ratio:.4g} % {choose(CUTS, 'base', base)}"
 
 # %% ../nbs/26_summary.ipynb #055510bf
+def _of_column(column: str) -> tuple[str, str]:
+    "Task and second split, the empty string for the dev split, of a column."
+    return re.fullmatch(r"(.+?)(?:_(mismatched|from_train))?", column).groups(default="")
+
+
 def task_title(column: str) -> str:
     "A column in print: GLUE's own name of the task, and the split where it is not the dev split."
-    task, _, split = column.partition("_")
+    task, split = _of_column(column)
     return (TASKS[task].folder if task in TASKS else task) + (f" ({split.replace('_', ' ')})" if split else "")
 
 
@@ -203,7 +209,7 @@ ORDER = ("sst2", "cola", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")  # the pa
 def sort_columns(columns: Iterable[str]) -> list[str]:
     "Each of `columns` once, in the paper's order of tasks, a second split after the first."
     place = {task: i for i, task in enumerate(ORDER)}
-    return sorted(set(columns), key=lambda c: (place.get(c.partition("_")[0], len(ORDER)), c))
+    return sorted(set(columns), key=lambda c: (place.get(_of_column(c)[0], len(ORDER)), c))
 
 # %% ../nbs/26_summary.ipynb #8b3b2b3f
 def _second_splits(rows: pd.DataFrame) -> list[tuple[str, str]]:
@@ -321,10 +327,9 @@ def break_even_of_params(rows: pd.DataFrame) -> dict[str, float]:
 # %% ../nbs/26_summary.ipynb #d0fb4269
 def _drawn_scores(lines: pd.DataFrame, out: str | Path, n_draws: int, seed: int) -> dict[str, np.ndarray]:
     "For each run of `lines`, all of one column, its score on `n_draws` resamples of the examples, the score as it is first: float64 (n_draws + 1,)."
-    task, column = lines.task.iloc[0], lines.column.iloc[0]
-    runs = lines.run.tolist()
-    labels, guesses = read_predictions(runs, out, "dev" + column.removeprefix(task))
-    return dict(zip(runs, resampled_scores(task, labels, guesses, n_draws, seed).T, strict=True))
+    first, runs = lines.iloc[0], lines.run.tolist()
+    labels, guesses = read_predictions(runs, out, "dev" + first.column.removeprefix(first.task))
+    return dict(zip(runs, resampled_scores(first.metric, labels, guesses, n_draws, seed).T, strict=True))
 
 # %% ../nbs/26_summary.ipynb #d2637664
 def _seed_draws(differences: np.ndarray, draw: np.random.Generator) -> np.ndarray:
@@ -342,9 +347,12 @@ def _verdict(draws: np.ndarray, seeds: int) -> dict:
     return dict(seeds=seeds, difference=float(draws[0]), low=low, high=high, smallest=(high - low) / 2, verdict=verdict + (" (one seed)" if seeds == 1 else ""))
 
 # %% ../nbs/26_summary.ipynb #220bf121
-def _meetings(lines: pd.DataFrame, scores: dict[str, np.ndarray], reference: str | None, seed: int) -> dict:
-    "Differences of all pairs of methods in `lines`, all of one cut and column, on the seeds both have: (first, second) -> (seeds, draws (n_draws + 1,))."
-    runs, draw = {label: some.set_index("seed").run for label, some in lines.groupby("label", sort=False)}, np.random.default_rng(seed)
+def _meetings(lines: pd.DataFrame, order: list[str], scores: dict[str, np.ndarray], reference: str | None, seed: int) -> dict:
+    """Differences of all pairs of methods in `lines`, all of one cut and column, on the seeds both have: (first, second) -> (seeds, draws (n_draws + 1,)).
+
+    `order` of the labels, the same for all columns, says who is first."""
+    groups, draw = {label: some.set_index("seed").run for label, some in lines.groupby("label")}, np.random.default_rng(seed)
+    runs = {label: groups[label] for label in order if label in groups}
     pairs = [(a, reference) for a in runs if a != reference and reference in runs] if reference else combinations(runs, 2)
     met = {}
     for a, b in pairs:
@@ -364,7 +372,8 @@ def who_wins(lines: pd.DataFrame, out: str | Path, base: str, ratio: float, refe
     lines = at_cut(lines, base, ratio)
     if reference is not None and reference not in set(lines.label):
         raise ValueError(f"no method is called {reference!r} at {cut_label(base, ratio)}; there are {', '.join(lines.label.unique())}")
-    met = {c: _meetings(some, _drawn_scores(some, out, n_draws, seed), reference, seed) for c, some in lines.groupby("column", sort=False)}
+    order = list(dict.fromkeys(lines.label))
+    met = {c: _meetings(some, order, _drawn_scores(some, out, n_draws, seed), reference, seed) for c, some in lines.groupby("column", sort=False)}
     full = lines[lines.main].groupby("column").full_score.mean()
     pairs = dict.fromkeys(pair for found in met.values() for pair in found)
     table = [dict(column=c, first=pair[0], second=pair[1], **_verdict(draws, n)) for c, found in met.items() for pair, (n, draws) in found.items()]

@@ -30,7 +30,7 @@ import yaml
 from filelock import Timeout
 from tqdm.auto import tqdm
 
-from .core import call_declared, choose, directory_lock, fingerprint, project_root, whole_directory
+from .core import call_declared, choose, directory_lock, fingerprint, parse_yaml, project_root, whole_directory
 from .results import ROW, check_run, read_rows, row_of_notebook
 from .scoring import TUNED
 
@@ -51,13 +51,6 @@ def run_parameters(notebook: str | Path) -> dict:
         raise ValueError(f"{notebook} has no cell tagged `parameters`, so it cannot be run with any")
     assigned = [node for node in ast.parse(tagged[0]).body if isinstance(node, ast.Assign)]
     return {target.id: ast.literal_eval(node.value) for node in assigned for target in node.targets}
-
-# %% ../nbs/30_sweep.ipynb #0ae8927d
-class _Loader(yaml.SafeLoader):
-    "Safe YAML in which `2e-5` is a number, as in YAML 1.2."
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 # %% ../nbs/30_sweep.ipynb #c9d13307
 KEYS = ("out", "model", "data", "defaults", "tasks", "methods", "cuts", "seeds")
@@ -81,7 +74,7 @@ def _within(where: str | Path):
 def _read_yaml(path: Path) -> dict:
     "The mapping in `path`. Raises `ValueError` where it is no YAML, no mapping, or has a key that no recipe has."
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {error}") from None
     if not isinstance(raw, dict):
@@ -165,8 +158,8 @@ def grid(recipe: dict) -> list[dict]:
 
 
 def _label(run: dict) -> str:
-    "A run's main parameters, in words."
-    return "-".join(str(run[name]) for name in ("task", "method", "scorer", "oov", "base", "ratio", "seed") if name in run)
+    "A run's main parameters, in words; of a path, as an own task has one, the last part."
+    return "-".join(re.split(r"[/\\]", str(run[name]))[-1] for name in ("task", "method", "scorer", "oov", "base", "ratio", "seed") if name in run)
 
 # %% ../nbs/30_sweep.ipynb #c4e92b0a
 CELLS, CELL, PAGE = "cells", "cell.json", "run.ipynb"
