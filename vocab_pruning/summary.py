@@ -305,9 +305,10 @@ def align_cuts(lines: pd.DataFrame, tolerance: float = 0.01) -> pd.DataFrame:
 
 # %% ../nbs/26_summary.ipynb #0eb723ac
 def cuts(lines: pd.DataFrame) -> list[tuple[str, float]]:
-    "The cuts `(base, ratio)` to compare methods at, train tokens only aside, those with most lines first."
-    pruned = align_cuts(lines)[~lines.label.str.startswith((FULL, TRAIN_ONLY))]
-    return list(pruned.groupby(["base", "ratio"]).size().sort_values(ascending=False, kind="stable").index)
+    "The cuts `(base, ratio)` to compare methods at, train tokens only aside, those with most lines first; with one method alone only where none has two."
+    pruned = align_cuts(lines)[~lines.label.str.startswith((FULL, TRAIN_ONLY))].groupby(["base", "ratio"]).label.agg(["size", "nunique"])
+    pruned = pruned[pruned["nunique"] > 1] if (pruned["nunique"] > 1).any() else pruned
+    return list(pruned["size"].sort_values(ascending=False, kind="stable").index)
 
 # %% ../nbs/26_summary.ipynb #4a7359c7
 def at_cut(lines: pd.DataFrame, base: str, ratio: float, tolerance: float = 0.01) -> pd.DataFrame:

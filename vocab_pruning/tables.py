@@ -182,6 +182,7 @@ def _note_1(lines: pd.DataFrame) -> str:
     seeds = sorted(int(s) for s in lines.seed.unique())
     spread = "One seed, so no intervals" if len(seeds) == 1 else "± is half of the 95 % interval (t) over seeds, where there is more than one"
     missing = [f"{one.label} lacks {one.missing}" for one in averages(lines).itertuples() if one.missing]
+    missing = missing if len(missing) <= 4 else [f"{len(missing)} methods lack a task"]
     return ". ".join(["; ".join(f"{metric}: {tasks}" for metric, tasks in metrics.items()), f"{spread} (seeds {', '.join(map(str, seeds))})",
                       "Retention is the mean over the tasks' dev splits of pruned ÷ full, parameters removed are a mean over the tasks run, both in per cent",
                       *([f"No average for want of a retention: {'; '.join(missing)}"] if missing else []),
