@@ -285,6 +285,11 @@ def test_baselines_alone_are_no_report(rows):
         sections(rows[rows.method == "full"].dropna(axis=1, how="all"))
 
 
+def test_a_second_split_alone_has_no_average(lines, out):
+    won = who_wins(lines[(lines.column == "cola")].assign(main=False), out, "vocab", 0.95, n_draws=10)
+    assert len(won) and set(won.column) == {"cola"}
+
+
 def test_the_difference_is_that_of_the_scores(lines, out):
     won = who_wins(lines, out, "vocab", 0.95, reference="tf-idf + unk", n_draws=50)
     for one in won[won.column != "all tasks"].itertuples():

@@ -379,7 +379,7 @@ def who_wins(lines: pd.DataFrame, out: str | Path, base: str, ratio: float, refe
     pairs = dict.fromkeys(pair for found in met.values() for pair in found)
     table = [dict(column=c, first=pair[0], second=pair[1], **_verdict(draws, n)) for c, found in met.items() for pair, (n, draws) in found.items()]
     for pair in pairs:
-        if (full > 0).all() and all(pair in met[c] for c in full.index):
+        if len(full) and (full > 0).all() and all(pair in met[c] for c in full.index):
             draws = np.mean([met[c][pair][1] / full[c] for c in full.index], axis=0)
             table.append(dict(column=ALL_TASKS, first=pair[0], second=pair[1], **_verdict(draws, min(met[c][pair][0] for c in full.index))))
     return pd.DataFrame(table)
