@@ -180,7 +180,7 @@ def test_other_commands_refuse_in_one_line(tiny, tmp_path, monkeypatch):
     assert "holds a model that is not pruned" in refused("check", tiny / "model", tiny / "texts.txt")
     assert "holds no config.json" in refused("check", tmp_path, tiny / "texts.txt")
     assert "unknown task 'colla'" in refused("run", "colla")
-    assert "is not there; start inside the project, or give `notebook`" in refused("run", "cola")
+    assert "is not there; start inside the project, or give --notebook" in refused("run", "cola")
     assert "unknown base 'tokens'" in refused("preflight", tiny / "model", tiny / "texts.txt", "--base", "tokens", "--ratio", 0.3, "--oov", "unk")
     assert "unknown oov 'pg'" in refused("preflight", tiny / "model", tiny / "texts.txt", "--oov", "pg")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTED', 'kept_rows', 'what_is_lost', 'overlap', 'plot_overlap', 'kept_alone', 'dropped_alone', 'read_predictions',
-           'resampled_scores', 'paired_bootstrap']
+           'resampled_scores', 'retention_interval', 'paired_bootstrap']
 
 # %% ../nbs/25_compare.ipynb #442248c8
 from collections.abc import Callable
@@ -129,6 +129,12 @@ def resampled_scores(metric: str, labels: np.ndarray, guesses: np.ndarray, n_dra
     return np.vstack([measure(np.asarray(weights, float), labels, guesses) for weights in chain([np.ones((1, n))], some)])
 
 # %% ../nbs/25_compare.ipynb #6437b735
+def retention_interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    "The 95 % interval of `ours` over `theirs`, both (n_draws,), from the draws in which the full model's is above 0."
+    low, high = np.nanquantile(ours / np.where(theirs > 0, theirs, np.nan), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def paired_bootstrap(task: str | Task, run: str, other: str, out: str | Path = "runs", n_draws: int = 1000, seed: int = 0) -> dict[str, float]:
     """`difference` of the main metric of two runs of `task` below `out`, first less second, with the `low` and `high` end of its 95 % interval.
 

@@ -65,12 +65,17 @@ def check_retrieval(corpus: dict[str, str], queries: dict[str, str], qrels: dict
         raise ValueError("qrels call no document relevant; give at least one pair with a relevance above 0")
 
 # %% ../nbs/29_retrieval.ipynb #09b879e2
+def _files(split: str) -> tuple[str, str, str]:
+    "BEIR's files: the corpus, the queries, and what is relevant in `split`."
+    return "corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv"
+
+
 def read_beir(directory: str | Path, split: str = "test") -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
     """`(corpus, queries, qrels)` of a data set in BEIR's layout: texts by id twice, and relevance by query and document.
 
     Reads `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`. Raises `FileNotFoundError` for a file that is missing, `ValueError` for a damaged line, an id
     twice, and as `check_retrieval` does."""
-    names = ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv")
+    names = _files(split)
     if missing := [name for name in names if not (Path(directory) / name).is_file()]:
         raise FileNotFoundError(f"{directory} has no {missing[0]}; BEIR's layout is {', '.join(names)}")
     corpus, queries, qrels = (read(Path(directory) / name) for read, name in zip((_read_texts, _read_texts, _read_qrels), names, strict=True))
@@ -83,7 +88,7 @@ def write_beir(directory: str | Path, corpus: dict[str, str], queries: dict[str,
 
     Raises `FileExistsError` for a directory that holds anything else, `ValueError` as `check_retrieval` does."""
     check_retrieval(corpus, queries, qrels)
-    ours = {Path(directory) / name for name in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv")}
+    ours = {Path(directory) / name for name in _files(split)}
     if other := next((path for path in Path(directory).rglob("*") if path.is_file() and path not in ours), None):
         raise FileExistsError(f"{directory} holds {other.name}, which would be lost; choose another directory")
     with whole_directory(directory, "corpus.jsonl") as new:
@@ -192,12 +197,13 @@ def bootstrap_retention(pruned, full, metric: str = "nDCG@10", n_draws: int = 10
     Raises `ValueError` where the two are of different queries, or the full model finds nothing."""
     import numpy as np
 
+    from vocab_pruning.compare import retention_interval
+
     if not pruned.index.equals(full.index):
         raise ValueError(f"the two tables are of different queries ({len(pruned)} and {len(full)}); evaluate both models with the same qrels")
     ours, theirs = pruned[metric].to_numpy(), full[metric].to_numpy()
     if not theirs.any():
         raise ValueError(f"{metric} of the full model is 0 for every query; there is nothing to retain")
     draws = np.random.default_rng(seed).integers(len(ours), size=(n_draws, len(ours)))
-    below = theirs[draws].mean(axis=1)
-    low, high = np.nanquantile(ours[draws].mean(axis=1) / np.where(below > 0, below, np.nan), [0.025, 0.975])
-    return dict(retention=float(ours.mean() / theirs.mean()), low=float(low), high=float(high))
+    low, high = retention_interval(ours[draws].mean(axis=1), theirs[draws].mean(axis=1))
+    return dict(retention=float(ours.mean() / theirs.mean()), low=low, high=high)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .budget import max_ratio, special_mask
-from .compare import read_predictions, resampled_scores
+from .compare import read_predictions, resampled_scores, retention_interval
 from .core import resolve_model
 from .data import Task, documents, get_task, load_task, resolve_data
 from .finetune import load_classifier, make_recipe
@@ -152,8 +152,7 @@ def interval(task: str | Task, run: str, full: str, out: str | Path = "runs", sp
 
     Raises `ValueError` where the two runs were not scored on the same examples."""
     ours, theirs = resampled_scores(get_task(task).metrics[0], *read_predictions([run, full], out, split), n_draws, seed)[1:].T
-    low, high = np.nanquantile(ours / np.where(theirs > 0, theirs, np.nan), [0.025, 0.975])
-    return float(low), float(high)
+    return retention_interval(ours, theirs)
 
 # %% ../nbs/33_search.ipynb #d26b6c68
 @dataclass

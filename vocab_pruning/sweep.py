@@ -39,7 +39,7 @@ def run_notebook(notebook: str | Path | None = None) -> Path:
     "The notebook that makes one run: `nbs/run.ipynb` of the project unless another is given. Raises `FileNotFoundError` where it is not there."
     path = Path(notebook or project_root() / "nbs" / "run.ipynb").resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; start inside the project, or give `notebook`")
+        raise FileNotFoundError(f"{path} is not there; start inside the project, or give --notebook (`notebook=` in Python)")
     return path
 
 # %% ../nbs/30_sweep.ipynb #49aaa980
