@@ -179,16 +179,27 @@ def _own_forward(model):
             vars(model).pop(name, None)
         vars(model).update(own)
 
+# %% ../nbs/20_finetune.ipynb #6d1f0c32
+def _start_at_mean(model, labels):
+    "Give a regression head that is new (its bias is 0) the mean of `labels` as its bias."
+    body = f"{model.base_model_prefix}."
+    heads = [layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 1 and not name.startswith(body)]
+    for head in heads:
+        if head.bias is not None and not head.bias.any():
+            torch.nn.init.constant_(head.bias, float(np.mean(labels)))
+
 # %% ../nbs/20_finetune.ipynb #561e4de8
 def finetune(model, tokenizer, dataset, task: str | Task, recipe: dict, output_dir: str | Path, seed: int = 42, progress: bool = False,
              callbacks=()) -> FineTuned:
     """Fine-tune `model` in place on `dataset["train"]` as `recipe` says and score it on every other split.
 
-    `dataset` as `load_task` gives it; the Trainer's own files go to `output_dir`; `callbacks` are its `TrainerCallback`s.
+    `dataset` as `load_task` gives it; a new regression head starts at the mean label; the Trainer's own files go to `output_dir`; `callbacks` are its `TrainerCallback`s.
     Raises `ValueError` when the loss is not finite."""
     task = get_task(task)
     splits = {name: tokenize_split(split, tokenizer, recipe["max_length"]) for name, split in dataset.items()}
     train = splits.pop("train")
+    if task.labels is None:
+        _start_at_mean(model, train["labels"][:])
     start = time.perf_counter()
     with _own_forward(model):
         trainer = _trainer(model, tokenizer, train, splits["dev"], task, recipe, output_dir, seed, progress, callbacks)
