@@ -16,16 +16,15 @@ import torch
 from torch import nn
 
 from .core import library_versions, whole_directory
-from .ship import MARKER, PrunedModel, evaluating
+from .ship import MARKER, PrunedModel, evaluating, trial_length
 from .surgery import _silence
 
 # %% ../nbs/19_export.ipynb #a8a42259
 def encode(pruned: PrunedModel, texts: list) -> dict[str, torch.Tensor]:
     "`texts`, strings or pairs of them, as one padded batch of what the model takes: int64 (n, length) each."
     tokenizer = copy.deepcopy(pruned.tokenizer)  # encoding sets truncation and padding, which a tokenizer is saved with
-    positions = getattr(pruned.model.config.get_text_config(), "max_position_embeddings", None) or 0
-    length = min(128, positions) if positions > 0 else 128
-    batch = tokenizer(texts, padding=tokenizer.pad_token is not None, truncation=True, max_length=length, return_tensors="pt")
+    some = dict(padding=tokenizer.pad_token is not None, truncation=True, max_length=trial_length(pruned.model.config))
+    batch = tokenizer(texts, **some, return_tensors="pt")
     return {name: value for name, value in batch.items() if name in inspect.signature(pruned.model.forward).parameters}
 
 # %% ../nbs/19_export.ipynb #e78982d6

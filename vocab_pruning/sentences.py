@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .ship import PrunedModel, companions, load
+from .ship import PrunedModel, companions, load, positions
 
 try:
     from sentence_transformers import SentenceTransformer
@@ -34,8 +34,8 @@ class PrunedTransformer(InputModule):
     def __init__(self, pruned: PrunedModel, max_seq_length: int | None = None, do_lower_case: bool = False):
         super().__init__()
         self.pruned, self.model, self.tokenizer, self.do_lower_case = pruned, pruned.model, pruned.tokenizer, do_lower_case
-        limits = getattr(self.model.config, "max_position_embeddings", None) or 0, self.tokenizer.model_max_length
-        self.max_seq_length = max_seq_length or min((n for n in limits if 0 < n < UNLIMITED), default=512)
+        limits = positions(self.model.config) or UNLIMITED, self.tokenizer.model_max_length
+        self.max_seq_length = max_seq_length or min((n for n in limits if n < UNLIMITED), default=512)
 
     def get_embedding_dimension(self) -> int:
         "The width d of a token's vector."
