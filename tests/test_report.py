@@ -16,6 +16,8 @@ mpl.use("Agg")
 from vocab_pruning.report import report, sections
 from vocab_pruning.results import ROW
 from vocab_pruning.summary import (
+    _verdict,
+    at_cut,
     averages,
     check_provenance,
     evaluations,
@@ -266,6 +268,50 @@ def test_every_pair_meets_over_all_tasks_in_whatever_order_the_rows_are(lines, o
     pairs = [{frozenset(pair) for pair in won.loc[won.column == "all tasks", ["first", "second"]].to_numpy().tolist()}
              for won in (who_wins(some, out, "vocab", 0.95, n_draws=10) for some in (lines, turned))]
     assert pairs[0] == pairs[1] and pairs[0]
+
+
+def test_a_cut_is_of_the_tasks_and_seeds_that_were_pruned_at_it(lines):
+    "The full model's runs on other tasks, or with other seeds, are not compared with anything."
+    kept = lines[(lines.label == "full model") | (lines.ratio == 0.95) & (lines.column != "sst2") & (lines.seed == 2)]
+    there = at_cut(kept, "vocab", 0.95)
+    assert set(there.column) == {"cola", "stsb"} and set(there.seed) == {2}
+    assert averages(there)["mean"].notna().all()
+
+
+def test_the_difference_over_all_tasks_is_that_of_the_average_retentions(lines, out):
+    "With the seeds that both have, each beside the full model of its own seed."
+    own = lines[lines.ratio.isin([0, 0.95]) & lines.label.isin(["full model", "tf-idf + unk", "random + unk"])]
+    won = who_wins(own, out, "vocab", 0.95, reference="tf-idf + unk", n_draws=20).query("column == 'all tasks'").set_index("first")
+    means = averages(own).set_index("label")["mean"]
+    assert won.loc["random + unk"].difference == pytest.approx(means["random + unk"] - means["tf-idf + unk"])
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_what_does_not_differ_seldom_looks_as_if_it_did(seeds):
+    "Where the noise of training is many times that of the examples."
+    draw, n = np.random.default_rng(0), 2000
+    wrong = sum(_verdict({s: centre + draw.normal(scale=0.1, size=51) for s, centre in enumerate(draw.normal(size=seeds))})["verdict"] == "more than noise"
+                for _ in range(n))
+    assert wrong / n < 0.07
+
+
+def test_two_ratios_of_losparse_near_a_cut_are_not_pooled(lines):
+    near = lines[lines.label == "LoSparse"].assign(params_removed=lambda t: t.params_removed + 0.004, run=lambda t: t.run + "-near")
+    there = at_cut(pd.concat([lines, near.assign(ratio=near.ratio + 0.004)], ignore_index=True), "vocab", 0.95)
+    assert not there.duplicated(["label", "column", "seed"]).any() and "LoSparse" in set(there.label)
+
+
+def test_a_run_without_the_full_model_gives_way_to_its_twin(rows, lines):
+    alone = rows[rows.method == "tfidf+unk"].assign(full_score=None, retention=None, run=lambda t: t.run + "-alone")
+    assert len(evaluations(pd.concat([rows, alone], ignore_index=True))) == len(lines)
+    assert len(evaluations(pd.concat([rows[rows.method == "full"], alone], ignore_index=True))) == len(alone) + (rows.method == "full").sum()
+
+
+def test_retention_is_beside_the_full_model_s_row(rows):
+    "Not beside a score that an earlier training of it had."
+    again = evaluations(rows.assign(full_score=rows.full_score * 0.9))
+    full = again[again.label == "full model"].set_index(["task", "seed"]).score
+    assert again.full_score.to_numpy() == pytest.approx(full.loc[pd.MultiIndex.from_frame(again[["task", "seed"]])].to_numpy())
 
 
 def test_a_task_of_one_s_own_has_a_report(rows, out, tmp_path):

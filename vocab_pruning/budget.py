@@ -134,12 +134,13 @@ def count_rows(ratio: float, base: str, size: Size, special: np.ndarray, seen: n
 
 # %% ../nbs/10_budget.ipynb #d39f25d3
 def break_even(base: str, size: Size, special: np.ndarray, seen: np.ndarray) -> float:
-    "The smallest ratio of `base` that costs a row seen in train, a fraction; above `max_ratio` where no ratio does."
+    """The ratio of `base` from which (`params`) or above which (`vocab`, `seen`) a row seen in train goes, a fraction; above `max_ratio` where none does.
+
+    That of a ranking by counts; rows that a remap takes for itself, as representatives of clusters are, come on top."""
     unseen = size.rows - int((seen | special).sum())
     if base == "params":
-        return max(unseen + 1 - size.spent, 0) * size.row_cost / size.params
-    pool = size.rows - int(special.sum()) if base == "vocab" else int((seen & ~special).sum())
-    return ((unseen if base == "vocab" else 0) + 1) / max(pool, 1)
+        return max(unseen + 1 - size.spent, 1) * size.row_cost / size.params
+    return unseen / max(size.rows - int(special.sum()), 1) if base == "vocab" else 0.0
 
 # %% ../nbs/10_budget.ipynb #adeb1a8d
 def rank_rows(scores: np.ndarray, stats: TokenStats, special: np.ndarray, base: str = "params") -> np.ndarray:

@@ -63,9 +63,10 @@ def _made(info: dict) -> str:
     rows = [("task", _task(info) or "not named"), ("ratio", f"{info['ratio']:.2%} {CUTS[info['base']]}")]
     rows += [("scorer", _with(info["scorer"], info.get("scorer_options")))] if "scorer" in info else []
     rows += [("a pruned token", f"{BECOMES[info['oov']]}: {_with(info['oov'], info['oov_options'])}"), ("seed", info["seed"])]
+    rows += [("data", f"`{info['data_id']}`")] if "data_id" in info else []
     rows += [("texts", f"{train['documents']:,} documents, {train['occurrences']:,} tokens")] if "documents" in train else []
     rows += [("lost in them", f"{train['tokens']:,} distinct tokens, {train['share']:.2%} of the occurrences")]
-    rows += [("break-even", f"{info['break_even']:.2%}: below this ratio the texts lose no token")]
+    rows += [("break-even", f"{info['break_even']:.2%}: below it, a ranking by counts loses no token of the texts")]
     return "## How it was made\n\n" + _table(("", ""), rows)
 
 # %% ../nbs/13_card.ipynb #0c491c2e

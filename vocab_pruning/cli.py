@@ -71,11 +71,23 @@ def _load_model(name: str):
     source, _ = resolve_model(name)
     import transformers
 
+    from vocab_pruning.ship import check_whole
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(source)
+    check_whole(config, name)
     cls = getattr(transformers, (config.architectures or ["AutoModel"])[0])
     return cls.from_pretrained(source, dtype="auto").eval(), transformers.AutoTokenizer.from_pretrained(source)
+
+
+def _read(texts: str, columns: list[str] | None, data: str, split: str = "train") -> list[str]:
+    "Texts of a file or a GLUE task, as `load_texts` gives them; says so on stderr where generated ones stand in for the task's."
+    from vocab_pruning.data import SAMPLE, TASKS, load_texts, resolve_data
+
+    if texts in TASKS and data == "auto" and resolve_data(data)[1] == SAMPLE:
+        typer.echo(f"note: neither GLUE_DIR nor the hub is at hand; generated text stands in for {texts} (--data names another place)", err=True)
+    return load_texts(texts, columns, split, data)
 
 
 def _progress() -> bool:
@@ -127,14 +139,13 @@ def inspect_(model: Model, texts: Annotated[str | None, typer.Argument(help="As 
       vocab-prune inspect answerdotai/ModernBERT-base reviews.csv --text review
       vocab-prune inspect auto cola --data sample
     """
-    from vocab_pruning.data import load_texts
     from vocab_pruning.stats import token_stats
     from vocab_pruning.usage import spending
 
-    documents = texts and load_texts(texts, text, data=data)
+    documents = texts and _read(texts, text, data)
     loaded, tokenizer = _load_model(model)
-    stats = documents and token_stats(documents, tokenizer, len(loaded.get_input_embeddings().weight), progress=_progress())
-    _print(spending(loaded, tokenizer, stats or None), as_json)
+    stats = token_stats(documents, tokenizer, len(loaded.get_input_embeddings().weight), progress=_progress()) if texts else None
+    _print(spending(loaded, tokenizer, stats), as_json)
 
 # %% ../nbs/92_cli.ipynb #49e35d1b
 @_command
@@ -154,9 +165,11 @@ def preflight(model: Model, texts: Texts, held_out: Annotated[str | None, typer.
     from vocab_pruning.preflight import KINDS
     from vocab_pruning.preflight import preflight as look
 
-    train = load_texts(texts, text, data=data)
+    train = _read(texts, text, data)
     others = load_texts(held_out, text, data=data) if held_out else load_texts(texts, split="dev", data=data) if texts in TASKS else train[::10]
     train = train if held_out or texts in TASKS else [t for i, t in enumerate(train) if i % 10]
+    if not train:
+        raise ValueError(f"{texts} holds {len(others)} texts, too few to hold a tenth of them out; give more, or --held-out")
     table = look(*_load_model(model), train, others, ratio, base, oov or KINDS, scorer, seed, progress=_progress())
     if table.rows.isna().all():
         raise ValueError(table.reason.iloc[0])
@@ -180,16 +193,16 @@ def prune(model: Model, texts: Texts, out: Annotated[Path, typer.Argument(help="
       vocab-prune prune auto log.txt plain --ratio 0.4 --oov resegment
     """
     from vocab_pruning.core import check_replaceable
-    from vocab_pruning.data import load_texts
+    from vocab_pruning.data import TASKS, resolve_data
     from vocab_pruning.prune import check_oov
     from vocab_pruning.prune import prune as cut
     from vocab_pruning.ship import MARKER
 
     options = _options(option)
-    check_oov(oov, **options), check_replaceable(out, MARKER)
-    documents = load_texts(texts, text, data=data)
+    check_oov(oov, **options), check_replaceable(out, MARKER, unlike="*.onnx")
+    documents = _read(texts, text, data)
     pruned = cut(*_load_model(model), documents, ratio, base, scorer, oov, seed, share=True, progress=_progress(), **options)
-    pruned.info["task"] = Path(texts).stem
+    pruned.info |= {"task": Path(texts).stem} | ({"data_id": resolve_data(data)[1]} if texts in TASKS else {})
     pruned.save_pretrained(out, verify=verify)
     lost = {"lost tokens of the texts": pruned.info["train"]["tokens"], "lost share of the texts": pruned.info["train"]["share"]}
     _print({"written": out, **{name: f"{pruned.info['before'][name]:,} → {after:,}" for name, after in pruned.info["after"].items()}, **lost})
@@ -212,15 +225,17 @@ def check(directory: Annotated[Path, typer.Argument(help="A pruned model.", show
       vocab-prune check plain today.txt --original bert-base-uncased --max-growth 1.1
     """
     from vocab_pruning.core import resolve_model
-    from vocab_pruning.data import load_texts
     from vocab_pruning.ship import load
     from vocab_pruning.usage import coverage_of
 
-    documents = load_texts(texts, text, split, data)
+    documents = _read(texts, text, data, split)
     source = original and resolve_model(original)[0]
     from transformers import AutoTokenizer
 
-    found = coverage_of(load(directory), documents, top, source and AutoTokenizer.from_pretrained(source), progress=_progress())
+    pruned = load(directory)
+    if at_least and pruned.plain:
+        raise ValueError(f"{directory} has a row for every token of its tokenizer, whatever the texts; ask for --max-growth, beside --original")
+    found = coverage_of(pruned, documents, top, source and AutoTokenizer.from_pretrained(source), progress=_progress())
     _print(found, as_json)
     if max_growth is not None and found["growth"] is None:
         raise ValueError(f"how much longer texts are in {directory} is known beside the original tokenizer only; give --original")

@@ -206,6 +206,8 @@ def own_task(train, dev=None, text: str = "text", pair: str | None = None, label
     tables = {split: (pick(frame, (*fields, label), where, drop_missing), where) for split, (frame, where) in tables.items()}
     frame, where = tables["train"]
     classes = None if regression else tuple(map(str, labels or find_classes(frame[label], where)))
+    if classes is not None and len(classes) < 2:
+        raise ValueError(f"{where}: the only class of column {label!r} is {classes[0]!r}; a classifier needs two")
     metrics = tuple(metrics or _METRICS["numbers" if regression else "classes"][:2])
     _check_metrics(metrics, classes)
     splits = {split: _own_split(*table, classes) for split, table in tables.items()}

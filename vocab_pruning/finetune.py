@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from .data import Task, get_task
+from .ship import check_whole
 
 # %% ../nbs/20_finetune.ipynb #f47cc320
 def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -97,10 +98,13 @@ def _quiet_transformers():
 
 # %% ../nbs/20_finetune.ipynb #01438ff2
 def load_classifier(model: str, task: str | Task, seed: int = 42):
-    "`(model, tokenizer)` for `task` from a hub name or directory: float32, with a classification (or regression) head drawn from `seed`."
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    """`(model, tokenizer)` for `task` from a hub name or directory: float32, with a classification (or regression) head drawn from `seed`.
+
+    Raises `ValueError` for a directory that holds a pruned model."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     task = get_task(task)
+    check_whole(AutoConfig.from_pretrained(model), model)
     names = dict(enumerate(task.labels or ("score",)))
     set_seed(seed)
     with _quiet_transformers():

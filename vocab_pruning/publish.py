@@ -273,7 +273,9 @@ def run_page(notebook: str | Path):
     kernel = nb.metadata.get("kernelspec", {})
     NotebookClient(nb, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     clean = clean_outputs(json.loads(nbformat.writes(nb))) | ({"metadata": {"kernelspec": kernel}} if kernel else {"metadata": {}})
-    path.write_text(json.dumps(clean, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(clean, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    new.replace(path)
 
 # %% ../nbs/92_publish.ipynb #86ad5137
 def page_figures(notebook: str | Path) -> list[bytes]:

@@ -41,7 +41,8 @@ class Section:
 # %% ../nbs/31_report.ipynb #1761bd06
 def _best_of(lines: pd.DataFrame, base: str, ratio: float) -> str:
     "Which method keeps most at a cut, over which tasks and seeds."
-    table = averages(at_cut(lines, base, ratio)).dropna(subset="mean").loc[lambda t: ~t.label.str.startswith((FULL, TRAIN_ONLY))]
+    lines = at_cut(lines, base, ratio)
+    table = averages(lines).dropna(subset="mean").loc[lambda t: ~t.label.str.startswith((FULL, TRAIN_ONLY))]
     tasks = ", ".join(map(task_title, sort_columns(lines[lines.main].column)))
     if not len(table):
         return f"With {cut_label(base, ratio)} removed no method was run on each of {tasks}, so there is no average."
@@ -60,7 +61,7 @@ def _verdicts(won: pd.DataFrame, reference: str) -> str:
         return f"No method shares every task with {reference}; the tasks are compared one by one."
     sure, n = some.verdict.str.startswith("more"), len(some)
     better, worse = (some[sure & side]["first"].tolist() for side in (some.difference > 0, some.difference < 0))
-    return (f"Against {reference}, over all tasks: better by more than noise {', '.join(better) or 'none'}; worse {', '.join(worse) or 'none'}; "
+    return (f"Against {reference}, over all tasks{' (one seed)' if some.seeds.max() == 1 else ''}: better by more than noise {', '.join(better) or 'none'}; worse {', '.join(worse) or 'none'}; "
             f"not told apart {n - sure.sum()} of {n}. The smallest difference of average retention that could have shown is "
             f"{100 * some.smallest.min():.1f} to {100 * some.smallest.max():.1f} points.")
 

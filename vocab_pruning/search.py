@@ -142,7 +142,6 @@ def _train(self: _Case, ratio: float, full: dict) -> dict:
     started = time.perf_counter()
     pruned = _cut(self, ratio, share=False)
     self.seconds["prune"] = time.perf_counter() - started
-    pruned.info |= {"run": self.asked}
     return record_run(run_directory(self.out, asked), asked, pruned.model, pruned.tokenizer, self.dataset, self.recipe, facts=_facts(self, pruned),
                       task=self.task, full_score=full["score"], progress=self.progress)
 

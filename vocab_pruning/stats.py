@@ -15,6 +15,7 @@ from itertools import chain, islice
 import numpy as np
 from tqdm.auto import tqdm
 
+from .core import is_text
 from .data import documents, get_task, load_task
 
 # %% ../nbs/03_stats.ipynb #aa39cbc6
@@ -29,10 +30,10 @@ def backend(tokenizer):
 
 # %% ../nbs/03_stats.ipynb #7ecc158b
 def _encode(encoder, texts: tuple[str, ...], first: int) -> tuple[np.ndarray, np.ndarray]:
-    "`(ids, lengths)` of `texts`; `TypeError` names the first of `texts` (the corpus's text number `first` on) that is no string."
-    bad = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    "`(ids, lengths)` of `texts`; `TypeError` names the first of `texts` (the corpus's text number `first` on) that is no text."
+    bad = next((i for i, text in enumerate(texts) if not is_text(text)), None)
     if bad is not None:
-        raise TypeError(f"text {first + bad} is {texts[bad]!r}, not a string; leave out missing texts first")
+        raise TypeError(f"text {first + bad} is {texts[bad]!r}, not a string of whole characters; leave out missing and broken texts first")
     encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
     lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
     return np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64, lengths.sum()), lengths

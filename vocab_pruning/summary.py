@@ -183,7 +183,7 @@ def method_label(row: dict) -> str:
     if row.get("base") == "seen" and row["ratio"] == 0:
         parts = [TRAIN_ONLY, *(part for part in parts[1:] if part != "unk")]
     if len(parts) > 2 and pd.notna(share := row.get("vocab_share")):
-        parts[-1] += f", {share:.0%} of it vocabulary"
+        parts[-1] += f", vocabulary {share:.0%}"
     return " + ".join(parts) + (f", one vocabulary for {len(shared)} tasks" if isinstance(shared, list | dict) and len(shared) > 1 else "")
 
 # %% ../nbs/26_summary.ipynb #ad8aabb1
@@ -216,25 +216,33 @@ def _second_splits(rows: pd.DataFrame) -> list[tuple[str, str]]:
     "Columns of `rows` with a main metric on a second split, such as `accuracy_from_train`, each with the metric."
     return [(column, metric) for column in rows for metric in rows.metric.unique() if column.startswith(f"{metric}_")]
 
+# %% ../nbs/26_summary.ipynb #54ba579c
+def _without_twins(rows: pd.DataFrame) -> pd.DataFrame:
+    "`rows` without those that were made with no full model beside them and stand for the same run as one that was."
+    compared = rows.full_score.notna() | (rows.label == FULL) if "full_score" in rows else pd.Series(True, rows.index)
+    return rows[compared | ~compared.groupby([rows[name] for name in ("label", "base", "ratio", "task", "seed")]).transform("any")]
+
+# %% ../nbs/26_summary.ipynb #54ba579d
+def _relative(rows: pd.DataFrame, name: str, metric: str) -> pd.DataFrame:
+    "Those of `rows` that have the score `name` (`metric`, on a second split with its ending), beside that of the full model's row of their task and seed."
+    some = rows[rows[name].notna() & ((rows.metric == metric) | (name == "score"))]
+    of_full = rows[rows.label == FULL].drop_duplicates(["task", "seed"]).set_index(["task", "seed"])[name]
+    full = of_full.reindex(pd.MultiIndex.from_frame(some[["task", "seed"]])).set_axis(some.index).astype(float)
+    if name == "score":  # where the full model's row is not at hand, what the run knew of it
+        full = full.fillna(some.full_score.astype(float))
+    return some.assign(main=name == "score", column=some.task + name.removeprefix(metric), score=some[name].astype(float), full_score=full,
+                       retention=some[name] / full.where(full > 0))
+
 # %% ../nbs/26_summary.ipynb #54ba579e
 def evaluations(rows: pd.DataFrame) -> pd.DataFrame:
     """A line per run and split: the row with `label`, `column` (task, or task_split), `main` (dev), `score`, `full_score`, `retention`.
 
     Raises `ValueError` where two runs would fill one cell."""
-    rows = rows.reset_index(drop=True).assign(label=[method_label(row) for row in rows.to_dict("records")], main=True)
-    rows = rows.assign(column=rows.task, base=rows.base.fillna("full") if "base" in rows else "full", ratio=rows.ratio.fillna(0) if "ratio" in rows else 0.0)
-    of_full = rows[rows.label == FULL].drop_duplicates(["task", "seed"]).set_index(["task", "seed"])
-    lines = [rows]
-    for name, metric in _second_splits(rows):
-        some = rows[rows[name].notna() & (rows.metric == metric)]
-        full = of_full[name].reindex(pd.MultiIndex.from_frame(some[["task", "seed"]])).to_numpy()
-        lines.append(some.assign(main=False, column=some.task + name.removeprefix(metric), score=some[name], full_score=full,
-                                 retention=some[name] / np.where(full > 0, full, np.nan)))
-    lines = pd.concat(lines, ignore_index=True)
-    is_full = lines.label == FULL
-    lines = lines.assign(params_removed=lines.params_removed.mask(is_full, 0.0)) if "params_removed" in lines else lines
-    lines = lines.assign(retention=lines.retention.astype(float).mask(is_full & (lines.score > 0), 1.0),
-                         full_score=lines.full_score.astype(float).mask(is_full, lines.score))
+    rows = rows.reset_index(drop=True).assign(label=[method_label(row) for row in rows.to_dict("records")])
+    rows = rows.assign(base=rows.base.fillna("full") if "base" in rows else "full", ratio=rows.ratio.fillna(0) if "ratio" in rows else 0.0)
+    rows = rows.assign(params_removed=rows.params_removed.mask(rows.label == FULL, 0.0)) if "params_removed" in rows else rows
+    rows = _without_twins(rows)
+    lines = pd.concat([_relative(rows, *split) for split in [("score", "score"), *_second_splits(rows)]], ignore_index=True)
     if (twice := lines.duplicated(cell := ["label", "base", "ratio", "column", "seed"], keep=False)).any():
         raise ValueError(f"runs {', '.join(lines.loc[twice].sort_values(cell).run.head(2))} fill the same cell; select one of each")
     return lines
@@ -290,10 +298,13 @@ def _vocabulary_cuts(lines: pd.DataFrame) -> list[tuple[str, float]]:
 
 # %% ../nbs/26_summary.ipynb #ca8af59f
 def _joined(lines: pd.DataFrame, base: str, ratio: float, tolerance: float) -> pd.Series:
-    "Which of `lines` prune the encoder and remove as large a share of the parameters as the cut does on their task, within `tolerance`."
+    "Which of `lines` prune the encoder and remove as large a share of the parameters as the cut does on their task, the nearest within `tolerance`."
     own = (lines.base == base) & (lines.ratio == ratio)
-    removed = lines.task.map(lines[own].groupby("task").params_removed.median())
-    return _by_encoder(lines) & ~own & ((lines.params_removed - removed).abs() <= tolerance)
+    distance = (lines.params_removed - lines.task.map(lines[own].groupby("task").params_removed.median())).abs()
+    close = _by_encoder(lines) & ~own & ~lines.label.isin(lines.label[own]) & (distance <= tolerance)
+    placed = lines.assign(distance=distance, place=np.arange(len(lines)))[close].sort_values("distance", kind="stable")
+    nearest = placed.drop_duplicates(["label", "column", "seed"]).place
+    return pd.Series(np.isin(np.arange(len(lines)), nearest), lines.index)
 
 # %% ../nbs/26_summary.ipynb #4046f847
 def align_cuts(lines: pd.DataFrame, tolerance: float = 0.01) -> pd.DataFrame:
@@ -312,11 +323,12 @@ def cuts(lines: pd.DataFrame) -> list[tuple[str, float]]:
 
 # %% ../nbs/26_summary.ipynb #4a7359c7
 def at_cut(lines: pd.DataFrame, base: str, ratio: float, tolerance: float = 0.01) -> pd.DataFrame:
-    "`lines` of the cut and of what is compared with it. Raises `ValueError` for a cut that no line has."
+    "`lines` of the cut and of what is compared with it on its tasks and seeds. Raises `ValueError` for a cut that no line has."
     own = (lines.base == base) & (lines.ratio == ratio)
     if not own.any():
         raise ValueError(f"no row removes {cut_label(base, ratio)}; there are {', '.join(cut_label(*c) for c in cuts(lines))}")
-    return lines[own | _joined(lines, base, ratio, tolerance) | lines.label.str.startswith((FULL, TRAIN_ONLY))]
+    here, where = own | _joined(lines, base, ratio, tolerance), pd.MultiIndex.from_frame(lines[["task", "seed"]])
+    return lines[here | lines.label.str.startswith((FULL, TRAIN_ONLY)) & where.isin(where[here])]
 
 # %% ../nbs/26_summary.ipynb #5c008b70
 def break_even_of_params(rows: pd.DataFrame) -> dict[str, float]:
@@ -332,41 +344,55 @@ def _drawn_scores(lines: pd.DataFrame, out: str | Path, n_draws: int, seed: int)
     labels, guesses = read_predictions(runs, out, "dev" + first.column.removeprefix(first.task))
     return dict(zip(runs, resampled_scores(first.metric, labels, guesses, n_draws, seed).T, strict=True))
 
-# %% ../nbs/26_summary.ipynb #d2637664
-def _seed_draws(differences: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    "Mean over the seeds of `differences` (seeds, n_draws + 1); the seeds are drawn anew for all but the first."
-    n_seeds, n = differences.shape
-    picked = draw.integers(n_seeds, size=(n_seeds, n))
-    picked[:, 0] = np.arange(n_seeds)
-    return np.take_along_axis(differences, picked, axis=0).mean(axis=0)
-
 # %% ../nbs/26_summary.ipynb #1cdb6b77
-def _verdict(draws: np.ndarray, seeds: int) -> dict:
-    "`difference`, its 95 % interval, the `smallest` that could have shown, and the verdict; `draws` (n_draws + 1,) begins with the difference itself."
-    low, high = map(float, np.quantile(draws[1:], [0.025, 0.975]))
+def _verdict(by_seed: dict[int, np.ndarray]) -> dict:
+    """`difference`, its 95 % interval, the `smallest` that could have shown, and the verdict, of the differences of each seed: draws (n_draws + 1,) of the
+    examples, the difference as it is first. One seed: the middle of the draws. Several: Student's t of their differences, the draws' variance added."""
+    from scipy.stats import t
+
+    differences, n = np.stack([*by_seed.values()]), len(by_seed)
+    mean, draws = float(differences[:, 0].mean()), differences[:, 1:].mean(axis=0)
+    half = t.ppf(0.975, n - 1) * np.sqrt(differences[:, 0].var(ddof=1) / n + draws.var()) if n > 1 else 0.0
+    low, high = map(float, (mean - half, mean + half) if n > 1 else np.quantile(draws, [0.025, 0.975]))
     verdict = "more than noise" if low > 0 or high < 0 else "not more than noise"
-    return dict(seeds=seeds, difference=float(draws[0]), low=low, high=high, smallest=(high - low) / 2, verdict=verdict + (" (one seed)" if seeds == 1 else ""))
+    return dict(seeds=n, difference=mean, low=low, high=high, smallest=(high - low) / 2, verdict=verdict + (" (one seed)" if n == 1 else ""))
 
 # %% ../nbs/26_summary.ipynb #220bf121
-def _meetings(lines: pd.DataFrame, order: list[str], scores: dict[str, np.ndarray], reference: str | None, seed: int) -> dict:
-    """Differences of all pairs of methods in `lines`, all of one cut and column, on the seeds both have: (first, second) -> (seeds, draws (n_draws + 1,)).
+def _meetings(lines: pd.DataFrame, order: list[str], scores: dict[str, np.ndarray], reference: str | None) -> dict:
+    """Differences of all pairs of methods in `lines`, all of one cut and column, on the seeds both have: (first, second) -> {seed: draws (n_draws + 1,)}.
 
     `order` of the labels, the same for all columns, says who is first."""
-    groups, draw = {label: some.set_index("seed").run for label, some in lines.groupby("label")}, np.random.default_rng(seed)
+    groups = {label: some.set_index("seed").run for label, some in lines.groupby("label")}
     runs = {label: groups[label] for label in order if label in groups}
     pairs = [(a, reference) for a in runs if a != reference and reference in runs] if reference else combinations(runs, 2)
     met = {}
     for a, b in pairs:
         if len(both := runs[a].index.intersection(runs[b].index)):
-            met[a, b] = len(both), _seed_draws(np.stack([scores[runs[a][s]] - scores[runs[b][s]] for s in both]), draw)
+            met[a, b] = {s: scores[runs[a][s]] - scores[runs[b][s]] for s in both}
     return met
 
 # %% ../nbs/26_summary.ipynb #96890686
 ALL_TASKS = "all tasks"
 
+# %% ../nbs/26_summary.ipynb #4fc02e0e
+def _retained(lines: pd.DataFrame, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    "`scores` of the runs of `lines` as shares of the full model's, nan where there is none above 0."
+    return {run: scores[run] / (full if full > 0 else np.nan) for run, full in zip(lines.run, lines.full_score, strict=True)}
+
+# %% ../nbs/26_summary.ipynb #4fc02e0f
+def _on_average(met: dict[str, dict]) -> dict:
+    "The differences of `met`, by column as `_meetings` gives them, averaged over the columns, for pairs and seeds that every column has."
+    pairs, found = dict.fromkeys(pair for one in met.values() for pair in one), {}
+    for pair in pairs:
+        each = [one.get(pair, {}) for one in met.values()]
+        means = {s: np.mean([one[s] for one in each], axis=0) for s in sorted(set.intersection(*map(set, each)))}
+        if means := {s: draws for s, draws in means.items() if np.isfinite(draws).all()}:
+            found[pair] = means
+    return found
+
 # %% ../nbs/26_summary.ipynb #4fc02e10
 def who_wins(lines: pd.DataFrame, out: str | Path, base: str, ratio: float, reference: str | None = None, n_draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Every pair of methods at a cut (or each against `reference`) by paired bootstrap over examples and seeds, from the predictions of the runs below `out`.
+    """Every pair of methods at a cut (or each against `reference`) by paired bootstrap over examples, and t over seeds, from the predictions below `out`.
 
     A line per pair and column: `first`, `second`, `seeds`, `difference` (first less second: score; for "all tasks" average retention), `low`, `high`,
     `smallest` difference that could have shown, `verdict`. Raises `ValueError` where runs were scored on different examples or none is called `reference`."""
@@ -374,15 +400,10 @@ def who_wins(lines: pd.DataFrame, out: str | Path, base: str, ratio: float, refe
     if reference is not None and reference not in set(lines.label):
         raise ValueError(f"no method is called {reference!r} at {cut_label(base, ratio)}; there are {', '.join(lines.label.unique())}")
     order = list(dict.fromkeys(lines.label))
-    met = {c: _meetings(some, order, _drawn_scores(some, out, n_draws, seed), reference, seed) for c, some in lines.groupby("column", sort=False)}
-    full = lines[lines.main].groupby("column").full_score.mean()
-    pairs = dict.fromkeys(pair for found in met.values() for pair in found)
-    table = [dict(column=c, first=pair[0], second=pair[1], **_verdict(draws, n)) for c, found in met.items() for pair, (n, draws) in found.items()]
-    for pair in pairs:
-        if len(full) and (full > 0).all() and all(pair in met[c] for c in full.index):
-            draws = np.mean([met[c][pair][1] / full[c] for c in full.index], axis=0)
-            table.append(dict(column=ALL_TASKS, first=pair[0], second=pair[1], **_verdict(draws, min(met[c][pair][0] for c in full.index))))
-    return pd.DataFrame(table)
+    drawn = {c: _drawn_scores(some, out, n_draws, seed) for c, some in lines.groupby("column", sort=False)}
+    met = {c: _meetings(some, order, drawn[c], reference) for c, some in lines.groupby("column", sort=False)}
+    met[ALL_TASKS] = _on_average({c: _meetings(some, order, _retained(some, drawn[c]), reference) for c, some in lines[lines.main].groupby("column")})
+    return pd.DataFrame([dict(column=c, first=a, second=b, **_verdict(by_seed)) for c, found in met.items() for (a, b), by_seed in found.items()])
 
 # %% ../nbs/26_summary.ipynb #de5a1671
 def against(won: pd.DataFrame, reference: str) -> pd.DataFrame:

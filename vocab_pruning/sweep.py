@@ -30,8 +30,9 @@ import yaml
 from filelock import Timeout
 from tqdm.auto import tqdm
 
-from .core import call_declared, choose, directory_lock, fingerprint, parse_yaml, project_root, whole_directory
-from .results import ROW, check_run, read_rows, row_of_notebook
+from .core import call_declared, choose, directory_lock, fingerprint, parse_yaml, project_root, resolve_model, whole_directory
+from .data import OWN, resolve_data
+from .results import ROW, check_run, read_row, read_rows, row_of_notebook
 from .scoring import TUNED
 
 # %% ../nbs/30_sweep.ipynb #1febc517
@@ -170,6 +171,12 @@ def cell_directory(out: str | Path, run: dict, defaults: dict) -> Path:
     asked = {name: value for name, value in (defaults | run).items() if name != "out"}
     return project_root() / out / CELLS / f"{_label(run)}-{fingerprint(asked)[:8]}"
 
+# %% ../nbs/30_sweep.ipynb #d547571b
+def _as_now(asked: dict, row: dict) -> bool:
+    """Whether `row` is of the model and the data that the parameters `asked` mean today: `"auto"` takes what is at hand, which may be more than it was."""
+    same_data = asked.get("data") != "auto" or row.get("data_id") in (None, OWN, resolve_data()[1])
+    return same_data and (asked.get("model") != "auto" or row.get("model_id") in (None, resolve_model()[1]))
+
 # %% ../nbs/30_sweep.ipynb #d547571a
 def _read_cell(directory: Path) -> dict:
     "What became of the cell in `directory`; empty where it was not made."
@@ -178,11 +185,13 @@ def _read_cell(directory: Path) -> dict:
 
 
 def cell_state(directory: Path) -> str:
-    '`"done"` where the cell in `directory` names a row that is there, `"failed"` where it names an error, else `"missing"`.'
+    """`"done"` where the cell in `directory` names a row that is there, of the model and the data that `"auto"` means now, `"failed"` where it names
+    an error, else `"missing"`."""
     cell = _read_cell(directory)
     if cell.get("error"):
         return "failed"
-    return "done" if cell and (directory.parent.parent / cell["run"] / ROW).is_file() else "missing"
+    row = cell and read_row(directory.parent.parent / cell["run"])
+    return "done" if row and _as_now(cell["parameters"], row) else "missing"
 
 # %% ../nbs/30_sweep.ipynb #1b2c3fdb
 _LEFT_ALONE = 75

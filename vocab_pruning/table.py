@@ -13,19 +13,22 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .core import choose
+from .core import choose, is_text
 
 # %% ../nbs/01_table.ipynb #73d987b5
 def _read_separated(path: Path, sep: str):
-    "A file of separated cells, all of them strings. Raises `ValueError` where the first row is longer than the header."
+    "A file of separated cells, all of them strings. Raises `ValueError` where the first row is longer than the header, or a quote in a tsv swallows rows."
     import pandas as pd
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
-            return pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+            frame = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
         except pd.errors.ParserWarning:
             raise ValueError("row 0 has more cells than the header; quote a cell that holds the separator") from None
+    if sep == "\t" and (merged := frame.map(lambda cell: "\t" in cell and "\n" in cell).any(axis=1)).any():
+        raise ValueError(f"row {merged.to_numpy().argmax()} (from 0) holds several rows in one cell: a quote opens it; quote the cell and double its quotes")
+    return frame
 
 # %% ../nbs/01_table.ipynb #4de36504
 def _read_jsonl(path: Path):
@@ -112,9 +115,9 @@ def pick(frame, columns: Sequence[str], where: str, drop_missing: bool = False):
 
 # %% ../nbs/01_table.ipynb #4f49e54e
 def texts_of(column, where: str) -> list[str]:
-    "A column (Series) as texts. Raises `ValueError` for the first cell that is no string."
+    "A column (Series) as texts. Raises `ValueError` for the first cell that is no text, or a broken one (half of a surrogate pair, as a cut emoji leaves it)."
     values = column.tolist()
-    if (bad := next((i for i, value in enumerate(values) if not isinstance(value, str)), None)) is not None:
+    if (bad := next((i for i, value in enumerate(values) if not is_text(value)), None)) is not None:
         raise ValueError(f"{at(where, column.index[bad], column.name)}: {values[bad]!r} is not a text")
     return values
 

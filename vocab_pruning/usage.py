@@ -43,8 +43,10 @@ def coverage_of(pruned: PrunedModel, texts: Iterable[str], n_lost: int = 10, ori
     `documents`, `tokens`; `kept`, the share of tokens with a row of their own, and `kept_train`, that of the texts it was pruned for (None where not known);
     `touched`, the share of documents that lost a token; `unknown`, the share of tokens that are the tokenizer's unknown one; `growth`, tokens over those of
     the `original` tokenizer, for which a plain model's texts are read again (None without it); `lost`, the `n_lost` most frequent lost tokens.
-    Raises as `token_stats` does."""
+    Raises as `token_stats` does, `ValueError` where `pruned` has no tokenizer."""
     tokenizer, rows = pruned.tokenizer, pruned.model.get_input_embeddings()
+    if tokenizer is None:
+        raise ValueError("the pruned model was saved without its tokenizer; save it beside the model, or set pruned.tokenizer")
     n_rows = len(rows.weight if pruned.plain else rows.index)
     kept = np.ones(n_rows, bool) if pruned.plain else np.isin(np.arange(n_rows), pruned.keep.numpy())
     total, touched = TokenStats.empty(n_rows), 0
