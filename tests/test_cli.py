@@ -250,3 +250,53 @@ def test_a_report_of_no_runs_is_refused(tmp_path):
     (tmp_path / "runs").mkdir()
     refused("report", tmp_path / "report", "--runs", tmp_path / "runs")
     assert not (tmp_path / "report").exists()
+
+
+# What could pass unseen
+
+
+@pytest.fixture(scope="module")
+def small(tiny):
+    "A pruned model's directory, and that of a plain one."
+    call("prune", tiny / "model", tiny / "texts.txt", tiny / "small", *CUT)
+    call("prune", tiny / "model", tiny / "texts.txt", tiny / "plain", *CUT, "--oov", "resegment")
+    return tiny
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["preflight"], ["prune"]], ids=str)
+def test_a_pruned_model_is_not_read_as_a_full_one(small, command):
+    args = {"inspect": [], "preflight": [small / "texts.txt"], "prune": [small / "texts.txt", small / "again"]}[command[0]]
+    assert "holds a pruned model; give the full one" in refused(*command, small / "small", *args)
+    assert not (small / "again").exists()
+
+
+def test_a_pruned_model_is_not_trained_as_a_full_one(small):
+    from vocab_pruning.finetune import load_classifier
+
+    with pytest.raises(ValueError, match="holds a pruned model"):
+        load_classifier(str(small / "small"), "cola")
+
+
+def test_drift_cannot_be_told_by_rows_of_a_model_split_anew(small):
+    assert "--max-growth" in refused("check", small / "plain", small / "today.jsonl", "--at-least", 0.9)
+
+
+def test_generated_text_says_that_it_stands_in(tiny, monkeypatch):
+    monkeypatch.delenv("GLUE_DIR", raising=False)
+    monkeypatch.setattr("vocab_pruning.data.hub_reachable", lambda: False)
+    monkeypatch.setattr("vocab_pruning.data._glue_cached", lambda: False)
+    assert "generated text stands in for cola" in call("inspect", tiny / "model", "cola").stderr
+    assert "note" not in call("inspect", tiny / "model", "cola", "--data", "sample").stderr
+    call("prune", tiny / "model", "cola", tiny / "for_cola", *CUT)
+    assert json.loads((tiny / "for_cola" / "vocab_pruning.json").read_text())["data_id"] == "sample"
+    assert "| data | `sample` |" in (tiny / "for_cola" / "README.md").read_text()
+
+
+def test_texts_that_are_too_few(tiny, tmp_path):
+    (tmp_path / "one.txt").write_text("a line\n")
+    assert "too few to hold a tenth of them out" in refused("preflight", tiny / "model", tmp_path / "one.txt")
+
+
+def test_where_nothing_can_be_written_nothing_is_read(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("vocab_pruning.core.os.access", lambda *args: False)
+    assert "cannot be written to" in refused("prune", "no-such-model", tiny / "no-such-texts.txt", tmp_path / "out")

@@ -326,6 +326,13 @@ def test_a_task_of_one_s_own_has_a_report(rows, out, tmp_path):
     assert "film_reviews" in table.columns
 
 
+def test_a_part_without_a_pruned_run_does_not_stop_the_others(rows, out, tmp_path):
+    "A full model with another recipe, whose pruned run was stopped."
+    alone = rows[rows.method == "full"].head(1).assign(epochs=99)
+    page = report(pd.concat([rows.assign(epochs=3), alone], ignore_index=True), tmp_path / "report", runs=out, images=("png",), formats=("md",), apart=True)
+    assert "The full model alone; nothing was pruned." in page.read_text() and "figure1" in page.read_text()
+
+
 def test_baselines_alone_are_no_report(rows):
     with pytest.raises(ValueError, match="the full model alone"):
         sections(rows[rows.method == "full"].dropna(axis=1, how="all"))

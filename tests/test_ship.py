@@ -731,6 +731,21 @@ def test_sentence_transformers_loads_what_was_one(tmp_path):
     assert type(new[0].model if hasattr(new[0], "model") else new[0].auto_model).__module__.startswith("transformers.")
 
 
+def test_what_makes_a_sentence_encoder_is_fetched_where_the_hub_has_it(tmp_path, monkeypatch):
+    "transformers fetches weights and tokenizer alone."
+    from vocab_pruning import ship
+
+    minilm()
+    asked = []
+    monkeypatch.setattr(ship, "hub_reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(minilm_directory()))
+    names = {name for _, name in ship.companions("someone/encoder")}
+    assert {"modules.json", "1_Pooling/config.json"} <= names and asked[0][0] == "someone/encoder" and "modules.json" in asked[0][1]
+    monkeypatch.setattr(ship, "hub_reachable", lambda: False)
+    assert ship.companions("someone/encoder") == [] and len(asked) == 1
+
+
 def test_a_remap_takes_no_companions_along(tmp_path):
     "Sentence-transformers could not read it."
     minilm()

@@ -92,6 +92,18 @@ def test_a_full_disk_stops_the_sweep_and_leaves_the_rows(two, tmp_path):
     assert sweep_status(**given).state.tolist() == ["missing", "missing"]
 
 
+def test_a_run_on_what_auto_was_is_made_again(two, monkeypatch):
+    "`auto` takes the data at hand; when there is more, an earlier run is not the one that was asked for."
+    given = two("data_id = os.environ['GLUE_DIR']\nname += data_id\n")
+    given["notebook"].write_text(given["notebook"].read_text().replace("seed=seed, score", "seed=seed, data_id=data_id, score"))
+    for there in ("sample", "glue-directory"):
+        monkeypatch.setenv("GLUE_DIR", there)
+        monkeypatch.setattr("vocab_pruning.sweep.resolve_data", lambda there=there: (there, there))
+        assert sweep_status(**given).state.tolist() == ["missing", "missing"]
+        sweep(**given, progress=False)
+        assert sweep_status(**given).state.tolist() == ["done", "done"]
+
+
 def test_a_directory_that_cannot_be_written_is_an_error(two, tmp_path):
     (tmp_path / "sweep").write_text("a file")
     with pytest.raises(OSError, match="cannot write to .*sweep"):

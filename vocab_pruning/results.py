@@ -84,7 +84,8 @@ def shared_parameters(task: str | Task, seed: int, model_id: str, model, data_id
 
 # %% ../nbs/23_results.ipynb #432fab0a
 def run_name(parameters: dict) -> str:
-    "A readable name ending in 8 hex digits of the hash of `parameters` (JSON-ready, every one that changes the result)."
+    "A readable name ending in 8 hex digits of the hash of `parameters` (JSON-ready, every one that changes the result); 1.0 is 1."
+    parameters = json.loads(json.dumps(parameters), parse_float=lambda text: int(number) if (number := float(text)).is_integer() else number)
     parts = [parameters[k] for k in ("task", "method", "base", "ratio", "model_id", "seed") if parameters.get(k) is not None]
     readable = "-".join(str(part).split("/")[-1].lower() for part in parts)
     return f"{readable}-{fingerprint(parameters)[:8]}"

@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
+import torch
 import yaml
 from filelock import Timeout
 from tqdm.auto import tqdm
@@ -299,10 +300,11 @@ def _local(workers: int, threads: int) -> Iterator[Callable[..., Future]]:
 
 # %% ../nbs/30_sweep.ipynb #15e5d515
 @contextmanager
-def _ray(workers: int, threads: int, address: str | None = None, gpus: float = 0, max_retries: int = 3) -> Iterator[Callable[..., Future]]:
+def _ray(workers: int, threads: int, address: str | None = None, gpus: float | None = None, max_retries: int = 3) -> Iterator[Callable[..., Future]]:
     """Tasks of the Ray cluster at `address` (None: the one that `RAY_ADDRESS` names), or of one with room for `workers` that is started here.
 
-    `gpus` is each run's share of a GPU, `max_retries` how often its worker may die. Raises `ImportError` without Ray."""
+    `gpus` is each run's share of a GPU (None: those of this machine, divided among the workers, one each at most), `max_retries` how often its worker may
+    die. Raises `ImportError` without Ray."""
     if find_spec("ray") is None:
         raise ImportError("the engine 'ray' needs Ray; install vocab_pruning[cluster]")
     import ray
@@ -311,6 +313,7 @@ def _ray(workers: int, threads: int, address: str | None = None, gpus: float = 0
         address = address or os.environ.get("RAY_ADDRESS")
         ours = {} if address else dict(num_cpus=workers * threads, include_dashboard=False, object_store_memory=100 * 2**20)
         ray.init(address=address, log_to_driver=False, configure_logging=False, **ours)
+    gpus = min(1, torch.cuda.device_count() / workers) if gpus is None else gpus
     task, refs = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=max_retries)(run_cell), []
 
     def submit(*args, **options) -> Future:
