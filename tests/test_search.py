@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vocab_pruning import search as module
 from vocab_pruning.results import read_row
-from vocab_pruning.search import aim, find_ratio, interval, last_within, rises, search
+from vocab_pruning.search import aim, find_ratio, last_within, rises, run_interval, search
 
 QUICK = dict(retention=0.5, max_runs=2, base="vocab", scorer="frequency", oov="unk", step=0.1, data="sample", max_train_examples=32, held_out_examples=48,
              n_texts=16, epochs=1)
@@ -169,10 +169,10 @@ def test_the_interval_is_that_of_the_examples(first, tmp_path):
     found, out = first
     line = found.curve.dropna(subset="retention").iloc[0]
     full = next(path.parent.name for path in out.glob("*/result.json") if read_row(path.parent)["method"] == "full")
-    assert interval("sst2", full, full, out, "dev_from_train") == (1, 1)
-    assert interval("sst2", line.run, full, out, "dev_from_train") == (line.low, line.high)
+    assert run_interval("sst2", full, full, out, "dev_from_train") == (1, 1)
+    assert run_interval("sst2", line.run, full, out, "dev_from_train") == (line.low, line.high)
     with pytest.raises(ValueError, match="no predictions on 'test'"):
-        interval("sst2", full, full, out, "test")
+        run_interval("sst2", full, full, out, "test")
 
 
 @pytest.mark.parametrize(("options", "message"), [

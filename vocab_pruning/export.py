@@ -8,14 +8,13 @@ __all__ = ['encode', 'export_program', 'onnx_session', 'run_onnx', 'compare_onnx
 # %% ../nbs/19_export.ipynb #7896a13c
 import copy
 import inspect
-import json
 import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from .core import library_versions, whole_directory
+from .core import library_versions, to_json, whole_directory
 from .ship import MARKER, PrunedModel, evaluating, trial_length
 from .surgery import _silence
 
@@ -133,5 +132,5 @@ def export_onnx(pruned: PrunedModel, directory: str | Path, texts: list | None =
         report = dict(bytes=sum(file.stat().st_size for file in new.glob("model.onnx*")), texts=len(texts),
                       max_difference=compare_onnx(pruned, onnx_session(new), texts, tolerance))
         info = pruned.info | {"onnx": report, "versions": library_versions()}
-        (new / MARKER).write_text(json.dumps(info, indent=2, default=lambda value: value.item() if hasattr(value, "item") else str(value)))
+        (new / MARKER).write_text(to_json(info))
     return report

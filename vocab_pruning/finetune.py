@@ -197,7 +197,8 @@ def finetune(model, tokenizer, dataset, task: str | Task, recipe: dict, output_d
              callbacks=()) -> FineTuned:
     """Fine-tune `model` in place on `dataset["train"]` as `recipe` says and score it on every other split.
 
-    `dataset` as `load_task` gives it; a new regression head starts at the mean label; the Trainer's own files go to `output_dir`; `callbacks` are its `TrainerCallback`s.
+    `dataset` as `load_task` gives it; a new regression head starts at the mean label; the Trainer's own files go to `output_dir`; `callbacks` are its
+    `TrainerCallback`s.
     Raises `ValueError` when the loss is not finite."""
     task = get_task(task)
     splits = {name: tokenize_split(split, tokenizer, recipe["max_length"]) for name, split in dataset.items()}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'NO_RESULTS', 'FIGURES', 'clean_outputs', 'strip_paths', 'relink', 'small_png', 'page_name',
-           'publish_run', 'publish_rows', 'load_rows', 'markdown_table', 'runs_listing', 'results_listing',
-           'readme_results', 'results_problems', 'run_page', 'page_figures', 'readme_files', 'write_readme', 'main']
+           'publish_run', 'publish_rows', 'load_rows', 'runs_listing', 'results_listing', 'readme_results',
+           'results_problems', 'run_page', 'page_figures', 'readme_files', 'write_readme', 'main']
 
 # %% ../nbs/92_publish.ipynb #259664a0
 import base64
@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .budget import CUTS
+from .card import markdown_table
 from .results import ROW, read_row, read_rows, shown_row
 from .site import MACHINE, RUNS, notebook_problems, read_notebook, readme_text
 from .summary import (FULL, at_cut, averages, check_provenance, cut_label, cuts, evaluations, method_label, score_means, sort_columns,
@@ -148,12 +149,6 @@ def _percent(value: float | None) -> str:
     "A fraction in per cent, or a dash for none."
     return "–" if value is None or value != value else f"{100 * value:.1f}"
 
-
-def markdown_table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    "A Markdown table: the first column to the left, all others to the right."
-    head = list(head)
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
 
 # %% ../nbs/92_publish.ipynb #bc4d2f26
 def _grouped(rows: Iterable[dict], *names: str) -> dict[tuple, list[dict]]:

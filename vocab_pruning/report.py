@@ -61,7 +61,8 @@ def _verdicts(won: pd.DataFrame, reference: str) -> str:
         return f"No method shares every task with {reference}; the tasks are compared one by one."
     sure, n = some.verdict.str.startswith("more"), len(some)
     better, worse = (some[sure & side]["first"].tolist() for side in (some.difference > 0, some.difference < 0))
-    return (f"Against {reference}, over all tasks{' (one seed)' if some.seeds.max() == 1 else ''}: better by more than noise {', '.join(better) or 'none'}; worse {', '.join(worse) or 'none'}; "
+    return (f"Against {reference}, over all tasks{' (one seed)' if some.seeds.max() == 1 else ''}: "
+            f"better by more than noise {', '.join(better) or 'none'}; worse {', '.join(worse) or 'none'}; "
             f"not told apart {n - sure.sum()} of {n}. The smallest difference of average retention that could have shown is "
             f"{100 * some.smallest.min():.1f} to {100 * some.smallest.max():.1f} points.")
 

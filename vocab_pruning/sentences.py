@@ -95,7 +95,7 @@ def sentence_transformer(pruned: PrunedModel, max_seq_length: int | None = None)
     if pruned.tokenizer is None:
         raise ValueError("this pruned model has no tokenizer, which sentence-transformers needs; set its `tokenizer`")
     source, device = getattr(pruned.model, "name_or_path", ""), str(pruned.model.device)
-    if pruned.plain and not hasattr(pruned.model.config, "losparse"):  # else its layers are ours
+    if pruned.portable:
         whole = _plain(pruned, device)
         whole.max_seq_length = max_seq_length or whole.max_seq_length
         return whole

@@ -21,7 +21,7 @@ from torch import nn
 
 from .card import make_card
 from .codes import make_codes
-from .core import hub_reachable, library_versions, whole_directory
+from .core import hub_reachable, library_versions, to_json, whole_directory
 from .lowrank import install_losparse
 from .oov import Remap
 from .rebuild import PrunedEmbedding, PrunedHead, in_manner_of, install, sizes
@@ -46,6 +46,11 @@ class PrunedModel:
     def plain(self) -> bool:
         "Whether the embedding is a plain one: that of a rewritten tokenizer, or one that was not pruned."
         return not isinstance(self.model.get_input_embeddings(), PrunedEmbedding)
+
+    @property
+    def portable(self) -> bool:
+        "Whether transformers alone loads what `save_pretrained` writes: the embedding is a plain one, and so are the layers."
+        return self.plain and not hasattr(self.model.config, "losparse")
 
     @property
     def remap(self) -> Remap | None:
@@ -418,13 +423,13 @@ def _write(self: PrunedModel, directory: Path):
     self.model.save_pretrained(directory)
     if self.tokenizer is not None:
         self.tokenizer.save_pretrained(directory)
-    if self.plain and not hasattr(self.model.config, "losparse"):
+    if self.portable:
         for file, name in companions(getattr(self.model, "name_or_path", "")):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, directory / name)
     now = {"after": sizes(self.model)} if "before" in self.info else {}
     info = self.info | now | {"versions": library_versions()}
-    written = json.dumps(info, indent=2, default=lambda value: value.item() if hasattr(value, "item") else str(value))
+    written = to_json(info)
     (directory / MARKER).write_text(written)
     (directory / "README.md").write_text(make_card(json.loads(written)), encoding="utf-8")
 

@@ -130,7 +130,8 @@ def check_provenance(rows: pd.DataFrame):
     lines = [f"{one.column} is {', '.join(f'{value} ({n} rows)' for value, n in one['values'].items())}"
              + (f" where {' and '.join(f'{k} is {v}' for k, v in one['where'].items())}" if one["where"] else "") for _, one in found.head(5).iterrows()]
     raise ValueError(f"these {len(rows)} rows do not belong in one table: {'; '.join(lines)}{' …' if len(found) > 5 else ''}. "
-                     f"Select some, e.g. {_selection(rows, found.column[0], next(iter(found['values'][0])))}, or show them apart: split_provenance(rows), a report with apart=True (--apart)")
+                     f"Select some, e.g. {_selection(rows, found.column[0], next(iter(found['values'][0])))}, "
+                     "or show them apart: split_provenance(rows), a report with apart=True (--apart)")
 
 # %% ../nbs/26_summary.ipynb #b9aaf671
 def _frequency_rank(setting: pd.Series, within: pd.DataFrame) -> pd.Series:

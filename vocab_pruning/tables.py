@@ -266,7 +266,7 @@ def table_wins(won: pd.DataFrame, title: str, name: str = "wins") -> Table:
             for one in sorted(won.to_dict("records"), key=lambda one: (method_order(one["first"]), one["second"]))]
     return Table(name, title, ("first", "second", "task", "first − second", "95 % interval", "smallest that could show", "seeds", "verdict"), tuple(rows),
                  "Paired bootstrap over examples; over seeds Student's t, and with one seed the noise of training is left out. Differences are of scores; for "
-                 "all tasks, of the average retention. One pair in twenty that do not differ looks as if it did, more where training is noisy and seeds are one")
+                 "all tasks, of the average retention. One pair in twenty that do not differ looks as if it did; more with one seed of a noisy training")
 
 # %% ../nbs/27_tables.ipynb #bdeff4f2
 def table_where(rows: pd.DataFrame) -> Table:
