@@ -296,9 +296,19 @@ def test_what_does_not_differ_seldom_looks_as_if_it_did(seeds):
 
 
 def test_two_ratios_of_losparse_near_a_cut_are_not_pooled(lines):
-    near = lines[lines.label == "LoSparse"].assign(params_removed=lambda t: t.params_removed + 0.004, run=lambda t: t.run + "-near")
-    there = at_cut(pd.concat([lines, near.assign(ratio=near.ratio + 0.004)], ignore_index=True), "vocab", 0.95)
-    assert not there.duplicated(["label", "column", "seed"]).any() and "LoSparse" in set(there.label)
+    "The nearer one is taken, with all its seeds."
+    own = lines[lines.label == "LoSparse"]
+    near = own.assign(params_removed=own.params_removed + 0.004, run=own.run + "-near", ratio=own.ratio + 0.004)
+    there = at_cut(pd.concat([lines, near[near.seed == 1]], ignore_index=True), "vocab", 0.95).query("label == 'LoSparse'")
+    assert not there.duplicated(["column", "seed"]).any() and set(there.seed) == {1, 2, 3} and not there.run.str.endswith("near").any()
+
+
+def test_losparse_at_the_cut_on_one_task_joins_it_on_another(lines):
+    own = lines[(lines.label == "LoSparse") & (lines.column == "cola")]
+    named = own.assign(base="vocab", ratio=0.95)
+    there = at_cut(pd.concat([lines.drop(own.index), named[named.params_removed == named.params_removed.max()]], ignore_index=True), "vocab", 0.95)
+    assert set(there.query("label == 'LoSparse'").column) == {"sst2", "cola", "stsb"}
+    assert set(there.query("label == 'LoSparse'").ratio) == {0.95}
 
 
 def test_a_run_without_the_full_model_gives_way_to_its_twin(rows, lines):
@@ -348,7 +358,7 @@ def test_the_difference_is_that_of_the_scores(lines, out):
     for one in won[won.column != "all tasks"].itertuples():
         task = lines[(lines.column == one.column) & lines.ratio.isin([0, 0.95])]
         first, second = (task[task.label == label].groupby("seed").score.mean() for label in (one.first, one.second))
-        if one.first != "LoSparse":  # its cut has another name
+        if one.first != "LoSparse":  # its cut has another name in `lines`
             assert one.difference == pytest.approx((first - second).mean())
 
 

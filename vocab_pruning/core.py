@@ -122,8 +122,8 @@ def check_replaceable(path: str | Path, marker: str, unlike: str | None = None):
 
     Raises `PermissionError` where nothing can be written beside it."""
     path = Path(path)
-    home = next(above for above in path.absolute().parents if above.exists())
-    if not os.access(home, os.W_OK):
+    home = next((above for above in path.absolute().parents if above.exists()), path)
+    if not home.is_dir() or not os.access(home, os.W_OK):
         raise PermissionError(f"{home} cannot be written to; choose another path for {path.name}")
     if unlike and (other := next(path.glob(unlike), None)):
         raise FileExistsError(f"{path} holds {other.name}, a save of another kind, which would be lost; choose another path or remove it yourself")

@@ -189,16 +189,17 @@ def report(source: str | Path | pd.DataFrame, to: str | Path, *, runs: str | Pat
     rows, runs = _rows_of(source, runs)
     if not (len(rows) and apart):
         check_provenance(rows)
-    parts, pages = split_provenance(rows), []
+    if (rows.method == "full").all():
+        raise ValueError("there are runs of the full model alone; make one that prunes it")
+    parts, pages, extra = split_provenance(rows), [], dict(table2=table2, table3=table3)
     with whole_directory(project_root() / to, "report.json") as new:
         for number, (name, some) in enumerate(parts.items(), 1):
-            extra = dict(table2=table2, table3=table3) if number == 1 else {}
             prefix, level = (f"part{number}-", "###") if len(parts) > 1 else ("", "##")
             heading = f"## {name} ({len(some)} runs)\n\n" if len(parts) > 1 else ""
             if len(parts) > 1 and (some.method == "full").all():
                 pages.append(heading + "The full model alone; nothing was pruned.")
                 continue
-            made = sections(some, runs, reference=reference, **extra)
+            made, extra = sections(some, runs, reference=reference, **extra), {}
             pages.append(heading + _write_sections(made, new, prefix, level, formats, images))
         (new / "index.md").write_text("# Results beside the paper's\n\n" + "\n\n".join(pages) + "\n", encoding="utf-8")
         marker = dict(rows=len(rows), rows_fingerprint=fingerprint(sorted(rows.run)), parts=[*parts], files=sorted(p.name for p in new.iterdir()))

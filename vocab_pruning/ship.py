@@ -11,8 +11,9 @@ import inspect
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -395,12 +396,14 @@ PrunedModel.verify = _verify
 def _from_hub(name: str) -> Path:
     "The cached copy of the hub's model `name`; what transformers leaves out of one for sentence-transformers is fetched where the hub can be reached."
     from huggingface_hub import snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import HTTPError
 
     cached = try_to_load_from_cache(name, "modules.json")
     if cached is None and hub_reachable():
-        with suppress(RepositoryNotFoundError):
+        try:
             return Path(snapshot_download(name, allow_patterns=["modules.json", "*sentence*.json", "[0-9]*_*/*"]))
+        except (OSError, HTTPError, ValueError) as error:
+            warnings.warn(f"whether {name} is a sentence-transformers model is not known ({error}); its modules.json is not carried over", stacklevel=2)
     return Path(cached).parent if isinstance(cached, str) else Path(name)
 
 # %% ../nbs/13_ship.ipynb #5d2c5fb1

@@ -302,9 +302,11 @@ def _joined(lines: pd.DataFrame, base: str, ratio: float, tolerance: float) -> p
     "Which of `lines` prune the encoder and remove as large a share of the parameters as the cut does on their task, the nearest within `tolerance`."
     own = (lines.base == base) & (lines.ratio == ratio)
     distance = (lines.params_removed - lines.task.map(lines[own].groupby("task").params_removed.median())).abs()
-    close = _by_encoder(lines) & ~own & ~lines.label.isin(lines.label[own]) & (distance <= tolerance)
-    placed = lines.assign(distance=distance, place=np.arange(len(lines)))[close].sort_values("distance", kind="stable")
-    nearest = placed.drop_duplicates(["label", "column", "seed"]).place
+    where = pd.MultiIndex.from_frame(lines[["label", "task"]])
+    close = _by_encoder(lines) & ~own & ~where.isin(where[own]) & (distance <= tolerance)
+    placed = lines.assign(distance=distance, place=np.arange(len(lines)))[close]
+    gap = placed.groupby(["label", "task", "base", "ratio"]).distance.transform("median")
+    nearest = placed[gap == gap.groupby([placed.label, placed.task]).transform("min")].drop_duplicates(["label", "column", "seed"]).place
     return pd.Series(np.isin(np.arange(len(lines)), nearest), lines.index)
 
 # %% ../nbs/26_summary.ipynb #4046f847
@@ -324,11 +326,14 @@ def cuts(lines: pd.DataFrame) -> list[tuple[str, float]]:
 
 # %% ../nbs/26_summary.ipynb #4a7359c7
 def at_cut(lines: pd.DataFrame, base: str, ratio: float, tolerance: float = 0.01) -> pd.DataFrame:
-    "`lines` of the cut and of what is compared with it on its tasks and seeds. Raises `ValueError` for a cut that no line has."
+    """`lines` of the cut and of what is compared with it on its tasks and seeds; what joins from another cut has the name of this one.
+
+    Raises `ValueError` for a cut that no line has."""
     own = (lines.base == base) & (lines.ratio == ratio)
     if not own.any():
         raise ValueError(f"no row removes {cut_label(base, ratio)}; there are {', '.join(cut_label(*c) for c in cuts(lines))}")
-    here, where = own | _joined(lines, base, ratio, tolerance), pd.MultiIndex.from_frame(lines[["task", "seed"]])
+    joined, where = _joined(lines, base, ratio, tolerance), pd.MultiIndex.from_frame(lines[["task", "seed"]])
+    here, lines = own | joined, lines.assign(base=lines.base.mask(joined, base), ratio=lines.ratio.astype(float).mask(joined, ratio))
     return lines[here | lines.label.str.startswith((FULL, TRAIN_ONLY)) & where.isin(where[here])]
 
 # %% ../nbs/26_summary.ipynb #5c008b70
@@ -348,12 +353,12 @@ def _drawn_scores(lines: pd.DataFrame, out: str | Path, n_draws: int, seed: int)
 # %% ../nbs/26_summary.ipynb #1cdb6b77
 def _verdict(by_seed: dict[int, np.ndarray]) -> dict:
     """`difference`, its 95 % interval, the `smallest` that could have shown, and the verdict, of the differences of each seed: draws (n_draws + 1,) of the
-    examples, the difference as it is first. One seed: the middle of the draws. Several: Student's t of their differences, the draws' variance added."""
-    from scipy.stats import t
+    examples, the difference as it is first. One seed: the middle of the draws. Several: Student's t of their differences, and the draws' normal interval, as hypotenuse."""
+    from scipy.stats import norm, t
 
     differences, n = np.stack([*by_seed.values()]), len(by_seed)
     mean, draws = float(differences[:, 0].mean()), differences[:, 1:].mean(axis=0)
-    half = t.ppf(0.975, n - 1) * np.sqrt(differences[:, 0].var(ddof=1) / n + draws.var()) if n > 1 else 0.0
+    half = np.hypot(t.ppf(0.975, n - 1) * differences[:, 0].std(ddof=1) / n**0.5, norm.ppf(0.975) * draws.std()) if n > 1 else 0.0
     low, high = map(float, (mean - half, mean + half) if n > 1 else np.quantile(draws, [0.025, 0.975]))
     verdict = "more than noise" if low > 0 or high < 0 else "not more than noise"
     return dict(seeds=n, difference=mean, low=low, high=high, smallest=(high - low) / 2, verdict=verdict + (" (one seed)" if n == 1 else ""))
@@ -404,7 +409,8 @@ def who_wins(lines: pd.DataFrame, out: str | Path, base: str, ratio: float, refe
     drawn = {c: _drawn_scores(some, out, n_draws, seed) for c, some in lines.groupby("column", sort=False)}
     met = {c: _meetings(some, order, drawn[c], reference) for c, some in lines.groupby("column", sort=False)}
     met[ALL_TASKS] = _on_average({c: _meetings(some, order, _retained(some, drawn[c]), reference) for c, some in lines[lines.main].groupby("column")})
-    return pd.DataFrame([dict(column=c, first=a, second=b, **_verdict(by_seed)) for c, found in met.items() for (a, b), by_seed in found.items()])
+    won = [dict(column=c, first=a, second=b, **_verdict(by_seed)) for c, found in met.items() for (a, b), by_seed in found.items()]
+    return pd.DataFrame(won, columns=["column", "first", "second", "seeds", "difference", "low", "high", "smallest", "verdict"])
 
 # %% ../nbs/26_summary.ipynb #de5a1671
 def against(won: pd.DataFrame, reference: str) -> pd.DataFrame:

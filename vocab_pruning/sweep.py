@@ -10,6 +10,7 @@ __all__ = ['KEYS', 'CELLS', 'CELL', 'PAGE', 'ENGINES', 'run_notebook', 'run_para
 import ast
 import errno
 import json
+import math
 import os
 import re
 import subprocess
@@ -26,13 +27,12 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
-import torch
 import yaml
 from filelock import Timeout
 from tqdm.auto import tqdm
 
-from .core import call_declared, choose, directory_lock, fingerprint, parse_yaml, project_root, resolve_model, whole_directory
-from .data import OWN, resolve_data
+from .core import MINILM, call_declared, choose, directory_lock, fingerprint, parse_yaml, project_root, resolve_model, whole_directory
+from .data import SAMPLE, resolve_data
 from .results import ROW, check_run, read_row, read_rows, row_of_notebook
 from .scoring import TUNED
 
@@ -174,9 +174,9 @@ def cell_directory(out: str | Path, run: dict, defaults: dict) -> Path:
 
 # %% ../nbs/30_sweep.ipynb #d547571b
 def _as_now(asked: dict, row: dict) -> bool:
-    """Whether `row` is of the model and the data that the parameters `asked` mean today: `"auto"` takes what is at hand, which may be more than it was."""
-    same_data = asked.get("data") != "auto" or row.get("data_id") in (None, OWN, resolve_data()[1])
-    return same_data and (asked.get("model") != "auto" or row.get("model_id") in (None, resolve_model()[1]))
+    "Whether `row` is what the parameters `asked` would give today: where `auto` found only the sample, or MiniLM, there may be more at hand now."
+    lacked_data = asked.get("data") == "auto" and row.get("data_id") == SAMPLE and resolve_data()[1] != SAMPLE
+    return not (lacked_data or asked.get("model") == "auto" and row.get("model_id") == MINILM and resolve_model()[1] != MINILM)
 
 # %% ../nbs/30_sweep.ipynb #d547571a
 def _read_cell(directory: Path) -> dict:
@@ -186,8 +186,8 @@ def _read_cell(directory: Path) -> dict:
 
 
 def cell_state(directory: Path) -> str:
-    """`"done"` where the cell in `directory` names a row that is there, of the model and the data that `"auto"` means now, `"failed"` where it names
-    an error, else `"missing"`."""
+    """`"done"` where the cell in `directory` names a row that is there, `"failed"` where it names an error, else `"missing"`: also where `"auto"` had only
+    a stand-in for the model or the data, and would find the real ones now."""
     cell = _read_cell(directory)
     if cell.get("error"):
         return "failed"
@@ -303,8 +303,8 @@ def _local(workers: int, threads: int) -> Iterator[Callable[..., Future]]:
 def _ray(workers: int, threads: int, address: str | None = None, gpus: float | None = None, max_retries: int = 3) -> Iterator[Callable[..., Future]]:
     """Tasks of the Ray cluster at `address` (None: the one that `RAY_ADDRESS` names), or of one with room for `workers` that is started here.
 
-    `gpus` is each run's share of a GPU (None: those of this machine, divided among the workers, one each at most), `max_retries` how often its worker may
-    die. Raises `ImportError` without Ray."""
+    `gpus` is each run's share of a GPU (None: the cluster's GPUs divided among the workers, one each at most), `max_retries` how often its worker may die.
+    Raises `ImportError` without Ray."""
     if find_spec("ray") is None:
         raise ImportError("the engine 'ray' needs Ray; install vocab_pruning[cluster]")
     import ray
@@ -313,7 +313,8 @@ def _ray(workers: int, threads: int, address: str | None = None, gpus: float | N
         address = address or os.environ.get("RAY_ADDRESS")
         ours = {} if address else dict(num_cpus=workers * threads, include_dashboard=False, object_store_memory=100 * 2**20)
         ray.init(address=address, log_to_driver=False, configure_logging=False, **ours)
-    gpus = min(1, torch.cuda.device_count() / workers) if gpus is None else gpus
+    there = int(ray.cluster_resources().get("GPU", 0))
+    gpus = gpus if gpus is not None else math.floor(1e4 / math.ceil(workers / there)) / 1e4 if there else 0  # Ray counts in steps of 1e-4
     task, refs = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=max_retries)(run_cell), []
 
     def submit(*args, **options) -> Future:

@@ -27,7 +27,9 @@ def _read_separated(path: Path, sep: str):
         except pd.errors.ParserWarning:
             raise ValueError("row 0 has more cells than the header; quote a cell that holds the separator") from None
     if sep == "\t" and (merged := frame.map(lambda cell: "\t" in cell and "\n" in cell).any(axis=1)).any():
-        raise ValueError(f"row {merged.to_numpy().argmax()} (from 0) holds several rows in one cell: a quote opens it; quote the cell and double its quotes")
+        row = merged.to_numpy().argmax()
+        raise ValueError(f"row {row} (from 0) holds a tab and a line end in one cell, as where a text begins with a quote; "
+                         "double its quotes and quote it, or take a csv or jsonl")
     return frame
 
 # %% ../nbs/01_table.ipynb #4de36504
