@@ -353,7 +353,8 @@ def _drawn_scores(lines: pd.DataFrame, out: str | Path, n_draws: int, seed: int)
 # %% ../nbs/26_summary.ipynb #1cdb6b77
 def _verdict(by_seed: dict[int, np.ndarray]) -> dict:
     """`difference`, its 95 % interval, the `smallest` that could have shown, and the verdict, of the differences of each seed: draws (n_draws + 1,) of the
-    examples, the difference as it is first. One seed: the middle of the draws. Several: Student's t of their differences, and the draws' normal interval, as hypotenuse."""
+    examples, the difference as it is first. One seed: the middle of the draws. Several: half widths by Student's t over the seeds and of the draws, their
+    squares added."""
     from scipy.stats import norm, t
 
     differences, n = np.stack([*by_seed.values()]), len(by_seed)
