@@ -24,7 +24,8 @@ def clustering_scores(stats: TokenStats, *, model=None, n_rows: int | None = Non
                       method: str = "average", pool: str = "seen", **options) -> np.ndarray:
     """1 + the share of all occurrences that its cluster has for the row nearest to a cluster's centroid, 0 for others: float64 (V,) (paper §3.1, Clustering).
 
-    As many clusters as `n_rows` leaves beside `special`, bool (V,); all rows of the `pool` ("seen" in the corpus, or "all") where it has no more.
+    Rows are grouped by cosine; a centroid is that of the rows as they are. As many clusters as `n_rows` leaves beside `special`, bool (V,); all rows of the
+    `pool` ("seen" in the corpus, or "all") where it has no more.
     `method` and `options` as in `cluster_rows`. Raises `ValueError` without a model or `n_rows`, for a model of another size and as `cluster_rows` does."""
     if model is None or n_rows is None:
         raise ValueError("clustering needs model= (its embedding rows) and n_rows= (the number of rows to keep)")
