@@ -292,6 +292,15 @@ def test_generated_text_says_that_it_stands_in(tiny, monkeypatch):
     assert "| data | `sample` |" in (tiny / "for_cola" / "README.md").read_text()
 
 
+def test_preflight_holds_out_a_described_tasks_dev_split(tiny, tmp_path):
+    for split, seed in (("train", 1), ("dev", 2)):
+        pd.DataFrame({"text": [text or "none" for text in make_texts(30, seed=seed)], "label": [0, 1] * 15}).to_csv(tmp_path / f"{split}.csv", index=False)
+    (tmp_path / "mine.yaml").write_text("train: train.csv\ndev: dev.csv\n")
+    cut = ["--ratio", 0.4, "--oov", "unk"]
+    shown = call("preflight", tiny / "model", tmp_path / "mine.yaml", *cut).output
+    assert shown == call("preflight", tiny / "model", tmp_path / "train.csv", "--held-out", tmp_path / "dev.csv", *cut).output
+
+
 def test_texts_that_are_too_few(tiny, tmp_path):
     (tmp_path / "one.txt").write_text("a line\n")
     assert "too few to hold a tenth of them out" in refused("preflight", tiny / "model", tmp_path / "one.txt")

@@ -20,14 +20,15 @@ from time import perf_counter, process_time
 import numpy as np
 import torch
 
-from .finetune import _quiet_transformers, device_name, has_bf16
+from .core import quiet_transformers
+from .finetune import device_name, has_bf16
 from .rebuild import sizes
 from .ship import _load_model, evaluating
 
 # %% ../nbs/22_benchmark.ipynb #49c75209
 def bytes_on_disk(model) -> int:
     "Bytes of the files of weights that `model.save_pretrained` writes."
-    with TemporaryDirectory() as directory, _quiet_transformers():
+    with TemporaryDirectory() as directory, quiet_transformers():
         model.save_pretrained(directory)
         return sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
 
@@ -66,7 +67,7 @@ def peak_memory(model, batch: dict[str, torch.Tensor], device: str | None = None
     from safetensors.torch import save_file
 
     code = "import sys; from vocab_pruning.benchmark import _measure_peak; _measure_peak(*sys.argv[1:])"
-    with TemporaryDirectory() as directory, _quiet_transformers():
+    with TemporaryDirectory() as directory, quiet_transformers():
         model.save_pretrained(directory)
         save_file(dict(batch), Path(directory) / "batch.pt")
         run = subprocess.run([sys.executable, "-c", code, directory, device or device_name()], capture_output=True, text=True)

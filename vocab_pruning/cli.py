@@ -66,19 +66,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 # %% ../nbs/92_cli.ipynb #00cb082b
 def _load_model(name: str):
     "`(model, tokenizer)` of a name or directory, of the class that its configuration names."
-    from vocab_pruning.core import resolve_model
+    from vocab_pruning.core import quiet_transformers, resolve_model
 
     source, _ = resolve_model(name)
     import transformers
 
     from vocab_pruning.ship import check_whole
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    config = transformers.AutoConfig.from_pretrained(source)
-    check_whole(config, name)
-    cls = getattr(transformers, (config.architectures or ["AutoModel"])[0])
-    return cls.from_pretrained(source, dtype="auto").eval(), transformers.AutoTokenizer.from_pretrained(source)
+    with quiet_transformers():
+        config = transformers.AutoConfig.from_pretrained(source)
+        check_whole(config, name)
+        cls = getattr(transformers, (config.architectures or ["AutoModel"])[0])
+        return cls.from_pretrained(source, dtype="auto").eval(), transformers.AutoTokenizer.from_pretrained(source)
 
 
 def _read(texts: str, columns: list[str] | None, data: str, split: str = "train") -> list[str]:
@@ -150,7 +149,7 @@ def inspect_(model: Model, texts: Annotated[str | None, typer.Argument(help="As 
 # %% ../nbs/92_cli.ipynb #49e35d1b
 @_command
 def preflight(model: Model, texts: Texts, held_out: Annotated[str | None, typer.Option(help="Texts that are not looked at for pruning. Without it: every tenth "
-              "text of a file, the dev split of a GLUE task.", show_default=False)] = None, text: Columns = None, data: Data = "auto",
+              "text of a file, the dev split of a task.", show_default=False)] = None, text: Columns = None, data: Data = "auto",
               ratio: Annotated[list[float], typer.Option(help="Fraction to remove; may be given again.")] = [0.5, 0.75, 0.9, 0.95],  # noqa: B006
               base: Base = "vocab", oov: Annotated[list[str] | None, typer.Option(help="As in prune; may be given again.  [default: all but dbscan]")] = None,
               scorer: Scorer = "tfidf", seed: Seed = 0, csv: Annotated[Path | None, typer.Option(help="Write the table to this file, too.")] = None):
@@ -161,13 +160,13 @@ def preflight(model: Model, texts: Texts, held_out: Annotated[str | None, typer.
       vocab-prune preflight auto reviews.csv --text review --ratio 0.9 --ratio 0.98
       vocab-prune preflight bert-base-uncased train.txt --held-out dev.txt --oov pq --oov resegment --csv cuts.csv
     """
-    from vocab_pruning.data import TASKS, load_texts
+    from vocab_pruning.data import is_file_of_texts, load_texts
     from vocab_pruning.preflight import KINDS
     from vocab_pruning.preflight import preflight as look
 
-    train = _read(texts, text, data)
-    others = load_texts(held_out, text, data=data) if held_out else load_texts(texts, split="dev", data=data) if texts in TASKS else train[::10]
-    train = train if held_out or texts in TASKS else [t for i, t in enumerate(train) if i % 10]
+    train, task = _read(texts, text, data), not is_file_of_texts(texts)
+    others = load_texts(held_out, text, data=data) if held_out else load_texts(texts, split="dev", data=data) if task else train[::10]
+    train = train if held_out or task else [t for i, t in enumerate(train) if i % 10]
     if not train:
         raise ValueError(f"{texts} holds {len(others)} texts, too few to hold a tenth of them out; give more, or --held-out")
     table = look(*_load_model(model), train, others, ratio, base, oov or KINDS, scorer, seed, progress=_progress())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'GLUE', 'SAMPLE', 'OWN', 'Task', 'read_tsv', 'own_task', 'read_description', 'get_task', 'resolve_data',
-           'load_task', 'documents', 'examples', 'data_fingerprint', 'load_texts']
+           'load_task', 'documents', 'examples', 'data_fingerprint', 'is_file_of_texts', 'load_texts']
 
 # %% ../nbs/02_data.ipynb #80ea65ff
 import math
@@ -316,11 +316,16 @@ def data_fingerprint(dataset) -> str:
     return fingerprint({split: dataset[split].to_dict() for split in sorted(dataset)})
 
 # %% ../nbs/02_data.ipynb #1158120b
+def is_file_of_texts(source) -> bool:
+    "Whether `source` names a file of texts, by its suffix; else it is a task or the description of one."
+    return isinstance(source, str | Path) and Path(source).suffix.lower() in (".txt", *READERS)
+
+
 def load_texts(source, columns: Sequence[str] | None = None, split: str = "train", data: str = "auto") -> list[str]:
     """The documents of a task's `split` (a name of `TASKS`, a `Task`, a description), or of a file: `read_texts` with its text `columns`, by default `text`.
 
     Raises as `load_task` and `read_texts` do, `ValueError` for a split that a task does not have, and for `columns` of a task."""
-    if isinstance(source, str | Path) and Path(source).suffix.lower() in (".txt", *READERS):
+    if is_file_of_texts(source):
         return read_texts(source, columns or ("text",))
     if columns:
         raise ValueError(f"columns {', '.join(columns)} are those of a file, and {source!r} is none (.txt, {', '.join(READERS)})")

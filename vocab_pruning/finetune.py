@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .core import quiet_transformers
 from .data import Task, get_task
 from .ship import check_whole
 
@@ -80,22 +81,6 @@ def make_recipe(task: str | Task, epochs: float | None = None, learning_rate: fl
     given = {name: getattr(task, name) if value is None else value for name, value in given.items()} | dict(max_length=max_length)
     return {name: _positive(name, value) for name, value in given.items()} | dict(precision="bf16" if has_bf16() else "fp32", device=device_name())
 
-# %% ../nbs/20_finetune.ipynb #71aabcce
-@contextmanager
-def _quiet_transformers():
-    "Silence transformers' loading bar and its report that the classification head is new: it is meant to be."
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
 # %% ../nbs/20_finetune.ipynb #01438ff2
 def load_classifier(model: str, task: str | Task, seed: int = 42):
     """`(model, tokenizer)` for `task` from a hub name or directory: float32, with a classification (or regression) head drawn from `seed`.
@@ -107,7 +92,7 @@ def load_classifier(model: str, task: str | Task, seed: int = 42):
     check_whole(AutoConfig.from_pretrained(model), model)
     names = dict(enumerate(task.labels or ("score",)))
     set_seed(seed)
-    with _quiet_transformers():
+    with quiet_transformers():
         classifier = AutoModelForSequenceClassification.from_pretrained(
             model, id2label=names, label2id={name: i for i, name in names.items()}, dtype=torch.float32)
         return classifier, AutoTokenizer.from_pretrained(model)
