@@ -9,7 +9,7 @@ __all__ = ['FIGURE_2', 'SIZES', 'method_style', 'figure_1', 'figure_2', 'sizes_a
 import numpy as np
 import pandas as pd
 
-from .summary import (ALL_TASKS, FULL, TRAIN_ONLY, align_cuts, averages, break_even_of_params, cut_label, front, score_means, sort_columns,
+from .summary import (ALL_TASKS, FULL, TRAIN_ONLY, averages, break_even_of_params, cut_label, front, score_means, sort_columns,
                                    task_title)
 from .tables import IN_PAPER, METRIC_TITLES, label_parts, method_order, paper_numbers
 
@@ -72,7 +72,7 @@ def _ranges(values: pd.Series, key_lines: int, columns: int = 1, top: float = 90
         ax.sharey(panels[ax.get_subplotspec().rowspan.start, 0])
         ax.axhline(100, color="0.8", lw=0.8, zorder=0)
         ax.spines[["top", "right"]].set_visible(False)
-    for line, word in zip(panels, ("average retention (%)", "everything (%)"), strict=False):
+    for line, word in zip(panels, ("average retention (%)", "the same, whole"), strict=False):
         line[0].set_ylabel(word)
     if len(heights) > 1:
         for ax in panels[0]:
@@ -110,11 +110,12 @@ def _paper_points(ax, labels: list[str]):
 
 # %% ../nbs/28_figures.ipynb #418be8b3
 def _curve(ax, some: pd.DataFrame):
-    "One method's averages against parameters removed, with its band."
-    label, style = some.label.iloc[0], method_style(some.label.iloc[0])
-    x, y, half = (100 * some.sort_values("params_removed")[c].to_numpy() for c in ("params_removed", "mean", "half"))
-    ax.plot(x, y, label=label, **style)
-    ax.fill_between(x, y - half, y + half, color=style["color"], alpha=0.08, lw=0)
+    "One method's averages against parameters removed, with their bands: a line for the cuts of each base."
+    style = method_style(some.label.iloc[0])
+    for line, (_, one) in enumerate(some.sort_values("params_removed").groupby("base")):
+        x, y, half = (100 * one[c].to_numpy() for c in ("params_removed", "mean", "half"))
+        ax.plot(x, y, label="_" * (line > 0) + one.label.iloc[0], **style)
+        ax.fill_between(x, y - half, y + half, color=style["color"], alpha=0.08, lw=0)
 
 # %% ../nbs/28_figures.ipynb #8f71bc83
 def figure_1(lines: pd.DataFrame, paper: bool = True):
@@ -126,7 +127,8 @@ def figure_1(lines: pd.DataFrame, paper: bool = True):
     remaps = [m for m in _methods(table) if label_parts(m)[0] == "tf-idf" and m != "tf-idf + unk"]
     groups = [[m for m in _methods(table) if m not in remaps], [m for m in ("tf-idf + unk", "LoSparse") if m in set(table.label)] + remaps][: 1 + bool(remaps)]
     fig, panels, keys = _ranges(100 * table["mean"], (max(map(len, groups)) + 3) * len(groups) // 4 + 1, len(groups))
-    for column, key, group in zip(panels.T, keys, groups, strict=True):
+    for column, key, group, title in zip(panels.T, keys, groups, ("other scorers", "remaps of tf-idf"), strict=False):
+        column[0].set_title(title if len(groups) > 1 else "", fontsize=9)
         for ax in column:
             for label in group:
                 _curve(ax, table[table.label == label])
@@ -158,9 +160,11 @@ def _panel_2(ax, some: pd.DataFrame, lines: pd.DataFrame, methods: tuple[str, ..
     "One task of Figure 2: `some` are its means, `lines` its lines."
     for label in methods:
         one = some[some.label == label].assign(x=lambda t: 100 * t.params_removed).sort_values("x")
-        ax.errorbar(one.x, one["mean"], one.half, label=label, elinewidth=0.8, capsize=2, **method_style(label))
+        for line, (_, points) in enumerate(one.groupby("base")):
+            ax.errorbar(points.x, points["mean"], points.half, label="_" * (line > 0) + label, elinewidth=0.8, capsize=2, **method_style(label))
     full, task = lines[lines.label == FULL].score.mean(), lines.task.iloc[0]
-    ax.axhline(full, color="black", lw=0.9, ls=(0, (5, 3)), label=FULL, zorder=0)
+    if np.isfinite(full):
+        ax.axhline(full, color="black", lw=0.9, ls=(0, (5, 3)), label=FULL, zorder=0)
     for value in break_even_of_params(lines).values():
         ax.axvline(100 * value, color="0.6", lw=0.8, ls=":", label="break-even", zorder=-1)
     ax.set_title(task_title(lines.column.iloc[0]) + ("" if task in FIGURE_2 else "\n(not in the paper's Figure 2)"), fontsize=9)
@@ -177,8 +181,8 @@ def figure_2(lines: pd.DataFrame, methods: tuple[str, ...] = ("tf-idf + unk", "t
     fig, axes = _grid(len(columns))
     for ax, column in zip(axes, columns, strict=True):
         _panel_2(ax, means[means.column == column], lines[lines.column == column], methods)
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    handles = _handles(*axes)
+    fig.legend([*handles.values()], [*handles], loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     return fig
 
 # %% ../nbs/28_figures.ipynb #e5a977d1
@@ -217,15 +221,15 @@ _SHORT = {"params": "params", "vocab": "rows", "seen": "of seen"}
 
 # %% ../nbs/28_figures.ipynb #fa3f4d9c
 def heat_map(lines: pd.DataFrame, column: str):
-    "Mean retention in per cent on `column` (a task, or task_split) of each method at each cut. Raises `ValueError` where nothing was pruned on it."
+    "Mean retention in per cent on `column` (a task, or task_split) of each method, small cuts first. Raises `ValueError` where nothing was pruned on it."
     import matplotlib.pyplot as plt
 
-    some = align_cuts(lines[lines.column == column]).query("label != @FULL")
+    some = lines[(lines.column == column) & (lines.label != FULL)]
     if not len(some):
         raise ValueError(f"no pruned run has {column!r}; there are {', '.join(sort_columns(lines.column))}")
     means = score_means(some, "retention").assign(mean=lambda t: 100 * t["mean"])
-    order = sorted(set(zip(means.base, means.ratio, strict=True)))
-    table = means.pivot(index="label", columns=["base", "ratio"], values="mean").reindex(index=_methods(means), columns=pd.MultiIndex.from_tuples(order))
+    order = some.groupby(["base", "ratio"]).params_removed.median().sort_values(kind="stable").index
+    table = means.pivot(index="label", columns=["base", "ratio"], values="mean").reindex(index=_methods(means), columns=order)
     fig, ax = plt.subplots(figsize=(8, 1.3 + 0.27 * len(table)), layout="constrained")
     table = table.set_axis([f"{100 * r:.3g} %\n{_SHORT[b]}" for b, r in order], axis=1)
     _seaborn().heatmap(table, annot=True, fmt=".1f", cmap="viridis", vmin=80, vmax=100, ax=ax, annot_kws=dict(fontsize=8), linewidths=0.5,

@@ -8,7 +8,7 @@ __all__ = ['REFERENCE', 'IMAGES', 'Figure', 'Section', 'sections', 'report']
 # %% ../nbs/31_report.ipynb #a70a506a
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -113,12 +113,21 @@ def _curves(lines: pd.DataFrame) -> Iterator:
     if lines.label.isin(("tf-idf + unk", REFERENCE, "LoSparse")).any():
         yield Figure("figure2", "Figure 2: tf-idf with and without OOV against LoSparse", lambda: figure_2(lines))
 
+# %% ../nbs/31_report.ipynb #9440e4eb
+def _tables_3(measured: pd.DataFrame) -> list[Table]:
+    "A Table 3 for each `base` of `measured`, or one of all; the paper's numbers below its own model's."
+    if "base" not in measured:
+        return [table_3(measured)]
+    parts = ((number, base, table_3(some, base.startswith("ModernBERT"))) for number, (base, some) in enumerate(measured.groupby("base", sort=False)))
+    return [replace(table, name=f"{table.name}-{number}" if number else table.name, title=f"{table.title}: {base}") for number, base, table in parts]
+
 # %% ../nbs/31_report.ipynb #9440e4ea
 def sections(rows: pd.DataFrame, runs: str | Path | None = None, table2: pd.DataFrame | None = None, table3: pd.DataFrame | None = None,
              reference: str = REFERENCE) -> list[Section]:
     """What a report on `rows` says and shows, in the order of reading; nothing is drawn yet.
 
-    `runs`: the directory of the runs, whose predictions say who wins; `table2` of `stats.coverage_table`, `table3` for `tables.table_3`: left out where None.
+    `runs`: the directory of the runs, whose predictions say who wins; `table2` of `stats.coverage_table`, `table3` for `tables.table_3` (one for each `base`
+    where it has that column): left out where None.
     Raises `ValueError` for rows that do not belong together."""
     check_provenance(rows)
     if (rows.method == "full").all():
@@ -129,7 +138,8 @@ def sections(rows: pd.DataFrame, runs: str | Path | None = None, table2: pd.Data
     early = _before_break_even(lines)
     made += [Section("Table 1", (*([early] if early else []), *(part for cut in cuts(lines) for part in (_best_of(lines, *cut), table_1(lines, *cut))))),
              Section("Curves", tuple(_curves(lines)))]
-    made += [Section("Tables 2 and 3", tables)] if (tables := tuple(make(t) for make, t in ((table_2, table2), (table_3, table3)) if t is not None)) else []
+    tables = ([] if table2 is None else [table_2(table2)]) + ([] if table3 is None else _tables_3(table3))
+    made += [Section("Tables 2 and 3", tuple(tables))] if tables else []
     maps = (Figure(f"heat-{c}", f"{task_title(c)}: what is left of the full model's score", partial(heat_map, lines, c))
             for c in sort_columns(lines[lines.label != FULL].column))
     made.append(Section("Each task", tuple(maps)))

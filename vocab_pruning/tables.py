@@ -147,17 +147,17 @@ def _number(mean: float, half: float = float("nan"), digits: int = 3) -> str:
 def _best(values: dict[str, float], digits: int) -> set[str]:
     "The keys of the largest value as it is printed, none where nothing competes with it."
     printed = {k: round(v, digits) for k, v in values.items() if pd.notna(v)}
-    return {k for k, v in printed.items() if v == max(printed.values())} if len(values) > 1 else set()
+    return {k for k, v in printed.items() if v == max(printed.values())} if len(printed) > 1 else set()
 
 # %% ../nbs/27_tables.ipynb #49026347
 def paper_row(name: str, columns: list[str]) -> dict[str, str]:
-    "The paper's method `name` for `columns` of Table 1: its scores, average `retention` over those tasks and parameters `removed`, in per cent, as strings."
+    "The paper's method `name` for `columns` of Table 1: its scores, average `retention` over those tasks and `params_removed`, in per cent, as strings."
     table, less = paper_numbers("table1_glue").set_index("method"), paper_numbers("table1_reduction").set_index("method")
     tasks = [c for c in columns if c in table]
     pruned = less.loc[name if name in less.index else "Vocabulary pruning (all scorers)"]
     kept = (table.loc[name, tasks] / table.loc["ModernBERT (Full)", tasks]).astype(float).mean()
     removed = 0 if name == "ModernBERT (Full)" else pruned[tasks].mean()
-    return {c: f"{table.loc[name, c]:.3f}" for c in tasks} | dict(retention=_number(100 * kept, digits=1), removed=_number(removed, digits=1))
+    return {c: f"{table.loc[name, c]:.3f}" for c in tasks} | dict(retention=_number(100 * kept, digits=1), params_removed=_number(removed, digits=1))
 
 # %% ../nbs/27_tables.ipynb #53608ccf
 def _seeds(counts: pd.Series) -> str:
@@ -165,15 +165,24 @@ def _seeds(counts: pd.Series) -> str:
     return f"{counts.min()}" if counts.nunique() == 1 else f"{counts.min()}–{counts.max()}"
 
 # %% ../nbs/27_tables.ipynb #c8b53aa4
+_SIZES_1 = {"params_removed": ("parameters removed", 100), "bytes": ("on disk (MiB)", 2**-20)}
+
+
 def _columns_1(lines: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, int]]:
     "Table 1's columns of numbers: what each method has (`mean`, `half`) by label, and the digits to print."
     scores, kept = score_means(lines).groupby("column"), averages(lines).set_index("label")
     columns = {c: (scores.get_group(c).set_index("label"), 3) for c in sort_columns(lines.column)}
     percent = kept[["mean", "half"]].assign(half=kept.half.mask(kept.index == FULL)) * 100
-    return columns | dict(retention=(percent, 1), removed=(pd.DataFrame(dict(mean=100 * kept.params_removed, half=np.nan)), 1))
+    return columns | {"retention": (percent, 1)} | {c: (pd.DataFrame(dict(mean=kept[c] * unit, half=np.nan)), 1) for c, (_, unit) in _SIZES_1.items()}
 
 # %% ../nbs/27_tables.ipynb #a3ccbe31
 METRIC_TITLES = {"matthews": "Matthews' correlation", "pearson": "Pearson's correlation"}
+
+# %% ../nbs/27_tables.ipynb #31beaa02
+def _rows_kept(lines: pd.DataFrame, base: str) -> str:
+    "How many rows most of `lines` have left of the vocabulary, where the cut is one of its rows."
+    kept = lines.rows[(lines.base == "vocab") & (lines.rows < lines.rows_full)].mode()
+    return f", {kept[0]:,} of {lines.rows_full.iloc[0]:,} kept" if base == "vocab" and len(kept) else ""
 
 # %% ../nbs/27_tables.ipynb #2d51142c
 def _note_1(lines: pd.DataFrame) -> str:
@@ -184,7 +193,7 @@ def _note_1(lines: pd.DataFrame) -> str:
     missing = [f"{one.label} lacks {one.missing}" for one in averages(lines).itertuples() if one.missing]
     missing = missing if len(missing) <= 4 else [f"{len(missing)} methods lack a task"]
     return ". ".join(["; ".join(f"{metric}: {tasks}" for metric, tasks in metrics.items()), f"{spread} (seeds {', '.join(map(str, seeds))})",
-                      "Retention is the mean over the tasks' dev splits of pruned ÷ full, parameters removed are a mean over the tasks run, both in per cent",
+                      "Retention is the mean over the tasks' dev splits of pruned ÷ full in per cent; sizes are means over the tasks run",
                       *([f"No average for want of a retention: {'; '.join(missing)}"] if missing else []),
                       "Small: the paper (ModernBERT-base; CoLA, SST-2, STS-B, MRPC less 20 % of the rows that train uses, the others less 77.34 % of the "
                       f"vocabulary), averages over the same tasks; ours is {', '.join(lines.model_id.unique())} on {', '.join(lines.data_id.unique())}"])
@@ -197,7 +206,7 @@ def table_1(lines: pd.DataFrame, base: str, ratio: float) -> Table:
     lines = at_cut(lines, base, ratio)
     columns, labels = _columns_1(lines), sorted(lines.label.unique(), key=method_order)
     competing = [label for label in labels if not label.startswith((FULL, TRAIN_ONLY))]
-    best = {c: _best(numbers["mean"].reindex(competing).to_dict(), digits) if c != "removed" else set() for c, (numbers, digits) in columns.items()}
+    best = {c: _best(numbers["mean"].reindex(competing).to_dict(), digits) if c not in _SIZES_1 else set() for c, (numbers, digits) in columns.items()}
     seeds, rows = lines[lines.main].groupby(["label", "column"]).seed.nunique(), []
     for label in labels:
         name = in_paper(label, base, ratio)
@@ -205,8 +214,9 @@ def table_1(lines: pd.DataFrame, base: str, ratio: float) -> Table:
         cells = [Cell(_number(*numbers.reindex([label])[["mean", "half"]].iloc[0], digits), paper.get(c, ""), label in best[c])
                  for c, (numbers, digits) in columns.items()]
         rows.append((Cell(label, name or ""), *cells, Cell(_seeds(seeds[label]))))
-    titles = [dict(retention="retention", removed="parameters removed").get(c) or task_title(c) for c in columns]
-    return Table(f"table1-{base}-{ratio:g}", f"Table 1: {cut_label(base, ratio)} removed", ("method", *titles, "seeds"), tuple(rows), _note_1(lines))
+    titles = [c if c == "retention" else _SIZES_1[c][0] if c in _SIZES_1 else task_title(c) for c in columns]
+    return Table(f"table1-{base}-{ratio:g}", f"Table 1: {cut_label(base, ratio)} removed{_rows_kept(lines, base)}", ("method", *titles, "seeds"), tuple(rows),
+                 _note_1(lines))
 
 # %% ../nbs/27_tables.ipynb #5a26ec78
 TABLE_2 = {"train_unique": ("unique tokens, train", 0), "test_unique": ("unique tokens, test", 0), "train_coverage_pct": ("vocabulary, train (%)", 2),
@@ -229,29 +239,44 @@ def table_2(ours: pd.DataFrame) -> Table:
 # %% ../nbs/27_tables.ipynb #ad6f19a1
 TABLE_3 = {"params": ("parameters (M)", 1e6, "params_millions"), "embedding_params": ("embedding parameters (M)", 1e6, "embedding_params_millions"),
            "bytes": ("storage (MiB)", 2**20, "storage_mib"), "memory_bytes": ("peak memory (MiB)", 2**20, "gpu_memory_mib"),
-           "before_bytes": ("of it before the model (MiB)", 2**20, None), "latency_ms": ("inference (ms)", 1, "inference_ms")}
+           "before_bytes": ("of it before the model (MiB)", 2**20, None), "latency_ms": ("inference (ms)", 1, "inference_ms"),
+           "latency_ratio": ("inference ÷ full", 1, None), "step_ms": ("fine-tuning step (ms)", 1, None), "step_ratio": ("fine-tuning step ÷ full", 1, None)}
+
+
+def _in_print(values: pd.DataFrame, column: str) -> pd.Series:
+    "One quantity of Table 3 in print, by model: counts whole, what has a unit to two digits, `x_ratio` to three with its interval `x_low` to `x_high`."
+    unit, stem = TABLE_3.get(column, ("", 1, None))[1], column.removesuffix("_ratio")
+    digits = 3 if stem != column else 0 if unit == 1 and pd.api.types.is_integer_dtype(values[column]) else 2
+    text = (values[column] / unit).map(lambda value: "–" if pd.isna(value) else f"{value:,.{digits}f}")
+    bounds = [f"{stem}_low", f"{stem}_high"]
+    if stem == column or not set(bounds) <= set(values):
+        return text
+    low, high = (values[bound].map("{:.3f}".format) for bound in bounds)
+    return text.where(low == high, text + " (" + low + "–" + high + ")").mask(values[column].isna(), "–")
 
 # %% ../nbs/27_tables.ipynb #ece1b23a
-def table_3(measured: pd.DataFrame) -> Table:
+def table_3(measured: pd.DataFrame, paper: bool = True) -> Table:
     """The paper's Table 3 from `measured`: a line per model, the base first, `model` its name, columns of `TABLE_3` in their units (parameters, bytes, ms).
 
-    Other columns are shown as they are. Raises `ValueError` where there is nothing to compare with the base."""
+    Other columns are shown as they are; with `paper` its numbers stand below. Raises `ValueError` where there is nothing to compare with the base."""
     measured = measured.reset_index() if measured.index.name == "model" else measured
     if "model" not in measured or len(measured) < 2:
         raise ValueError(f"Table 3 needs a column `model` and two lines or more, the base first; there are {measured.get('model', pd.Series()).tolist()}")
     if measured.model.duplicated().any():
         raise ValueError(f"Table 3 has one base; {measured.model[measured.model.duplicated()].iloc[0]!r} is there twice, select by `base` first")
-    values, paper = measured.set_index("model").select_dtypes("number"), paper_numbers("table3_efficiency").set_index("metric")
+    values, small = measured.set_index("model").select_dtypes("number"), paper_numbers("table3_efficiency").set_index("metric")
     (full, *others), rows = values.index, []
-    for column in [*(c for c in TABLE_3 if c in values), *(c for c in values if c not in TABLE_3)]:
-        title, unit, theirs = TABLE_3.get(column, (column.replace("_", " "), 1, None))
-        show, there = values[column] / unit, paper.loc[theirs].map("{:.2f}".format) if theirs else dict.fromkeys(("base", "pruned", "improvement_pct"), "")
-        kept = values.get("latency_ratio", show / show[full]) if column == "latency_ms" else show / show[full]  # batches in turn: their own ratio
-        saved = (100 * (1 - kept)).map("{:.2f}".format) if theirs else dict.fromkeys(others, "")
-        pairs = [(Cell("–" if pd.isna(show[o]) else f"{show[o]:,.2f}", there["pruned"]), Cell(saved[o], there["improvement_pct"])) for o in others]
-        rows.append((Cell(title), Cell(f"{show[full]:,.2f}", there["base"]), *(cell for pair in pairs for cell in pair)))
+    inside = {f"{c.removesuffix('_ratio')}_{side}" for c in values if c.endswith("_ratio") for side in ("low", "high")}
+    for column in [*(c for c in TABLE_3 if c in values), *(c for c in values if c not in TABLE_3 and c not in inside)]:
+        title, _, theirs = TABLE_3.get(column, (column.replace("_", " "), 1, None))
+        text, there = _in_print(values, column), dict.fromkeys(("base", "pruned", "improvement_pct"), "")
+        there = small.loc[theirs].map("{:.2f}".format) if theirs and paper else there
+        kept = values["latency_ratio" if column == "latency_ms" and "latency_ratio" in values else column]  # batches in turn: their own ratio
+        saved = (100 * (1 - kept / kept[full])).map("{:.2f}".format) if theirs else dict.fromkeys(others, "")
+        pairs = [(Cell(text[o], there["pruned"]), Cell(saved[o], there["improvement_pct"])) for o in others]
+        rows.append((Cell(title), Cell(text[full], there["base"]), *(cell for pair in pairs for cell in pair)))
     return Table("table3", "Table 3: sizes and times", ("quantity", full, *(c for o in others for c in (o, "saved (%)"))), tuple(rows),
-                 "Small: the paper, ModernBERT-base and its pruned variant (tf-idf + cluster) on an RTX 4090")
+                 "Small: the paper, ModernBERT-base and its pruned variant (tf-idf + cluster) on an RTX 4090" if paper else "")
 
 # %% ../nbs/27_tables.ipynb #240deb4d
 def _signed(value: float) -> str:
