@@ -66,6 +66,21 @@ def _verdicts(won: pd.DataFrame, reference: str) -> str:
             f"not told apart {n - sure.sum()} of {n}. The smallest difference of average retention that could have shown is "
             f"{100 * some.smallest.min():.1f} to {100 * some.smallest.max():.1f} points.")
 
+# %% ../nbs/31_report.ipynb #c1214864
+def _told_apart(won: pd.DataFrame, lines: pd.DataFrame, cut: str) -> str:
+    "How many pairs each task tells apart, and who leads where it is most: an average weighs all tasks alike, however little they resolve."
+    some = won[won.column != ALL_TASKS].assign(sure=lambda t: t.verdict.str.startswith("more"))
+    pairs = some.groupby("column").sure.agg(["sum", "size"]).loc[lambda t: t["size"] > 1].sort_values("sum", ascending=False, kind="stable")
+    if not len(pairs):
+        return ""
+    column = pairs.index[0]
+    scores = lines[(lines.column == column) & ~lines.label.str.startswith((FULL, TRAIN_ONLY))].groupby("label").score.mean()
+    best, own = scores.idxmax(), some[some.column == column]
+    level = [one["first"] for one in against(own, best).to_dict("records") if not one["sure"]]
+    counts = ", ".join(f"{task_title(c)} {n} of {size}" for c, n, size in pairs.itertuples())
+    return (f"With {cut} removed, pairs of methods told apart: {counts}. On {task_title(column)} {best} scores most, {scores.max():.3f}; "
+            f"not told apart from it: {', '.join(level) or 'none'}.")
+
 # %% ../nbs/31_report.ipynb #c1214863
 def _before_break_even(lines: pd.DataFrame) -> str:
     "On which tasks each cut is before break-even, in a sentence; empty where it is past it on all."
@@ -81,11 +96,13 @@ REFERENCE = "tf-idf + cluster"  # the paper's best
 
 # %% ../nbs/31_report.ipynb #cb8045cb
 def _wins(lines: pd.DataFrame, runs: Path, base: str, ratio: float, reference: str) -> Iterator:
-    "Who wins at a cut: a sentence, the table against `reference`, the matrix of all pairs."
+    "Who wins at a cut: two sentences, the table against `reference`, the matrix of all pairs."
     there = at_cut(lines, base, ratio)
     if there.label.nunique() < 2:
         return
     won, name = who_wins(lines, runs, base, ratio), f"{base}-{ratio:g}"
+    if said := _told_apart(won, there, cut_label(base, ratio)):
+        yield said
     if reference in set(there.label):
         some = against(won, reference)
         yield _verdicts(some, reference)
@@ -133,7 +150,7 @@ def sections(rows: pd.DataFrame, runs: str | Path | None = None, table2: pd.Data
     if (rows.method == "full").all():
         raise ValueError("there are runs of the full model alone; make one that prunes it")
     lines = evaluations(rows)
-    absent = [] if MODERNBERT in set(rows.model_id) else [f"{MODERNBERT}: not run here."]
+    absent = [] if MODERNBERT in set(rows.model_id) else [f"{MODERNBERT}: not run here; with a hub, make sweep recipe=recipes/modernbert.yaml."]
     made = [Section("What ran where", (*absent, table_where(rows)))]
     early = _before_break_even(lines)
     made += [Section("Table 1", (*([early] if early else []), *(part for cut in cuts(lines) for part in (_best_of(lines, *cut), table_1(lines, *cut))))),
