@@ -12,8 +12,8 @@ from vocab_pruning import prune
 from vocab_pruning.benchmark import beside_first, bytes_on_disk, in_turn, latency, peak_memory, step_time, table3, text_batches
 from vocab_pruning.rebuild import sizes
 
-KINDS = {"unk": {}, "cluster": dict(n_clusters=7), "dbscan": dict(n_clusters=7), "nearest": {}, "sparse": dict(m=3), "pq": dict(n_bytes=4), "int8": {}, "int4": {},
-         "resegment": {}}
+KINDS = {"unk": {}, "cluster": dict(n_clusters=7), "dbscan": dict(n_clusters=7), "nearest": {}, "sparse": dict(m=3), "pq": dict(n_bytes=4), "int8": {},
+         "int4": {}, "resegment": {}}
 
 
 def models_and_batches(family: str) -> tuple[dict, dict]:
