@@ -96,10 +96,12 @@ def remap_to_nearest(rows: torch.Tensor, order: np.ndarray, n_keep: int) -> Rema
 
 # %% ../nbs/11_oov.ipynb #8add31f0
 def remap_to_sparse(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, m: int = 4, device: str | None = None) -> Remap:
-    "Every pruned id reads a least-squares mixture of `m` kept rows, found on `device` (None: where `rows` are). Raises `ValueError` for m < 1."
+    "Every pruned id reads a least-squares mixture of `m` kept rows, found on `device` (None: where `rows` are). Raises `ValueError` for fewer than 2."
     keep, pruned = np.sort(order[:n_keep]), np.sort(order[n_keep:])
     if not len(pruned):
         return _remap(keep, len(order))
+    if min(m, len(keep)) < 2:
+        raise ValueError(f"m {m} of {len(keep)} kept rows: a mixture has 2 rows or more; oov='nearest' reads one")
     index, mix = pursue(rows[pruned].to(device), rows[keep].to(device), m)
     return _remap(keep, len(order), index.cpu(), mix.cpu())
 

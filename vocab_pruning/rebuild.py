@@ -81,11 +81,13 @@ def in_manner_of(embedding: nn.Embedding, new: nn.Embedding) -> nn.Embedding:
 
 # %% ../nbs/12_rebuild.ipynb #177adb0b
 def pruned_embedding(embedding: nn.Embedding, remap: Remap) -> PrunedEmbedding:
-    "`embedding` (V, d) reduced to the rows of `remap`, on the same device and in the same dtype."
+    "`embedding` (V, d) reduced to the rows of `remap`, on the same device and in the same dtype. Raises `ValueError` for a remap that does not fit."
     old, n_ids = embedding.weight, embedding.num_embeddings
     n_coded = 0 if remap.coded is None else remap.coded.describe()["n"]
     if len(remap.index) != n_ids or int(remap.index.max()) >= remap.n_rows + n_coded or int(remap.keep.max()) >= n_ids:
         raise ValueError(f"the remap is over {len(remap.index)} ids and {remap.n_rows} rows, the embedding has {n_ids} rows: they do not belong together")
+    if remap.index.shape[1] == 1 and not bool((remap.weight == 1).all()):
+        raise ValueError("an id that reads a single row reads it with weight 1; give the remap a second row for each id, of weight 0 where there is none")
     pad = None if embedding.padding_idx is None else int(remap.index[embedding.padding_idx, 0])
     coded = copy.deepcopy(remap.coded)
     new = PrunedEmbedding(remap.n_rows, old.shape[1], n_ids, len(remap.keep), remap.index.shape[1], coded, pad, old.device, old.dtype)
