@@ -743,7 +743,8 @@ def test_what_makes_a_sentence_encoder_is_fetched_where_the_hub_has_it(tmp_path,
     names = {name for _, name in ship.companions("someone/encoder")}
     assert {"modules.json", "1_Pooling/config.json"} <= names and asked[0][0] == "someone/encoder" and "modules.json" in asked[0][1]
     monkeypatch.setattr(ship, "hub_reachable", lambda: False)
-    assert ship.companions("someone/encoder") == [] and len(asked) == 1
+    with pytest.warns(UserWarning, match="someone/encoder is a sentence-transformers model is not known"):
+        assert ship.companions("someone/encoder") == [] and len(asked) == 1
 
 
 def test_a_remap_takes_no_companions_along(tmp_path):

@@ -9,6 +9,7 @@ __all__ = ['UNLIMITED', 'PrunedTransformer', 'sentence_transformer']
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -85,6 +86,16 @@ def _behind(name_or_path: str) -> tuple[list, dict, dict]:
     settings = {name: about[name] for name in ("prompts", "default_prompt_name", "similarity_fn_name") if name in about}
     return modules, settings, {name: first[name] for name in PrunedTransformer.config_keys if name in first}
 
+
+def _source(pruned: PrunedModel) -> str | None:
+    "The sentence-transformers model that `pruned` was made from, None where it is not found; a warning where the full model is not at hand either."
+    names = [name for name in (getattr(pruned.model, "name_or_path", ""), pruned.info.get("base_model")) if name]
+    found = next(filter(companions, names), None)
+    if found is None and pruned.original is None:
+        warnings.warn(f"how the full model made vectors of tokens is not known (no modules.json at {' or '.join(names) or 'any name'}): the mean is taken; "
+                      "save sentence_transformer(pruned) while the full model is at hand, which keeps it", stacklevel=3)
+    return found
+
 # %% ../nbs/18_sentences.ipynb #c2d78262
 def sentence_transformer(pruned: PrunedModel, max_seq_length: int | None = None) -> SentenceTransformer:
     """A `SentenceTransformer` around `pruned`, on its device: `encode`, `similarity`, training and `save_pretrained` are the library's own.
@@ -94,11 +105,12 @@ def sentence_transformer(pruned: PrunedModel, max_seq_length: int | None = None)
     (None: as the full model's). Raises `ValueError` for a pruned model without its tokenizer."""
     if pruned.tokenizer is None:
         raise ValueError("this pruned model has no tokenizer, which sentence-transformers needs; set its `tokenizer`")
-    source, device = getattr(pruned.model, "name_or_path", ""), str(pruned.model.device)
+    device = str(pruned.model.device)
     if pruned.portable:
         whole = _plain(pruned, device)
         whole.max_seq_length = max_seq_length or whole.max_seq_length
         return whole
-    modules, settings, first = _behind(source) if companions(source) else ([Pooling(pruned.model.config.hidden_size)], {}, {})
+    source = _source(pruned)
+    modules, settings, first = _behind(source) if source else ([Pooling(pruned.model.config.hidden_size)], {}, {})
     first |= {} if max_seq_length is None else dict(max_seq_length=max_seq_length)
     return SentenceTransformer(modules=[PrunedTransformer(pruned, **first), *modules], device=device, **settings)

@@ -398,12 +398,14 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError
 
-    cached = try_to_load_from_cache(name, "modules.json")
+    cached, reason = try_to_load_from_cache(name, "modules.json"), "the hub cannot be reached"
     if cached is None and hub_reachable():
         try:
             return Path(snapshot_download(name, allow_patterns=["modules.json", "*sentence*.json", "[0-9]*_*/*"]))
         except (OSError, HTTPError, ValueError) as error:
-            warnings.warn(f"whether {name} is a sentence-transformers model is not known ({error}); its modules.json is not carried over", stacklevel=2)
+            reason = error
+    if cached is None:
+        warnings.warn(f"whether {name} is a sentence-transformers model is not known ({reason}); its modules.json is not carried over", stacklevel=2)
     return Path(cached).parent if isinstance(cached, str) else Path(name)
 
 # %% ../nbs/13_ship.ipynb #5d2c5fb1
