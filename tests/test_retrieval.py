@@ -227,6 +227,25 @@ def test_a_saved_model_pools_as_the_full_one(encoder, tmp_path, monkeypatch):
         assert len(sentence_transformer(load(tmp_path / "small"))) == 2
 
 
+def test_prompts_and_lengths_are_sentence_transformers_own(encoder):
+    "With no row pruned the two libraries give the same; the caller's tokenizer stays as it was."
+    st = pytest.importorskip("sentence_transformers")
+    from vocab_pruning.sentences import sentence_transformer
+
+    before, full = encoder.tokenizer.backend_tokenizer.to_str(), st.SentenceTransformer("full", device="cpu")
+    ours = sentence_transformer(prune(*encoder.original, TEXTS, 0, base="vocab", scorer="frequency", oov="nearest"))
+    for model in (ours, full):
+        model[1].pooling_mode = "mean"
+    texts = TEXTS[:8]
+    short = dict(processing_kwargs={"text": {"max_length": 6}})
+    for options in ({}, dict(prompt="the"), dict(max_length=5), dict(max_length=6, prompt="the"), dict(prompt="the") | short):
+        wanted, got = ({name: value for name, value in model.preprocess(texts, **options).items() if name != "modality"} for model in (full, ours))
+        assert wanted.keys() == got.keys() and all(torch.equal(torch.as_tensor(wanted[name]), torch.as_tensor(got[name])) for name in wanted)
+    for options in ({}, dict(prompt_name="query"), dict(prompt="the"), short):
+        torch.testing.assert_close(*(torch.tensor(model.encode(texts, **options)) for model in (full, ours)))
+    assert encoder.tokenizer.backend_tokenizer.to_str() == before
+
+
 FRESH = WITHOUT_US + """
 import json
 from sentence_transformers import SentenceTransformer

@@ -6,6 +6,7 @@
 __all__ = ['UNLIMITED', 'PrunedTransformer', 'sentence_transformer']
 
 # %% ../nbs/18_sentences.ipynb #a70a506a
+import copy
 import json
 import shutil
 import tempfile
@@ -34,7 +35,8 @@ class PrunedTransformer(InputModule):
 
     def __init__(self, pruned: PrunedModel, max_seq_length: int | None = None, do_lower_case: bool = False):
         super().__init__()
-        self.pruned, self.model, self.tokenizer, self.do_lower_case = pruned, pruned.model, pruned.tokenizer, do_lower_case
+        self.pruned, self.model, self.do_lower_case = pruned, pruned.model, do_lower_case
+        self.tokenizer = copy.deepcopy(pruned.tokenizer)  # encoding sets truncation and padding, which a tokenizer is saved with
         limits = positions(self.model.config) or UNLIMITED, self.tokenizer.model_max_length
         self.max_seq_length = max_seq_length or min((n for n in limits if n < UNLIMITED), default=512)
 
@@ -42,11 +44,18 @@ class PrunedTransformer(InputModule):
         "The width d of a token's vector."
         return self.model.config.hidden_size
 
-    def preprocess(self, inputs: list[str], prompt: str | None = None, **kwargs) -> dict[str, torch.Tensor]:
-        "The model's inputs for texts, each behind `prompt`: int64 (n, tokens) each."
+    def preprocess(self, inputs: list[str], prompt: str | None = None, max_length: int | None = None, processing_kwargs: dict | None = None, **kwargs) -> dict:
+        """The model's inputs for texts, each behind `prompt`: int64 (n, tokens) each, and with a prompt its `prompt_length`.
+
+        `max_length`: tokens a text is cut at (None: `max_seq_length`); `processing_kwargs["text"]` goes to the tokenizer."""
         texts = self._prepend_prompt(inputs, prompt) if prompt else inputs
         texts = [text.lower() for text in texts] if self.do_lower_case else list(texts)
-        return dict(self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_seq_length, return_tensors="pt"))
+        options = dict(padding=True, truncation=True, max_length=max_length or self.max_seq_length) | (processing_kwargs or {}).get("text", {})
+        features = dict(self.tokenizer(texts, return_tensors="pt", **options))
+        if prompt:
+            ids = self.preprocess([prompt], max_length=max_length)["input_ids"][0]
+            features["prompt_length"] = len(ids) - int(ids[-1].item() in self.tokenizer.all_special_ids)
+        return features
 
     def forward(self, features: dict, **kwargs) -> dict:
         "`features` with `token_embeddings`."
