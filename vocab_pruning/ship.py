@@ -221,14 +221,19 @@ def _outputs(model, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return named
 
 # %% ../nbs/13_ship.ipynb #3efbcf52
+def _magnitude(values: torch.Tensor) -> float:
+    "The largest of |`values`|, 1 at least; the dtype's minimum, which stands for the logit of no token, aside."
+    return float(values.masked_fill(values < torch.finfo(values.dtype).min / 2, 0).abs().max().clamp(min=1))
+
+
 def _check_equal(ours: dict, theirs: dict, what: str, tolerance: float = 1e-5) -> float:
-    "The largest difference of two outputs; `ValueError` where it is above `tolerance` times the largest value of one of them."
+    "The largest difference of two outputs; `ValueError` where it is above `tolerance` times the `_magnitude` of one of them."
     worst = 0.0
     for name, value in theirs.items():
         if name not in ours or ours[name].shape != value.shape:
             raise ValueError(f"{what}: {name} has another shape or is missing; the pruned model is not what it should be")
         difference = float((ours[name].float().cpu() - value.float().cpu()).abs().max())
-        if not difference <= tolerance * max(float(value.abs().max()), 1):
+        if not difference <= tolerance * _magnitude(value):
             raise ValueError(f"{what}: {name} differs by {difference:.3g}; the pruned model is not what it should be")
         worst = max(worst, difference)
     return worst
