@@ -52,6 +52,7 @@ from vocab_pruning import PrunedModel, load, preflight, prune
 from vocab_pruning.budget import count_rows, model_size, special_mask
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.data import documents, load_task
+from vocab_pruning.families import tiny_model
 from vocab_pruning.frozen import frozen_retention, sentence_vectors
 from vocab_pruning.oov import Remap
 from vocab_pruning.preflight import KINDS, plot_preflight
@@ -706,6 +707,15 @@ def test_rows_that_only_fill_up_never_win(tie, family):
         logits = p.model(**inputs).logits
     assert logits.shape[-1] > K and int(logits.argmax(-1).max()) < K
     assert float(logits.softmax(-1)[..., K:].sum(-1).max()) < 1e-6
+
+
+@pytest.mark.parametrize(("name", "auto"), [("GPT-2", "AutoModelForCausalLM"), ("T5", "AutoModelForSeq2SeqLM")])
+def test_rows_that_fill_up_a_head_without_a_bias_are_refused(name, auto):
+    full = tiny_model(name, auto)[0]
+    V = full.config.vocab_size
+    assert len(rebuild_plain(full, np.arange(V), V).get_input_embeddings().weight) == V
+    with pytest.raises(ValueError, match="a head without a bias, .* leave pad_to_multiple_of out"):
+        rebuild_plain(full, np.arange(V), V - 1)
 
 
 def test_a_plain_model_is_resized_as_usual(task, tmp_path, family="wordpiece"):

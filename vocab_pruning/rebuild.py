@@ -291,16 +291,26 @@ def _check_rows(model, rows: torch.Tensor, n_old: int, pad: int | None, new_pad:
         raise ValueError(f"this model counts positions from its padding id, which would move from {pad} to {new_pad}; choose another oov, e.g. 'sparse'")
 
 
+def _check_padding(model, head: nn.Linear, n_old: int):
+    "Raise `ValueError` where the logits of `head` have no bias, in it or beside it, that says which rows only fill up."
+    parent = _head_parent(model, head)
+    biases = [head.bias, getattr(parent, "bias", None), *parent.buffers(recurse=False)]
+    if not any(torch.is_tensor(bias) and bias.shape[-1:] == (n_old,) for bias in biases):
+        raise ValueError(f"{type(model).__name__} has a head without a bias, so a row that only fills up could be predicted; leave pad_to_multiple_of out")
+
+
 def rebuild_plain(model, rows: np.ndarray, pad_to_multiple_of: int = 1, share: bool = False):
     """A copy of `model` with a plain embedding (and head) of the original `rows`, int64 (K,), in that order; `model` is not changed.
 
     `pad_to_multiple_of`: rows of zeros follow up to a multiple of it. Token ids of the configurations are renumbered. `share` as in
     `rebuild_model_with_vocab`. Raises `TypeError` for a pruned model, `ValueError` for rows that the model does not have, that come twice, or that
-    lack a special token of the configuration, and for a model that cannot bear another padding id."""
+    lack a special token of the configuration, and for a model that cannot bear another padding id, or rows that fill up: its head has no bias."""
     old, head, rows = plain_embedding(model), model.get_output_embeddings(), torch.as_tensor(rows)
     n_old, n_rows = len(old.weight), math.ceil(len(rows) / pad_to_multiple_of) * pad_to_multiple_of
     new_id = {old_id: new for new, old_id in enumerate(rows.tolist())}
     _check_rows(model, rows, n_old, old.padding_idx, new_id.get(old.padding_idx))
+    if head is not None and n_rows > len(rows):
+        _check_padding(model, head, n_old)
     new = nn.Embedding(n_rows, old.embedding_dim, new_id.get(old.padding_idx), _weight=torch.empty(n_rows, old.embedding_dim, device="meta"))
     new.weight = _gather(old.weight, rows, n_rows)
     result = _copy(model, without=[old, head], share=share)
