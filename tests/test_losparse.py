@@ -389,10 +389,11 @@ def test_an_earlier_model_brought_back_is_refused(tmp_path):
         trainer.train()
 
 
-def test_a_frozen_layer_is_refused(tmp_path):
+def test_a_frozen_layer_stays_frozen_and_is_refused(tmp_path):
     model, settings = tiny_settings()
+    model.base_model.encoder.layer[0].requires_grad_(False)
     split = split_model(model, settings.rho)
-    losparse_linears(split).popitem()[1].s.requires_grad_(False)
+    assert [name for name, p in split.named_parameters() if not p.requires_grad] == [name for name, _ in split.named_parameters() if "layer.0." in name]
     with pytest.raises(ValueError, match="is frozen"):
         train(split, tmp_path, [LoSparseCallback(settings)])
 

@@ -367,13 +367,16 @@ def test_a_step_of_training(oov, loaded, tmp_path):
     assert same(before, state(twin)) == []
 
 
-@pytest.mark.parametrize("oov", BOTH)
-def test_what_is_frozen_stays_frozen(oov):
-    full = build("wordpiece", "masked")
-    full.get_input_embeddings().weight.requires_grad_(False)
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("oov", [*BOTH, "pq"])
+def test_what_is_frozen_stays_frozen(oov, tie):
+    "Embedding and head, with their codebooks; and nothing else."
+    full = build("wordpiece", "masked", tie_word_embeddings=tie)
+    for part in (full.get_input_embeddings(), full.cls.predictions):
+        part.requires_grad_(False)
     p = pruned("wordpiece", "masked", oov, full=full)
-    frozen = {name for name, tensor in p.model.named_parameters() if not tensor.requires_grad}
-    assert frozen == {name for name, tensor in full.named_parameters() if not tensor.requires_grad} and len(frozen) == 1
+    frozen, before = ({name for name, tensor in model.named_parameters() if not tensor.requires_grad} for model in (p.model, full))
+    assert {name for name in frozen if "codebooks" not in name} == before and len(frozen - before) == (oov == "pq")
 
 
 def test_deep_copies(family):

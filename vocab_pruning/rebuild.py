@@ -99,7 +99,7 @@ def pruned_embedding(embedding: nn.Embedding, remap: Remap) -> PrunedEmbedding:
         if new.mix is not None:
             most = torch.finfo(new.mix.dtype).max
             new.mix.copy_(remap.weight.clamp(-most, most))
-    new.weight.requires_grad_(old.requires_grad)
+    new.requires_grad_(old.requires_grad)
     return in_manner_of(embedding, new).to(old.device)
 
 # %% ../nbs/12_rebuild.ipynb #cde988f1
@@ -129,6 +129,8 @@ def pruned_head(head: nn.Linear, embedding: nn.Embedding, new: PrunedEmbedding) 
         small.weight[: len(keep)] = weight[keep]
         if head.bias is not None:
             small.bias[: len(keep)] = head.bias[keep]
+    for name, part in small.named_parameters():
+        part.requires_grad_(getattr(head, name).requires_grad)
     small.keep.copy_(new.keep)
     if weight is embedding.weight:
         small.weight = new.weight
@@ -157,7 +159,7 @@ def _second_bias(model, head: nn.Linear):
     "Fit the copy of the head's bias that BERT and RoBERTa hold one level up: the same parameter where tied, else one that nothing reads."
     parent = _head_parent(model, head)
     if head.bias is not None and isinstance(getattr(parent, "bias", None), nn.Parameter):
-        parent.bias = head.bias if model.config.tie_word_embeddings else nn.Parameter(head.bias.detach().clone())
+        parent.bias = head.bias if model.config.tie_word_embeddings else nn.Parameter(head.bias.detach().clone(), head.bias.requires_grad)
 
 # %% ../nbs/12_rebuild.ipynb #48781d2b
 def _places(model) -> list[str]:
