@@ -21,6 +21,7 @@ from vocab_pruning.budget import special_mask
 from vocab_pruning.clusters import CLUSTERINGS, cluster_rows
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.data import examples, load_task
+from vocab_pruning.families import tiny_model
 from vocab_pruning.linkage import average_linkage, cut_linkage, unit_rows
 from vocab_pruning.scorers.attention import attention_received, compute_attention_scores, vatp_scores
 from vocab_pruning.scoring import SCORERS, TUNED, compute_token_scores
@@ -244,6 +245,19 @@ def test_heads_that_share_their_values():
     wanted = sum((matrix[0].sum(1) * norm).sum(0) for matrix, norm in zip(matrices, size, strict=True))
     got, count = attention_received(model, tokenizer, [TEXTS[1]], 177, by_value=True)
     np.testing.assert_allclose(got, np.bincount(inputs["input_ids"][0], wanted, minlength=177), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["BART", "T5"])
+def test_of_a_model_with_a_decoder_the_encoder_is_read(name):
+    "Whose positions are those of the text; the decoder's are shifted by one."
+    model, tokenizer = tiny_model(name)
+    inputs, n_rows = tokenizer(TEXTS[1], return_tensors="pt"), model.config.vocab_size
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        matrices = model(**inputs, output_attentions=True).encoder_attentions
+    wanted = sum(matrix[0].sum((0, 1)) for matrix in matrices)
+    got, _ = attention_received(model, tokenizer, [TEXTS[1]], n_rows)
+    np.testing.assert_allclose(got, np.bincount(inputs["input_ids"][0], wanted, minlength=n_rows), rtol=1e-5)
 
 
 def test_half_precision(family):
