@@ -22,6 +22,7 @@ from vocab_pruning.clusters import CLUSTERINGS, cluster_rows
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.data import examples, load_task
 from vocab_pruning.families import tiny_model
+from vocab_pruning.frozen import sentence_vectors
 from vocab_pruning.linkage import average_linkage, cut_linkage, unit_rows
 from vocab_pruning.scorers.attention import attention_received, compute_attention_scores, vatp_scores
 from vocab_pruning.scoring import SCORERS, TUNED, compute_token_scores
@@ -267,14 +268,15 @@ def test_half_precision(family):
     assert got.sum() == pytest.approx(count.sum() * layers * heads, rel=0.01)
 
 
-def test_the_model_is_left_as_it_was(family):
-    model, tokenizer = build(family).train(), FAMILIES[family].tokenizer
-    before = model.config._attn_implementation
+def test_model_and_tokenizer_are_left_as_they_were(family):
+    model, tokenizer = build(family).train(), FAMILIES[family].make_tokenizer()
+    before, cut = model.config._attn_implementation, tokenizer.backend_tokenizer.to_str()
     stats = token_stats(TEXTS, tokenizer, model.config.vocab_size)
     with pytest.raises(TypeError, match=r"example \(3,\) holds something that is not a string"):
         compute_attention_scores(stats, model=model, tokenizer=tokenizer, texts=[3])
     vatp_scores(stats, model=model, tokenizer=tokenizer, texts=TEXTS)
-    assert (model.config._attn_implementation, model.training) == (before, True)
+    sentence_vectors(model, tokenizer, TEXTS)
+    assert (model.config._attn_implementation, model.training, tokenizer.backend_tokenizer.to_str()) == (before, True, cut)
 
 
 def test_a_watch_that_fails_leaves_the_model_as_it_was():

@@ -6,6 +6,7 @@
 __all__ = ['WATCHED', 'watch_attention', 'attention_received', 'compute_attention_scores', 'vatp_scores']
 
 # %% ../../nbs/scorers/attention.ipynb #7fbd7496
+import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def _received(model, inputs: dict[str, torch.Tensor], by_value: bool) -> torch.T
 def _batches(examples: Iterable, tokenizer, batch_size: int, max_length: int) -> Iterator[dict[str, torch.Tensor]]:
     "Padded model inputs for `examples` (strings, or tuples of one or two), at most `batch_size` at a time, of like length."
     stream = (example if isinstance(example, tuple) else (example,) for example in examples)
-    max_length = min(max_length, tokenizer.model_max_length)
+    tokenizer, max_length = copy.deepcopy(tokenizer), min(max_length, tokenizer.model_max_length)  # encoding sets truncation and padding
     while chunk := list(islice(stream, 32 * batch_size)):
         if (bad := next((example for example in chunk if not all(isinstance(text, str) for text in example)), None)) is not None:
             raise TypeError(f"example {bad!r} holds something that is not a string; leave out missing texts first")
