@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .core import call_declared, choose
-from .linkage import average_linkage, cluster_sums, cut_linkage, unit_rows
+from .linkage import _double, average_linkage, cluster_sums, cut_linkage, unit_rows
 
 # %% ../nbs/05_clusters.ipynb #b1657a14
 def average_clusters(rows: torch.Tensor, n_clusters: int) -> np.ndarray:
@@ -101,6 +101,6 @@ def centroids(rows: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
 
 def medoids(rows: torch.Tensor, labels: np.ndarray) -> np.ndarray:
     "For each cluster 0 .. k - 1 of `labels` (n,) the row of `rows` (n, d) nearest to its centroid: positions, int64 (k,). Among equals the lowest."
-    distance = (rows.double() - centroids(rows, labels)[labels]).norm(dim=1).cpu().numpy().round(12)  # the two rows of a pair are equally near
+    distance = (_double(rows) - centroids(rows, labels)[labels]).norm(dim=1).cpu().numpy().round(12)  # the two rows of a pair are equally near
     by_cluster = np.lexsort((distance, labels))
     return by_cluster[np.searchsorted(labels[by_cluster], np.arange(labels.max() + 1))]
