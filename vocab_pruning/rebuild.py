@@ -142,9 +142,12 @@ def _refuse_resize(*args, **kwargs):
 
 # %% ../nbs/12_rebuild.ipynb #c3a7ac7f
 def _ignore_pruned_labels(model, args, kwargs):
-    "Forward pre-hook of a masked-LM model: labels that are pruned ids become -100."
+    "Forward pre-hook of a model with an LM head: labels that are pruned ids become -100; a decoder still reads them."
     call = inspect.signature(model.forward).bind_partial(*args, **kwargs)
     if (labels := call.arguments.get("labels")) is not None:
+        given = call.arguments.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
+        if not given and hasattr(model, "prepare_decoder_input_ids_from_labels"):
+            call.arguments["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         kept = model.get_input_embeddings().is_kept(labels.clamp(min=0))
         call.arguments["labels"] = labels.masked_fill(~kept, -100)
     return call.args, call.kwargs
