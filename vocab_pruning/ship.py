@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .card import make_card
+from .card import make_card, size_change
 from .codes import make_codes
 from .core import hub_reachable, library_versions, to_json, whole_directory
 from .lowrank import install_losparse
@@ -72,12 +72,12 @@ def _summary(self: PrunedModel) -> list[tuple[str, int, int]]:
 
 # %% ../nbs/13_ship.ipynb #704416a9
 def _repr(self: PrunedModel) -> str:
-    parts = (f"{name} {before:,} → {after:,} (−{1 - after / before:.1%})" for name, before, after in _summary(self))
+    parts = (f"{name} {before:,} → {after:,} ({size_change(before, after)})" for name, before, after in _summary(self))
     return f"PrunedModel({type(self.model).__name__}: {', '.join(parts)})"
 
 # %% ../nbs/13_ship.ipynb #67ad88a2
 def _repr_markdown(self: PrunedModel) -> str:
-    lines = (f"| {name.replace('_', ' ')} | {before:,} | {after:,} | −{1 - after / before:.1%} |" for name, before, after in _summary(self))
+    lines = (f"| {name.replace('_', ' ')} | {before:,} | {after:,} | {size_change(before, after)} |" for name, before, after in _summary(self))
     return "\n".join([f"**{type(self.model).__name__}**, pruned\n", "| | before | after | |", "|---|---:|---:|---:|", *lines])
 
 
