@@ -997,6 +997,17 @@ def test_an_id_that_no_token_has(tmp_path):
         p.save_pretrained(tmp_path / "model")
 
 
+def test_texts_without_a_token():
+    "They lose nothing, and there is nothing to compare; not every tokenizer frames them."
+    model, tokenizer = tiny_model("GPT-2", "AutoModel")
+    assert tokenizer("")["input_ids"] == []
+    texts = sample_texts()[:20]
+    for oov in BOTH:
+        p = prune(model, tokenizer, texts, 0.1, "vocab", oov=oov)
+        assert p.verify(["", texts[0]])["nothing_lost"] == 2 and p.verify(["", texts[0]])["compared"] == 1
+        assert p.verify([""]) == dict(texts=1, nothing_lost=1, growth=1, compared=0, max_difference=0)
+
+
 def test_more_rows_than_tokens(tmp_path):
     "Rows without a token go first; the loaded model has as many rows as the tokenizer tokens."
     family = Family(FAMILIES["unigram"].make_tokenizer, FAMILIES["unigram"].config_class, 40)

@@ -257,7 +257,7 @@ def _cut(ids: torch.Tensor, length: int) -> torch.Tensor:
 
 def _ids(tokenizer, text: str) -> torch.Tensor:
     "Ids of one text as a model gets them, whole: int64 (1, n)."
-    return torch.tensor([tokenizer(text, verbose=False)["input_ids"]])
+    return torch.tensor([tokenizer(text, verbose=False)["input_ids"]], dtype=torch.int64)
 
 # %% ../nbs/13_ship.ipynb #2a212646
 def _from_file(file: Path, name: str) -> torch.Tensor:
@@ -307,7 +307,8 @@ def _check_reload(self: PrunedModel, directory: Path, texts: list[str]):
         if not torch.equal(ids, _ids(again.tokenizer, text)):
             raise ValueError(f"read back from disk, the tokenizer segments {text[:80]!r} otherwise; nothing was written")
     for ids in inputs if self.original is None else [max(inputs, key=torch.numel)]:
-        _beside_memory(self, again, ids)
+        if ids.numel():
+            _beside_memory(self, again, ids)
     return again
 
 
@@ -366,11 +367,13 @@ def _compare(self: PrunedModel, again: PrunedModel, texts: list[str]) -> dict:
         before, now = before + theirs.numel(), now + ours.numel()
         alike = _nothing_lost(self, ours, theirs)
         same += alike
+        if not ours.numel():
+            continue  # no model takes a text without a token
         if alike and untouched:
             compared, worst = compared + 1, max(worst, _beside_original(self, again, _cut(ours, length), _cut(theirs, length), text))
         else:
             _beside_memory(self, again, ours)
-    return dict(texts=len(texts), nothing_lost=same, growth=now / before, compared=compared, max_difference=worst)
+    return dict(texts=len(texts), nothing_lost=same, growth=now / before if before else 1.0, compared=compared, max_difference=worst)
 
 # %% ../nbs/13_ship.ipynb #93c2fb69
 def _verify(self: PrunedModel, texts: Iterable[str] | None = None, lossless: bool | None = None, directory: str | Path | None = None) -> dict:
