@@ -27,7 +27,8 @@ def kmeans_clusters(rows: torch.Tensor, n_clusters: int, seed: int = 0, init: st
     """k-means labels 0 .. n_clusters - 1 of `rows` (n, d): int64 (n,), no cluster empty.
 
     `init`: "random" or "k-means++", `max_iter`: rounds at most. Identical rows can leave k-means short of clusters; the highest rows of the
-    largest clusters then become clusters of their own."""
+    largest clusters then become clusters of their own. With three or more OpenMP threads sums of float32 are added in the order in which threads
+    finish, so labels can differ from run to run; OMP_NUM_THREADS=1 makes them the same."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 

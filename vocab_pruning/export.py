@@ -20,7 +20,7 @@ from .surgery import _silence
 
 # %% ../nbs/19_export.ipynb #a8a42259
 def encode(pruned: PrunedModel, texts: list) -> dict[str, torch.Tensor]:
-    "`texts`, strings or pairs of them, as one padded batch of what the model takes: int64 (n, length) each."
+    "`texts`, strings or pairs of them, each cut at `trial_length` tokens, as one padded batch of what the model takes: int64 (n, length) each."
     tokenizer = copy.deepcopy(pruned.tokenizer)  # encoding sets truncation and padding, which a tokenizer is saved with
     some = dict(padding=tokenizer.pad_token is not None, truncation=True, max_length=trial_length(pruned.model.config))
     batch = tokenizer(texts, **some, return_tensors="pt")
