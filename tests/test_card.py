@@ -10,7 +10,7 @@ from conftest import FAMILIES, TASKS, TEXTS, build
 from huggingface_hub import ModelCard
 
 from vocab_pruning import load, prune
-from vocab_pruning.card import BECOMES, make_card
+from vocab_pruning.card import BECOMES, make_card, size_change
 from vocab_pruning.rebuild import sizes
 
 OPTIONS = {"pq": dict(n_bytes=4), "cluster": dict(n_clusters=7), "dbscan": dict(n_clusters=7), "sparse": dict(m=3)}
@@ -93,3 +93,9 @@ def test_what_is_not_known_is_left_out(tmp_path):
 def test_scores_stay_with_the_model(tmp_path):
     saved(pruned(), tmp_path / "small", scores=dict(matthews=0.25))
     assert load(tmp_path / "small").info["scores"] == dict(matthews=0.25)
+
+
+def test_a_size_that_grows_has_a_plus():
+    p = prune(build("wordpiece"), FAMILIES["wordpiece"].tokenizer, TEXTS, 0, "vocab", oov="nearest")
+    assert "bytes" in repr(p) and "−-" not in repr(p) + p._repr_markdown_() + make_card(p.info | {"after": sizes(p.model)})
+    assert "(+" in repr(p).split("bytes")[1] and size_change(1000, 452) == "−54.8%"

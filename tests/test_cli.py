@@ -8,11 +8,13 @@ import sys
 import nbformat
 import pandas as pd
 import pytest
-from conftest import FAMILIES, TEXTS, build, make_texts
+from conftest import FAMILIES, TEXTS, WORDS, build, make_texts, shared
 from nbformat.v4 import new_code_cell, new_notebook
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from vocab_pruning import load
+from vocab_pruning import load, prune
 from vocab_pruning.cli import app
 from vocab_pruning.rebuild import sizes
 from vocab_pruning.stats import token_stats
@@ -149,6 +151,16 @@ def test_what_a_pruned_model_covers_is_counted(tiny, tmp_path):
     assert sum(token["occurrences"] for token in found["lost"]) == sum(i not in kept for i in flat)
     train = [text for text in (tiny / "texts.txt").read_text().splitlines()]
     assert coverage_of(pruned, train)["kept"] == pytest.approx(found["kept_train"])
+
+
+def test_a_vocabulary_may_have_gaps():
+    "Its largest id is not its number of tokens."
+    tokenizer = FAMILIES["wordpiece"].tokenizer
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    told["model"]["vocab"][WORDS[0]] = 10_000
+    gaps = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(told)))
+    pruned = prune(shared("wordpiece"), tokenizer, TEXTS, 0.2, "vocab", oov="resegment")
+    assert coverage_of(pruned, TEXTS, original=gaps) == coverage_of(pruned, TEXTS, original=tokenizer)
 
 
 def test_a_glue_task_gives_texts(tiny):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from functools import cache
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import transformers
 from conftest import same, state
 
-from vocab_pruning import PrunedModel, prune
+from vocab_pruning import PrunedModel, export, prune
 from vocab_pruning.data import documents, load_task
 from vocab_pruning.export import compare_onnx, encode, export_onnx, export_program, onnx_session, run_onnx
 from vocab_pruning.families import tiny_model
@@ -194,6 +195,15 @@ def test_onnx_finds_another_model(exported):
         pytest.skip("the two take other inputs")
     with pytest.raises(ValueError, match="differs by"):
         compare_onnx(other, onnx_session(directory), TEXTS[:3])
+
+
+def test_onnx_logits_that_differ_are_found(monkeypatch):
+    "Beside those of pruned tokens, which are the dtype's minimum, any difference is small."
+    p = pruned("BERT", "mapped", "AutoModelForMaskedLM")
+    for by in (0, 0.01):
+        monkeypatch.setattr(export, "run_onnx", lambda session, batch, by=by: {name: v + by * (v > -1e30) for name, v in wanted(p, batch).items()})
+        with pytest.raises(ValueError, match=r"logits of the ONNX graph differs by 0\.01") if by else nullcontext():
+            assert compare_onnx(p, None, TEXTS[:2]) == 0
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])

@@ -115,6 +115,19 @@ def test_one_table_in_several_places(name, tmp_path):
     assert [n for n in inner.state_dict() if n.endswith("keep")] == ["embed_tokens.keep"]
 
 
+@pytest.mark.parametrize("name", ["T5", "BART"])
+def test_a_decoder_reads_the_labels_that_do_not_count(name):
+    "Its inputs are the labels shifted, pruned ones included."
+    model, tokenizer = tiny_model(name, "AutoModelForSeq2SeqLM")
+    small = pruned(model, tokenizer, "mapped").model
+    labels = torch.arange(5, model.config.vocab_size)[None, :40]
+    kept = small.get_input_embeddings().is_kept(labels)
+    assert kept.any() and not kept.all()
+    with torch.no_grad():
+        wanted = small(input_ids=labels, decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels=labels), labels=labels.masked_fill(~kept, -100))
+        assert torch.equal(small(input_ids=labels, labels=labels).loss, wanted.loss) and wanted.loss.isfinite()
+
+
 def test_a_scale_is_the_models_own():
     "BART's and Gemma's rows are multiplied as before, in the class that does it."
     for name in ("BART", "Gemma 3"):

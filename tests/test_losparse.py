@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import papermill
@@ -357,6 +358,44 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
     assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-3", "checkpoint-6"]
     assert all(value.isfinite().all() for value in load(tmp_path / "checkpoint-6").model.parameters())
     assert all(part.s.isfinite().all() for part in losparse_linears(split).values())
+
+
+def test_a_step_that_overflows_in_float16_is_left_out():
+    "As the loss scaler does; where it never ends, the loss is not finite."
+    model, settings = tiny_settings()
+    callback, split, args = LoSparseCallback(settings), split_model(model, settings.rho), SimpleNamespace(fp16=True, learning_rate=1)
+    state = SimpleNamespace(max_steps=20, global_step=0)
+    callback.on_train_begin(args, state, None, model=split)
+    for value in (1, math.inf):
+        for part in callback.parts:
+            part.s.grad = torch.full_like(part.s, value)
+        callback.on_pre_optimizer_step(args, state, None)
+    assert all(torch.equal(part.window, part.s.detach().abs().mean(1)) for part in callback.parts)
+    with pytest.raises(ValueError, match="not finite at step 1"):
+        for _ in range(30):
+            callback.on_pre_optimizer_step(args, state, None)
+
+
+def test_an_earlier_model_brought_back_is_refused(tmp_path):
+    "The best one may be from before the last rows went."
+    model, settings = tiny_settings()
+    best = dict(load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps", eval_steps=4, save_steps=4, metric_for_best_model="first")
+    split = split_model(model, settings.rho)
+    arguments = dict(max_steps=20, report_to="none", disable_tqdm=True, use_cpu=True, per_device_train_batch_size=4) | best
+    steps = iter(range(10))
+    trainer = Trainer(split, TrainingArguments(str(tmp_path), **arguments), train_dataset=Examples(177), eval_dataset=Examples(177, 4),
+                      callbacks=[LoSparseCallback(settings)], compute_metrics=lambda _: {"first": -next(steps)})
+    with pytest.raises(ValueError, match="brought back at the end has .* load_best_model_at_end=False"):
+        trainer.train()
+
+
+def test_a_frozen_layer_stays_frozen_and_is_refused(tmp_path):
+    model, settings = tiny_settings()
+    model.base_model.encoder.layer[0].requires_grad_(False)
+    split = split_model(model, settings.rho)
+    assert [name for name, p in split.named_parameters() if not p.requires_grad] == [name for name, _ in split.named_parameters() if "layer.0." in name]
+    with pytest.raises(ValueError, match="is frozen"):
+        train(split, tmp_path, [LoSparseCallback(settings)])
 
 
 class Stop(TrainerCallback):

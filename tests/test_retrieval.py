@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import FAMILIES as TOKENIZED
 from conftest import TEXTS, WITHOUT_US, build, shared
+from transformers import AutoModel, AutoTokenizer
 
 from vocab_pruning import load, prune
 from vocab_pruning.core import minilm_directory
@@ -199,6 +200,52 @@ def test_a_classifier_gives_its_encoder_and_trains(family):
     assert pruned.model.get_input_embeddings().weight.grad.abs().sum() > 0
 
 
+@pytest.fixture
+def encoder(tmp_path, monkeypatch):
+    "A pruned model made from a sentence-transformers directory in the working directory, which pools the first token, behind a prompt, and normalizes."
+    st = pytest.importorskip("sentence_transformers")
+    monkeypatch.chdir(tmp_path)
+    build("wordpiece", "bare").save_pretrained("parts"), TOKENIZED["wordpiece"].tokenizer.save_pretrained("parts")
+    from sentence_transformers.sentence_transformer import modules as kinds
+
+    modules = [kinds.Transformer("parts"), kinds.Pooling(16, "cls", include_prompt=False), kinds.Normalize()]
+    st.SentenceTransformer(modules=modules, prompts={"query": "query"}, device="cpu").save_pretrained("full", create_model_card=False)
+    return prune(AutoModel.from_pretrained("full"), AutoTokenizer.from_pretrained("full"), TEXTS, 0.2, base="vocab", scorer="frequency", oov="nearest")
+
+
+def test_a_saved_model_pools_as_the_full_one(encoder, tmp_path, monkeypatch):
+    "By the name it was pruned under; where nothing is found there, a warning says so."
+    from vocab_pruning.sentences import sentence_transformer
+
+    encoder.save_pretrained("small")
+    made, again = sentence_transformer(encoder), sentence_transformer(load("small"))
+    assert [type(part).__name__ for part in again] == ["PrunedTransformer", "Pooling", "Normalize"] and again.prompts["query"] == "query"
+    torch.testing.assert_close(torch.tensor(again.encode(TEXTS)), torch.tensor(made.encode(TEXTS)))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.warns(UserWarning, match="no modules.json at .*small or full"):
+        assert len(sentence_transformer(load(tmp_path / "small"))) == 2
+
+
+def test_prompts_and_lengths_are_sentence_transformers_own(encoder):
+    "With no row pruned the two libraries give the same; the caller's tokenizer stays as it was."
+    st = pytest.importorskip("sentence_transformers")
+    from vocab_pruning.sentences import sentence_transformer
+
+    before, full = encoder.tokenizer.backend_tokenizer.to_str(), st.SentenceTransformer("full", device="cpu")
+    ours = sentence_transformer(prune(*encoder.original, TEXTS, 0, base="vocab", scorer="frequency", oov="nearest"))
+    for model in (ours, full):
+        model[1].pooling_mode = "mean"
+    texts = TEXTS[:8]
+    short = dict(processing_kwargs={"text": {"max_length": 6}})
+    for options in ({}, dict(prompt="the"), dict(max_length=5), dict(max_length=6, prompt="the"), dict(prompt="the") | short):
+        wanted, got = ({name: value for name, value in model.preprocess(texts, **options).items() if name != "modality"} for model in (full, ours))
+        assert wanted.keys() == got.keys() and all(torch.equal(torch.as_tensor(wanted[name]), torch.as_tensor(got[name])) for name in wanted)
+    for options in ({}, dict(prompt_name="query"), dict(prompt="the"), short):
+        torch.testing.assert_close(*(torch.tensor(model.encode(texts, **options)) for model in (full, ours)))
+    assert encoder.tokenizer.backend_tokenizer.to_str() == before
+
+
 FRESH = WITHOUT_US + """
 import json
 from sentence_transformers import SentenceTransformer
@@ -217,8 +264,6 @@ def test_minilm_in_a_process_without_this_library(tmp_path):
     pytest.importorskip("sentence_transformers")
     if minilm_directory() is None:
         pytest.skip("needs the extra `offline` (MiniLM weights)")
-    from transformers import AutoModel, AutoTokenizer
-
     from vocab_pruning.sentences import sentence_transformer
 
     model, tokenizer = (auto.from_pretrained(minilm_directory()) for auto in (AutoModel, AutoTokenizer))

@@ -21,6 +21,8 @@ from vocab_pruning.budget import special_mask
 from vocab_pruning.clusters import CLUSTERINGS, cluster_rows
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.data import examples, load_task
+from vocab_pruning.families import tiny_model
+from vocab_pruning.frozen import sentence_vectors
 from vocab_pruning.linkage import average_linkage, cut_linkage, unit_rows
 from vocab_pruning.scorers.attention import attention_received, compute_attention_scores, vatp_scores
 from vocab_pruning.scoring import SCORERS, TUNED, compute_token_scores
@@ -246,6 +248,19 @@ def test_heads_that_share_their_values():
     np.testing.assert_allclose(got, np.bincount(inputs["input_ids"][0], wanted, minlength=177), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["BART", "T5"])
+def test_of_a_model_with_a_decoder_the_encoder_is_read(name):
+    "Whose positions are those of the text; the decoder's are shifted by one."
+    model, tokenizer = tiny_model(name)
+    inputs, n_rows = tokenizer(TEXTS[1], return_tensors="pt"), model.config.vocab_size
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        matrices = model(**inputs, output_attentions=True).encoder_attentions
+    wanted = sum(matrix[0].sum((0, 1)) for matrix in matrices)
+    got, _ = attention_received(model, tokenizer, [TEXTS[1]], n_rows)
+    np.testing.assert_allclose(got, np.bincount(inputs["input_ids"][0], wanted, minlength=n_rows), rtol=1e-5)
+
+
 def test_half_precision(family):
     model, tokenizer = build(family).bfloat16(), FAMILIES[family].tokenizer
     got, count = attention_received(model, tokenizer, TEXTS, model.config.vocab_size)
@@ -253,14 +268,15 @@ def test_half_precision(family):
     assert got.sum() == pytest.approx(count.sum() * layers * heads, rel=0.01)
 
 
-def test_the_model_is_left_as_it_was(family):
-    model, tokenizer = build(family).train(), FAMILIES[family].tokenizer
-    before = model.config._attn_implementation
+def test_model_and_tokenizer_are_left_as_they_were(family):
+    model, tokenizer = build(family).train(), FAMILIES[family].make_tokenizer()
+    before, cut = model.config._attn_implementation, tokenizer.backend_tokenizer.to_str()
     stats = token_stats(TEXTS, tokenizer, model.config.vocab_size)
     with pytest.raises(TypeError, match=r"example \(3,\) holds something that is not a string"):
         compute_attention_scores(stats, model=model, tokenizer=tokenizer, texts=[3])
     vatp_scores(stats, model=model, tokenizer=tokenizer, texts=TEXTS)
-    assert (model.config._attn_implementation, model.training) == (before, True)
+    sentence_vectors(model, tokenizer, TEXTS)
+    assert (model.config._attn_implementation, model.training, tokenizer.backend_tokenizer.to_str()) == (before, True, cut)
 
 
 def test_a_watch_that_fails_leaves_the_model_as_it_was():

@@ -52,6 +52,7 @@ from vocab_pruning import PrunedModel, load, preflight, prune
 from vocab_pruning.budget import count_rows, model_size, special_mask
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.data import documents, load_task
+from vocab_pruning.families import tiny_model
 from vocab_pruning.frozen import frozen_retention, sentence_vectors, sts_score
 from vocab_pruning.oov import Remap
 from vocab_pruning.preflight import KINDS, plot_preflight
@@ -388,13 +389,16 @@ def test_a_step_of_training(oov, loaded, tmp_path):
     assert same(before, state(twin)) == []
 
 
-@pytest.mark.parametrize("oov", BOTH)
-def test_what_is_frozen_stays_frozen(oov):
-    full = build("wordpiece", "masked")
-    full.get_input_embeddings().weight.requires_grad_(False)
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("oov", [*BOTH, "pq"])
+def test_what_is_frozen_stays_frozen(oov, tie):
+    "Embedding and head, with their codebooks; and nothing else."
+    full = build("wordpiece", "masked", tie_word_embeddings=tie)
+    for part in (full.get_input_embeddings(), full.cls.predictions):
+        part.requires_grad_(False)
     p = pruned("wordpiece", "masked", oov, full=full)
-    frozen = {name for name, tensor in p.model.named_parameters() if not tensor.requires_grad}
-    assert frozen == {name for name, tensor in full.named_parameters() if not tensor.requires_grad} and len(frozen) == 1
+    frozen, before = ({name for name, tensor in model.named_parameters() if not tensor.requires_grad} for model in (p.model, full))
+    assert {name for name in frozen if "codebooks" not in name} == before and len(frozen - before) == (oov == "pq")
 
 
 def test_deep_copies(family):
@@ -491,6 +495,13 @@ def test_a_model_that_gives_something_else_in_memory_is_found(oov, with_original
     p.info["lossless"] = False
     p.model.get_input_embeddings().register_forward_hook(lambda part, ids, rows: rows.flip(-1))
     refuse(p, tmp_path, "read back from disk")
+
+
+def test_logits_that_differ_beside_rows_that_only_fill_up_are_found(tmp_path):
+    "Those rows' logits are the dtype's minimum, beside which any difference is small."
+    p = PrunedModel(rebuild_plain(shared("wordpiece", "masked"), np.arange(50), 16), info={"original_ids": [*range(50)]})
+    p.model.get_output_embeddings().register_forward_hook(lambda part, hidden, logits: logits + 0.01 * (logits > -1e30))
+    refuse(p, tmp_path, "read back from disk.* logits differs by 0.01")
 
 
 @pytest.mark.parametrize("directory", [True, False])
@@ -723,6 +734,15 @@ def test_rows_that_only_fill_up_never_win(tie, family):
     assert float(logits.softmax(-1)[..., K:].sum(-1).max()) < 1e-6
 
 
+@pytest.mark.parametrize(("name", "auto"), [("GPT-2", "AutoModelForCausalLM"), ("T5", "AutoModelForSeq2SeqLM")])
+def test_rows_that_fill_up_a_head_without_a_bias_are_refused(name, auto):
+    full = tiny_model(name, auto)[0]
+    V = full.config.vocab_size
+    assert len(rebuild_plain(full, np.arange(V), V).get_input_embeddings().weight) == V
+    with pytest.raises(ValueError, match="a head without a bias, .* leave pad_to_multiple_of out"):
+        rebuild_plain(full, np.arange(V), V - 1)
+
+
 def test_a_plain_model_is_resized_as_usual(task, tmp_path, family="wordpiece"):
     p = fresh_model(family, task)
     K, inputs = len(p.keep), padded(p.tokenizer, TEXTS[:4])
@@ -765,7 +785,8 @@ def test_what_makes_a_sentence_encoder_is_fetched_where_the_hub_has_it(tmp_path,
     names = {name for _, name in ship.companions("someone/encoder")}
     assert {"modules.json", "1_Pooling/config.json"} <= names and asked[0][0] == "someone/encoder" and "modules.json" in asked[0][1]
     monkeypatch.setattr(ship, "hub_reachable", lambda: False)
-    assert ship.companions("someone/encoder") == [] and len(asked) == 1
+    with pytest.warns(UserWarning, match="someone/encoder is a sentence-transformers model is not known"):
+        assert ship.companions("someone/encoder") == [] and len(asked) == 1
 
 
 def test_a_remap_takes_no_companions_along(tmp_path):
@@ -876,7 +897,8 @@ def test_a_tokenizer_without_parts(tmp_path):
     (dict(pad_to_multiple_of=10**6), ValueError, "pad_to_multiple_of|alphabet alone"),
     (dict(oov="pq", n_bytes=5), ValueError, "5 codes do not divide a row of 16"),
     (dict(oov="pq", n_bytes=0), ValueError, "0 codes"),
-    (dict(oov="sparse", m=0), ValueError, "m 0: a mixture"),
+    (dict(oov="sparse", m=0), ValueError, "a mixture has 2 rows or more"),
+    (dict(oov="sparse", m=1), ValueError, "oov=.nearest. reads one"),
     (dict(oov="int8", bits=3), ValueError, "3 bits"),
     (dict(oov="resegmented"), ValueError, "unknown oov 'resegmented'"),
 ])
@@ -995,6 +1017,17 @@ def test_an_id_that_no_token_has(tmp_path):
         assert "pad_token_id" in str(error)
     else:
         p.save_pretrained(tmp_path / "model")
+
+
+def test_texts_without_a_token():
+    "They lose nothing, and there is nothing to compare; not every tokenizer frames them."
+    model, tokenizer = tiny_model("GPT-2", "AutoModel")
+    assert tokenizer("")["input_ids"] == []
+    texts = sample_texts()[:20]
+    for oov in BOTH:
+        p = prune(model, tokenizer, texts, 0.1, "vocab", oov=oov)
+        assert p.verify(["", texts[0]])["nothing_lost"] == 2 and p.verify(["", texts[0]])["compared"] == 1
+        assert p.verify([""]) == dict(texts=1, nothing_lost=1, growth=1, compared=0, max_difference=0)
 
 
 def test_more_rows_than_tokens(tmp_path):

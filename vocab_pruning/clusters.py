@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .core import call_declared, choose
-from .linkage import average_linkage, cluster_sums, cut_linkage, unit_rows
+from .linkage import _double, average_linkage, cluster_sums, cut_linkage, unit_rows
 
 # %% ../nbs/05_clusters.ipynb #b1657a14
 def average_clusters(rows: torch.Tensor, n_clusters: int) -> np.ndarray:
@@ -27,7 +27,8 @@ def kmeans_clusters(rows: torch.Tensor, n_clusters: int, seed: int = 0, init: st
     """k-means labels 0 .. n_clusters - 1 of `rows` (n, d): int64 (n,), no cluster empty.
 
     `init`: "random" or "k-means++", `max_iter`: rounds at most. Identical rows can leave k-means short of clusters; the highest rows of the
-    largest clusters then become clusters of their own."""
+    largest clusters then become clusters of their own. With three or more OpenMP threads sums of float32 are added in the order in which threads
+    finish, so labels can differ from run to run; OMP_NUM_THREADS=1 makes them the same."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -101,6 +102,6 @@ def centroids(rows: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
 
 def medoids(rows: torch.Tensor, labels: np.ndarray) -> np.ndarray:
     "For each cluster 0 .. k - 1 of `labels` (n,) the row of `rows` (n, d) nearest to its centroid: positions, int64 (k,). Among equals the lowest."
-    distance = (rows.double() - centroids(rows, labels)[labels]).norm(dim=1).cpu().numpy().round(12)  # the two rows of a pair are equally near
+    distance = (_double(rows) - centroids(rows, labels)[labels]).norm(dim=1).cpu().numpy().round(12)  # the two rows of a pair are equally near
     by_cluster = np.lexsort((distance, labels))
     return by_cluster[np.searchsorted(labels[by_cluster], np.arange(labels.max() + 1))]

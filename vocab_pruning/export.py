@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from .core import library_versions, to_json, whole_directory
-from .ship import MARKER, PrunedModel, evaluating, trial_length
+from .ship import MARKER, PrunedModel, _magnitude, evaluating, trial_length
 from .surgery import _silence
 
 # %% ../nbs/19_export.ipynb #a8a42259
 def encode(pruned: PrunedModel, texts: list) -> dict[str, torch.Tensor]:
-    "`texts`, strings or pairs of them, as one padded batch of what the model takes: int64 (n, length) each."
+    "`texts`, strings or pairs of them, each cut at `trial_length` tokens, as one padded batch of what the model takes: int64 (n, length) each."
     tokenizer = copy.deepcopy(pruned.tokenizer)  # encoding sets truncation and padding, which a tokenizer is saved with
     some = dict(padding=tokenizer.pad_token is not None, truncation=True, max_length=trial_length(pruned.model.config))
     batch = tokenizer(texts, **some, return_tensors="pt")
@@ -99,15 +99,14 @@ def run_onnx(session, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 def compare_onnx(pruned: PrunedModel, session, texts: list, tolerance: float = 1e-5) -> float:
     """The largest difference of the outputs of `session` and of the model of `pruned` for `texts` (strings or pairs), one by one and as one batch.
 
-    Raises `ValueError` where it is above `tolerance` times the largest output or 1, whichever is more."""
+    Raises `ValueError` where it is above `tolerance` times the largest output (logits of pruned tokens aside) or 1, whichever is more."""
     worst, batches = 0.0, [[text] for text in texts] + ([texts] if pruned.tokenizer.pad_token is not None else [])
     for batch in (encode(pruned, some) for some in batches):
         with evaluating(pruned.model):
             wanted = pruned.model(**{name: value.to(pruned.model.device) for name, value in batch.items()}, return_dict=True)
         for name, ours in run_onnx(session, batch).items():
-            theirs = wanted[name].float().cpu()
-            difference = float((ours.float() - theirs).abs().max())
-            if not difference <= tolerance * max(float(theirs.abs().max()), 1):
+            difference = float((ours.float() - wanted[name].float().cpu()).abs().max())
+            if not difference <= tolerance * _magnitude(wanted[name]):
                 raise ValueError(f"{name} of the ONNX graph differs by {difference:.3g} from the model's for ids {batch['input_ids'][0, :8].tolist()} …")
             worst = max(worst, difference)
     return worst

@@ -6,6 +6,7 @@
 __all__ = ['sentence_vectors', 'sts_score', 'frozen_retention']
 
 # %% ../nbs/15_frozen.ipynb #a96c5577
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -17,7 +18,7 @@ from .ship import PrunedModel, evaluating
 # %% ../nbs/15_frozen.ipynb #1e0e6c9e
 def sentence_vectors(model, tokenizer, texts: Iterable[str], batch_size: int = 64, max_length: int = 128, progress: bool = False) -> torch.Tensor:
     "Mean-pooled outputs of the encoder of `model` for `texts` (n,), cut at `max_length` tokens: float32 (n, d) on the CPU."
-    encoder, texts = model.base_model, list(texts)
+    encoder, texts, tokenizer = model.base_model, list(texts), copy.deepcopy(tokenizer)  # encoding sets truncation and padding
     encoded = tokenizer(texts, truncation=True, max_length=max_length)
     order = sorted(range(len(texts)), key=lambda i: len(encoded["input_ids"][i]))
     result = torch.empty(len(texts), encoder.config.hidden_size)

@@ -138,11 +138,16 @@ def _linkage_matrix(merges: list[torch.Tensor], n: int) -> np.ndarray:
     return tree
 
 # %% ../nbs/04_linkage.ipynb #a9d6fea1
+def _double(rows: torch.Tensor) -> torch.Tensor:
+    "`rows` in float64, on the CPU where their device has none, as Apple's MPS."
+    return (rows.cpu() if rows.device.type == "mps" else rows).detach().double()
+
+
 def unit_rows(rows: torch.Tensor) -> torch.Tensor:
-    "`rows` (n, d) scaled to length one: float64, on the same device. Raises `ValueError` for no row, a zero row or one that is not finite."
+    "`rows` (n, d) scaled to length one: float64, on the same device where that has it. Raises `ValueError` for no row, a zero row or one that is not finite."
     if rows.ndim != 2 or not len(rows):
         raise ValueError(f"rows have shape {tuple(rows.shape)}; give at least one row: (n, d)")
-    unit = rows.detach().double()
+    unit = _double(rows)
     length = unit.norm(dim=1)
     bad = (~(length > 0) | ~length.isfinite()).nonzero()[:, 0]
     if len(bad):
@@ -152,9 +157,10 @@ def unit_rows(rows: torch.Tensor) -> torch.Tensor:
 # %% ../nbs/04_linkage.ipynb #5bdc87f5
 def cluster_sums(rows: torch.Tensor, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     "Sum of the `rows` (n, d) of each cluster 0 .. c - 1 of `labels` (n,), float64 (c, d), and the clusters' sizes, int64 (c,)."
+    rows = _double(rows)
     labels = torch.as_tensor(labels, device=rows.device)
     size = torch.bincount(labels)
-    return torch.zeros(len(size), rows.shape[1], dtype=torch.float64, device=rows.device).index_add_(0, labels, rows.double()), size
+    return torch.zeros(len(size), rows.shape[1], dtype=torch.float64, device=rows.device).index_add_(0, labels, rows), size
 
 # %% ../nbs/04_linkage.ipynb #6bf8e7af
 def average_linkage(rows: torch.Tensor, labels: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
@@ -163,7 +169,8 @@ def average_linkage(rows: torch.Tensor, labels: np.ndarray | None = None, progre
     With `labels` (n,), 0 .. c - 1, it starts from those c clusters instead of single rows. At equal distance the lower row is the nearer, and merges of
     equal height stand in the order in which rounds found them. Memory O(n d). Raises `ValueError` for no row, a zero row, one that is not finite,
     and a label that no row has."""
-    sums, size = unit_rows(rows), torch.ones(len(rows), device=rows.device)
+    sums = unit_rows(rows)
+    size = torch.ones(len(rows), device=sums.device)
     if labels is not None:
         sums, size = cluster_sums(sums, labels)
         if (size == 0).any():

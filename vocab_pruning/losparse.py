@@ -113,12 +113,15 @@ def zero_rows(parts: Iterable[LoSparseLinear]):
         part.s[~part.mask] = 0
 
 # %% ../nbs/21_losparse.ipynb #febeaf53
+_MOST_OVERFLOWS = 24  # in a row: as often halved, the scale of a loss, 2**16 at first, is far below 1 and no reason any more
+
+
 class LoSparseCallback(TrainerCallback):
     """Prunes the rows of S of a split model while a `Trainer` trains it, and compacts it at the end.
 
     `settings` as `losparse_settings` gives them. `beta`, `window` (steps): of the moving average. `warmup`, `final`: shares of all steps before the first
     row goes and after the last. `compact_after`: whether the model is compacted, in place, when training ends. While training, `ValueError` is raised for
-    a model that was not split, too few steps, a loss that is not finite and a training that ends before the rows are gone."""
+    a model that was not split or is frozen, too few steps, a loss that is not finite and a training that ends with rows that should be gone."""
 
     def __init__(self, settings: LoSparseSettings, beta: float = 0.85, window: int = 10, warmup: float = 0.1, final: float = 0.3, compact_after: bool = True):
         if not (0 <= beta < 1 and window >= 1 and warmup >= 0 and final >= 0 and warmup + final < 1):
@@ -132,6 +135,9 @@ def _on_train_begin(self, args, state, control, model=None, **kwargs):
     self.parts = [*losparse_linears(model).values()]
     if not self.parts or any(part.rows is not None for part in self.parts):
         raise ValueError("the model has no LoSparse layer in training form; split it first (split_model)")
+    if not all(part.s.requires_grad for part in self.parts):
+        raise ValueError("a LoSparse layer is frozen, and which of its rows go is learned from the gradient; set requires_grad of each `s`")
+    self.overflows = 0
     self.start, self.end = max(round(self.warmup * state.max_steps), 1), state.max_steps - int(self.final * state.max_steps)
     if self.end <= self.start:
         raise ValueError(f"{state.max_steps} steps are too few for a warm-up, pruning and a final phase; train for more epochs or on more examples")
@@ -139,9 +145,16 @@ def _on_train_begin(self, args, state, control, model=None, **kwargs):
 
 
 def _on_pre_optimizer_step(self, args, state, control, **kwargs):
-    "Read the sensitivities of this step's gradients."
+    "Read the sensitivities of this step's gradients, except where they overflow and the loss scaler of float16 will skip the step."
+    before = [part.window.clone() for part in self.parts]
     observe(self.parts)
-    if not torch.stack([part.window.sum() for part in self.parts]).isfinite().all():
+    if torch.stack([part.window.sum() for part in self.parts]).isfinite().all():
+        self.overflows = 0
+    elif args.fp16 and self.overflows < _MOST_OVERFLOWS:
+        self.overflows += 1
+        for part, window in zip(self.parts, before, strict=True):
+            part.window.copy_(window)
+    else:
         raise ValueError(f"the loss or its gradient is not finite at step {state.global_step + 1}; the weights are those of the step before, "
                          f"and so is the last checkpoint; lower the learning rate ({args.learning_rate})")
 
@@ -160,6 +173,9 @@ def _on_train_end(self, args, state, control, model=None, **kwargs):
     "Compact the model."
     if state.global_step < self.end:
         raise ValueError(f"training ended at step {state.global_step}, before the last rows go at step {self.end}; the model is not as small as was asked for")
+    if (left := sum(int(part.mask.sum()) * part.in_features for part in self.parts)) > self.settings.budget:
+        raise ValueError(f"the model brought back at the end has {left:,} entries of S, {self.settings.budget:,} were asked for: it is from before the last "
+                         "rows went; train with load_best_model_at_end=False")
     if self.compact_after:
         compact(model)
 

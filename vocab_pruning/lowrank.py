@@ -58,7 +58,7 @@ def rank_of(rho: float, h: int, w: int) -> int:
 # %% ../nbs/13_lowrank.ipynb #97e83bbc
 @torch.no_grad()
 def split_linear(linear: nn.Linear, rho: float) -> LoSparseLinear:
-    "`linear` in training form: U V its truncated SVD of rank `rank_of(rho, h, w)`, S = W - U V. Raises `ValueError` where W is not finite."
+    "`linear` in training form, frozen as it is: U V its truncated SVD of rank `rank_of(rho, h, w)`, S = W - U V. Raises `ValueError` where W is not finite."
     weight, (h, w) = linear.weight, linear.weight.shape
     if not weight.isfinite().all():
         raise ValueError(f"a weight of {h} x {w} holds NaN or infinity; check the model before it is split")
@@ -67,8 +67,9 @@ def split_linear(linear: nn.Linear, rho: float) -> LoSparseLinear:
     root = values[:rank].sqrt()
     new.u.copy_(left[:, :rank] * root), new.v.copy_(root[:, None] * right[:rank])
     new.s.copy_(weight - new.u @ new.v)
+    new.requires_grad_(weight.requires_grad)
     if linear.bias is not None:
-        new.bias.copy_(linear.bias)
+        new.bias.copy_(linear.bias).requires_grad_(linear.bias.requires_grad)
     return new
 
 # %% ../nbs/13_lowrank.ipynb #e5ff751e

@@ -91,15 +91,17 @@ def nearest_rows(queries: torch.Tensor, rows: torch.Tensor, block: int = 1024) -
 def remap_to_nearest(rows: torch.Tensor, order: np.ndarray, n_keep: int) -> Remap:
     "Every pruned id reads the kept row whose direction is nearest to its own."
     keep, pruned = np.sort(order[:n_keep]), np.sort(order[n_keep:])
-    to = nearest_rows(rows[pruned], rows[keep]) if len(pruned) else None
+    to = nearest_rows(rows[pruned], rows[keep]).cpu() if len(pruned) else None
     return _remap(keep, len(order), to)
 
 # %% ../nbs/11_oov.ipynb #8add31f0
 def remap_to_sparse(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, m: int = 4, device: str | None = None) -> Remap:
-    "Every pruned id reads a least-squares mixture of `m` kept rows, found on `device` (None: where `rows` are). Raises `ValueError` for m < 1."
+    "Every pruned id reads a least-squares mixture of `m` kept rows, found on `device` (None: where `rows` are). Raises `ValueError` for fewer than 2."
     keep, pruned = np.sort(order[:n_keep]), np.sort(order[n_keep:])
     if not len(pruned):
         return _remap(keep, len(order))
+    if min(m, len(keep)) < 2:
+        raise ValueError(f"m {m} of {len(keep)} kept rows: a mixture has 2 rows or more; oov='nearest' reads one")
     index, mix = pursue(rows[pruned].to(device), rows[keep].to(device), m)
     return _remap(keep, len(order), index.cpu(), mix.cpu())
 
@@ -124,15 +126,21 @@ def remap_to_clusters(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, n_s
 
     `clusters(rows, k, seed)` labels the pruned rows, by k-means unless given. k = min(n_clusters, pruned rows, K - specials)
     of the K rows are representatives; with `outside_budget` they come on top.
-    k = 0 is `unk`. Raises `ValueError` for an unknown kind of representative and a negative number of clusters."""
+    k = 0 is `unk`. Raises `ValueError` for an unknown kind of representative, a negative number of clusters, k = 0 where the tokenizer has no unknown
+    token, and a row of zeros to be clustered by its direction."""
     if representative not in ("medoid", "mean") or n_clusters < 0:
         raise ValueError(f"representative {representative!r}, n_clusters {n_clusters}: choose 'medoid' or 'mean', and 0 or more clusters")
     V = len(order)
     k = min(n_clusters, V - n_keep) if outside_budget else min(n_clusters, n_keep - n_special, V - n_keep)
+    if k == 0 and n_keep < V and unk_id is None:
+        raise ValueError(f"n_clusters {n_clusters} and {n_keep} rows, {n_special} of them special, leave no cluster, which is oov='unk', but the tokenizer has "
+                         "no unknown token; ask for more of either, or choose oov='nearest'")
     if k == 0:
         return remap_to_unk(rows, order, n_keep, unk_id=unk_id)
     by_score = n_keep if outside_budget else n_keep - k
     pruned = np.sort(order[by_score:])
+    if clusters is not cluster_pruned_tokens and len(zero := pruned[(rows[pruned] == 0).all(dim=1).cpu().numpy()]):
+        raise ValueError(f"row {zero[0]} of the embedding has length 0.0, so it has no direction to compare; choose oov='cluster'")
     labels = clusters(rows[pruned], k, seed)
     nearest, means = map_pruned_to_representatives(rows[pruned], labels)
     if representative == "mean":

@@ -81,11 +81,13 @@ def in_manner_of(embedding: nn.Embedding, new: nn.Embedding) -> nn.Embedding:
 
 # %% ../nbs/12_rebuild.ipynb #177adb0b
 def pruned_embedding(embedding: nn.Embedding, remap: Remap) -> PrunedEmbedding:
-    "`embedding` (V, d) reduced to the rows of `remap`, on the same device and in the same dtype."
+    "`embedding` (V, d) reduced to the rows of `remap`, on the same device and in the same dtype. Raises `ValueError` for a remap that does not fit."
     old, n_ids = embedding.weight, embedding.num_embeddings
     n_coded = 0 if remap.coded is None else remap.coded.describe()["n"]
     if len(remap.index) != n_ids or int(remap.index.max()) >= remap.n_rows + n_coded or int(remap.keep.max()) >= n_ids:
         raise ValueError(f"the remap is over {len(remap.index)} ids and {remap.n_rows} rows, the embedding has {n_ids} rows: they do not belong together")
+    if remap.index.shape[1] == 1 and not bool((remap.weight == 1).all()):
+        raise ValueError("an id that reads a single row reads it with weight 1; give the remap a second row for each id, of weight 0 where there is none")
     pad = None if embedding.padding_idx is None else int(remap.index[embedding.padding_idx, 0])
     coded = copy.deepcopy(remap.coded)
     new = PrunedEmbedding(remap.n_rows, old.shape[1], n_ids, len(remap.keep), remap.index.shape[1], coded, pad, old.device, old.dtype)
@@ -97,7 +99,7 @@ def pruned_embedding(embedding: nn.Embedding, remap: Remap) -> PrunedEmbedding:
         if new.mix is not None:
             most = torch.finfo(new.mix.dtype).max
             new.mix.copy_(remap.weight.clamp(-most, most))
-    new.weight.requires_grad_(old.requires_grad)
+    new.requires_grad_(old.requires_grad)
     return in_manner_of(embedding, new).to(old.device)
 
 # %% ../nbs/12_rebuild.ipynb #cde988f1
@@ -127,6 +129,8 @@ def pruned_head(head: nn.Linear, embedding: nn.Embedding, new: PrunedEmbedding) 
         small.weight[: len(keep)] = weight[keep]
         if head.bias is not None:
             small.bias[: len(keep)] = head.bias[keep]
+    for name, part in small.named_parameters():
+        part.requires_grad_(getattr(head, name).requires_grad)
     small.keep.copy_(new.keep)
     if weight is embedding.weight:
         small.weight = new.weight
@@ -138,9 +142,12 @@ def _refuse_resize(*args, **kwargs):
 
 # %% ../nbs/12_rebuild.ipynb #c3a7ac7f
 def _ignore_pruned_labels(model, args, kwargs):
-    "Forward pre-hook of a masked-LM model: labels that are pruned ids become -100."
+    "Forward pre-hook of a model with an LM head: labels that are pruned ids become -100; a decoder still reads them."
     call = inspect.signature(model.forward).bind_partial(*args, **kwargs)
     if (labels := call.arguments.get("labels")) is not None:
+        given = call.arguments.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
+        if not given and hasattr(model, "prepare_decoder_input_ids_from_labels"):
+            call.arguments["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         kept = model.get_input_embeddings().is_kept(labels.clamp(min=0))
         call.arguments["labels"] = labels.masked_fill(~kept, -100)
     return call.args, call.kwargs
@@ -155,7 +162,7 @@ def _second_bias(model, head: nn.Linear):
     "Fit the copy of the head's bias that BERT and RoBERTa hold one level up: the same parameter where tied, else one that nothing reads."
     parent = _head_parent(model, head)
     if head.bias is not None and isinstance(getattr(parent, "bias", None), nn.Parameter):
-        parent.bias = head.bias if model.config.tie_word_embeddings else nn.Parameter(head.bias.detach().clone())
+        parent.bias = head.bias if model.config.tie_word_embeddings else nn.Parameter(head.bias.detach().clone(), head.bias.requires_grad)
 
 # %% ../nbs/12_rebuild.ipynb #48781d2b
 def _places(model) -> list[str]:
@@ -289,16 +296,26 @@ def _check_rows(model, rows: torch.Tensor, n_old: int, pad: int | None, new_pad:
         raise ValueError(f"this model counts positions from its padding id, which would move from {pad} to {new_pad}; choose another oov, e.g. 'sparse'")
 
 
+def _check_padding(model, head: nn.Linear, n_old: int):
+    "Raise `ValueError` where the logits of `head` have no bias, in it or beside it, that says which rows only fill up."
+    parent = _head_parent(model, head)
+    biases = [head.bias, getattr(parent, "bias", None), *parent.buffers(recurse=False)]
+    if not any(torch.is_tensor(bias) and bias.shape[-1:] == (n_old,) for bias in biases):
+        raise ValueError(f"{type(model).__name__} has a head without a bias, so a row that only fills up could be predicted; leave pad_to_multiple_of out")
+
+
 def rebuild_plain(model, rows: np.ndarray, pad_to_multiple_of: int = 1, share: bool = False):
     """A copy of `model` with a plain embedding (and head) of the original `rows`, int64 (K,), in that order; `model` is not changed.
 
     `pad_to_multiple_of`: rows of zeros follow up to a multiple of it. Token ids of the configurations are renumbered. `share` as in
     `rebuild_model_with_vocab`. Raises `TypeError` for a pruned model, `ValueError` for rows that the model does not have, that come twice, or that
-    lack a special token of the configuration, and for a model that cannot bear another padding id."""
+    lack a special token of the configuration, and for a model that cannot bear another padding id, or rows that fill up: its head has no bias."""
     old, head, rows = plain_embedding(model), model.get_output_embeddings(), torch.as_tensor(rows)
     n_old, n_rows = len(old.weight), math.ceil(len(rows) / pad_to_multiple_of) * pad_to_multiple_of
     new_id = {old_id: new for new, old_id in enumerate(rows.tolist())}
     _check_rows(model, rows, n_old, old.padding_idx, new_id.get(old.padding_idx))
+    if head is not None and n_rows > len(rows):
+        _check_padding(model, head, n_old)
     new = nn.Embedding(n_rows, old.embedding_dim, new_id.get(old.padding_idx), _weight=torch.empty(n_rows, old.embedding_dim, device="meta"))
     new.weight = _gather(old.weight, rows, n_rows)
     result = _copy(model, without=[old, head], share=share)

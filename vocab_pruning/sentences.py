@@ -6,9 +6,11 @@
 __all__ = ['UNLIMITED', 'PrunedTransformer', 'sentence_transformer']
 
 # %% ../nbs/18_sentences.ipynb #a70a506a
+import copy
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -33,7 +35,8 @@ class PrunedTransformer(InputModule):
 
     def __init__(self, pruned: PrunedModel, max_seq_length: int | None = None, do_lower_case: bool = False):
         super().__init__()
-        self.pruned, self.model, self.tokenizer, self.do_lower_case = pruned, pruned.model, pruned.tokenizer, do_lower_case
+        self.pruned, self.model, self.do_lower_case = pruned, pruned.model, do_lower_case
+        self.tokenizer = copy.deepcopy(pruned.tokenizer)  # encoding sets truncation and padding, which a tokenizer is saved with
         limits = positions(self.model.config) or UNLIMITED, self.tokenizer.model_max_length
         self.max_seq_length = max_seq_length or min((n for n in limits if n < UNLIMITED), default=512)
 
@@ -41,11 +44,18 @@ class PrunedTransformer(InputModule):
         "The width d of a token's vector."
         return self.model.config.hidden_size
 
-    def preprocess(self, inputs: list[str], prompt: str | None = None, **kwargs) -> dict[str, torch.Tensor]:
-        "The model's inputs for texts, each behind `prompt`: int64 (n, tokens) each."
+    def preprocess(self, inputs: list[str], prompt: str | None = None, max_length: int | None = None, processing_kwargs: dict | None = None, **kwargs) -> dict:
+        """The model's inputs for texts, each behind `prompt`: int64 (n, tokens) each, and with a prompt its `prompt_length`.
+
+        `max_length`: tokens a text is cut at (None: `max_seq_length`); `processing_kwargs["text"]` goes to the tokenizer."""
         texts = self._prepend_prompt(inputs, prompt) if prompt else inputs
         texts = [text.lower() for text in texts] if self.do_lower_case else list(texts)
-        return dict(self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_seq_length, return_tensors="pt"))
+        options = dict(padding=True, truncation=True, max_length=max_length or self.max_seq_length) | (processing_kwargs or {}).get("text", {})
+        features = dict(self.tokenizer(texts, return_tensors="pt", **options))
+        if prompt:
+            ids = self.preprocess([prompt], max_length=max_length)["input_ids"][0]
+            features["prompt_length"] = len(ids) - int(ids[-1].item() in self.tokenizer.all_special_ids)
+        return features
 
     def forward(self, features: dict, **kwargs) -> dict:
         "`features` with `token_embeddings`."
@@ -85,6 +95,16 @@ def _behind(name_or_path: str) -> tuple[list, dict, dict]:
     settings = {name: about[name] for name in ("prompts", "default_prompt_name", "similarity_fn_name") if name in about}
     return modules, settings, {name: first[name] for name in PrunedTransformer.config_keys if name in first}
 
+
+def _source(pruned: PrunedModel) -> str | None:
+    "The sentence-transformers model that `pruned` was made from, None where it is not found; a warning where the full model is not at hand either."
+    names = [name for name in (getattr(pruned.model, "name_or_path", ""), pruned.info.get("base_model")) if name]
+    found = next(filter(companions, names), None)
+    if found is None and pruned.original is None:
+        warnings.warn(f"how the full model made vectors of tokens is not known (no modules.json at {' or '.join(names) or 'any name'}): the mean is taken; "
+                      "save sentence_transformer(pruned) while the full model is at hand, which keeps it", stacklevel=3)
+    return found
+
 # %% ../nbs/18_sentences.ipynb #c2d78262
 def sentence_transformer(pruned: PrunedModel, max_seq_length: int | None = None) -> SentenceTransformer:
     """A `SentenceTransformer` around `pruned`, on its device: `encode`, `similarity`, training and `save_pretrained` are the library's own.
@@ -94,11 +114,12 @@ def sentence_transformer(pruned: PrunedModel, max_seq_length: int | None = None)
     (None: as the full model's). Raises `ValueError` for a pruned model without its tokenizer."""
     if pruned.tokenizer is None:
         raise ValueError("this pruned model has no tokenizer, which sentence-transformers needs; set its `tokenizer`")
-    source, device = getattr(pruned.model, "name_or_path", ""), str(pruned.model.device)
+    device = str(pruned.model.device)
     if pruned.portable:
         whole = _plain(pruned, device)
         whole.max_seq_length = max_seq_length or whole.max_seq_length
         return whole
-    modules, settings, first = _behind(source) if companions(source) else ([Pooling(pruned.model.config.hidden_size)], {}, {})
+    source = _source(pruned)
+    modules, settings, first = _behind(source) if source else ([Pooling(pruned.model.config.hidden_size)], {}, {})
     first |= {} if max_seq_length is None else dict(max_seq_length=max_seq_length)
     return SentenceTransformer(modules=[PrunedTransformer(pruned, **first), *modules], device=device, **settings)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .card import make_card
+from .card import make_card, size_change
 from .codes import make_codes
 from .core import hub_reachable, library_versions, to_json, whole_directory
 from .lowrank import install_losparse
@@ -72,12 +72,12 @@ def _summary(self: PrunedModel) -> list[tuple[str, int, int]]:
 
 # %% ../nbs/13_ship.ipynb #704416a9
 def _repr(self: PrunedModel) -> str:
-    parts = (f"{name} {before:,} → {after:,} (−{1 - after / before:.1%})" for name, before, after in _summary(self))
+    parts = (f"{name} {before:,} → {after:,} ({size_change(before, after)})" for name, before, after in _summary(self))
     return f"PrunedModel({type(self.model).__name__}: {', '.join(parts)})"
 
 # %% ../nbs/13_ship.ipynb #67ad88a2
 def _repr_markdown(self: PrunedModel) -> str:
-    lines = (f"| {name.replace('_', ' ')} | {before:,} | {after:,} | −{1 - after / before:.1%} |" for name, before, after in _summary(self))
+    lines = (f"| {name.replace('_', ' ')} | {before:,} | {after:,} | {size_change(before, after)} |" for name, before, after in _summary(self))
     return "\n".join([f"**{type(self.model).__name__}**, pruned\n", "| | before | after | |", "|---|---:|---:|---:|", *lines])
 
 
@@ -221,14 +221,19 @@ def _outputs(model, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return named
 
 # %% ../nbs/13_ship.ipynb #3efbcf52
+def _magnitude(values: torch.Tensor) -> float:
+    "The largest of |`values`|, 1 at least; the dtype's minimum, which stands for the logit of no token, aside."
+    return float(values.masked_fill(values < torch.finfo(values.dtype).min / 2, 0).abs().max().clamp(min=1))
+
+
 def _check_equal(ours: dict, theirs: dict, what: str, tolerance: float = 1e-5) -> float:
-    "The largest difference of two outputs; `ValueError` where it is above `tolerance` times the largest value of one of them."
+    "The largest difference of two outputs; `ValueError` where it is above `tolerance` times the `_magnitude` of one of them."
     worst = 0.0
     for name, value in theirs.items():
         if name not in ours or ours[name].shape != value.shape:
             raise ValueError(f"{what}: {name} has another shape or is missing; the pruned model is not what it should be")
         difference = float((ours[name].float().cpu() - value.float().cpu()).abs().max())
-        if not difference <= tolerance * max(float(value.abs().max()), 1):
+        if not difference <= tolerance * _magnitude(value):
             raise ValueError(f"{what}: {name} differs by {difference:.3g}; the pruned model is not what it should be")
         worst = max(worst, difference)
     return worst
@@ -252,7 +257,7 @@ def _cut(ids: torch.Tensor, length: int) -> torch.Tensor:
 
 def _ids(tokenizer, text: str) -> torch.Tensor:
     "Ids of one text as a model gets them, whole: int64 (1, n)."
-    return torch.tensor([tokenizer(text, verbose=False)["input_ids"]])
+    return torch.tensor([tokenizer(text, verbose=False)["input_ids"]], dtype=torch.int64)
 
 # %% ../nbs/13_ship.ipynb #2a212646
 def _from_file(file: Path, name: str) -> torch.Tensor:
@@ -302,7 +307,8 @@ def _check_reload(self: PrunedModel, directory: Path, texts: list[str]):
         if not torch.equal(ids, _ids(again.tokenizer, text)):
             raise ValueError(f"read back from disk, the tokenizer segments {text[:80]!r} otherwise; nothing was written")
     for ids in inputs if self.original is None else [max(inputs, key=torch.numel)]:
-        _beside_memory(self, again, ids)
+        if ids.numel():
+            _beside_memory(self, again, ids)
     return again
 
 
@@ -361,11 +367,13 @@ def _compare(self: PrunedModel, again: PrunedModel, texts: list[str]) -> dict:
         before, now = before + theirs.numel(), now + ours.numel()
         alike = _nothing_lost(self, ours, theirs)
         same += alike
+        if not ours.numel():
+            continue  # no model takes a text without a token
         if alike and untouched:
             compared, worst = compared + 1, max(worst, _beside_original(self, again, _cut(ours, length), _cut(theirs, length), text))
         else:
             _beside_memory(self, again, ours)
-    return dict(texts=len(texts), nothing_lost=same, growth=now / before, compared=compared, max_difference=worst)
+    return dict(texts=len(texts), nothing_lost=same, growth=now / before if before else 1.0, compared=compared, max_difference=worst)
 
 # %% ../nbs/13_ship.ipynb #93c2fb69
 def _verify(self: PrunedModel, texts: Iterable[str] | None = None, lossless: bool | None = None, directory: str | Path | None = None) -> dict:
@@ -398,12 +406,14 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError
 
-    cached = try_to_load_from_cache(name, "modules.json")
+    cached, reason = try_to_load_from_cache(name, "modules.json"), "the hub cannot be reached"
     if cached is None and hub_reachable():
         try:
             return Path(snapshot_download(name, allow_patterns=["modules.json", "*sentence*.json", "[0-9]*_*/*"]))
         except (OSError, HTTPError, ValueError) as error:
-            warnings.warn(f"whether {name} is a sentence-transformers model is not known ({error}); its modules.json is not carried over", stacklevel=2)
+            reason = error
+    if cached is None:
+        warnings.warn(f"whether {name} is a sentence-transformers model is not known ({reason}); its modules.json is not carried over", stacklevel=2)
     return Path(cached).parent if isinstance(cached, str) else Path(name)
 
 # %% ../nbs/13_ship.ipynb #5d2c5fb1

@@ -42,7 +42,9 @@ def _encode(encoder, texts: tuple[str, ...], first: int) -> tuple[np.ndarray, np
 def token_batches(texts: Iterable[str], tokenizer, batch_size: int = 1024, progress: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield `(ids, lengths)` for batches of documents: ids int64 (tokens,), lengths int64 (documents,).
 
-    `texts` is read once, `batch_size` documents at a time. Raises `TypeError` for a text that is no string or a slow tokenizer."""
+    `texts` is read once, `batch_size` documents at a time. Raises `TypeError` for a text that is no string, a single string or a slow tokenizer."""
+    if isinstance(texts, str):
+        raise TypeError("texts is a single string; give an iterable of texts, e.g. [text]")
     encoder, stream, coming = backend(tokenizer), iter(texts), None
     chunks = iter(lambda: tuple(islice(stream, batch_size)), ())
     total = len(texts) if hasattr(texts, "__len__") else None
@@ -106,8 +108,6 @@ def token_stats(texts: Iterable[str], tokenizer, n_rows: int, batch_size: int = 
 
     Raises `TypeError` for a text that is no string, a single string or a slow tokenizer; `ValueError` where there is no token at all or
     an id that no row has."""
-    if isinstance(texts, str):
-        raise TypeError("texts is a single string; give an iterable of texts, e.g. [text]")
     total = TokenStats.empty(n_rows)
     for ids, lengths in token_batches(texts, tokenizer, batch_size, progress):
         total += batch_stats(ids, lengths, n_rows)

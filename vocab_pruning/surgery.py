@@ -127,10 +127,12 @@ def derivation(token: str, ranks: dict[tuple[str, str], int]) -> list[str] | Non
 def closure(tokenizer, ids: Iterable[int]) -> np.ndarray:
     """`ids` and every token that their merges make on the way: int64, ascending. Of a WordPiece or Unigram tokenizer `ids` themselves.
 
-    Raises `ValueError` for a token that the merges never make, and as `token_kind` does."""
+    Raises `ValueError` for an id of a BPE tokenizer without a token, a token that the merges never make, and as `token_kind` does."""
     names, kept = {i: token for token, i in tokenizer.get_vocab().items()}, set(map(int, ids))
     if token_kind(tokenizer) == "BPE":
         ranks, added = _ranks(_read(tokenizer)), set(tokenizer.added_tokens_decoder)
+        if unknown := kept - names.keys():
+            raise ValueError(f"id {min(unknown)} has no token; leave it out")
         made = {i: derivation(names[i], ranks) for i in kept - added}
         if lost := [names[i] for i, tokens in made.items() if tokens is None]:
             raise ValueError(f"the merges never make the token {lost[0]!r}; leave it out")

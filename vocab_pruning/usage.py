@@ -43,10 +43,13 @@ def coverage_of(pruned: PrunedModel, texts: Iterable[str], n_lost: int = 10, ori
     `documents`, `tokens`; `kept`, the share of tokens with a row of their own, and `kept_train`, that of the texts it was pruned for (None where not known);
     `touched`, the share of documents that lost a token; `unknown`, the share of tokens that are the tokenizer's unknown one; `growth`, tokens over those of
     the `original` tokenizer, for which a plain model's texts are read again (None without it); `lost`, the `n_lost` most frequent lost tokens.
-    Raises as `token_stats` does, `ValueError` where `pruned` has no tokenizer."""
+    Raises as `token_stats` does, `ValueError` where `pruned` has no tokenizer and where texts that can be read only once are to be read again."""
     tokenizer, rows = pruned.tokenizer, pruned.model.get_input_embeddings()
     if tokenizer is None:
         raise ValueError("the pruned model was saved without its tokenizer; save it beside the model, or set pruned.tokenizer")
+    twice = pruned.plain and original is not None
+    if twice and iter(texts) is texts:
+        raise ValueError("the growth needs the texts a second time: give a list, not a generator, or leave original= out")
     n_rows = len(rows.weight if pruned.plain else rows.index)
     kept = np.ones(n_rows, bool) if pruned.plain else np.isin(np.arange(n_rows), pruned.keep.numpy())
     total, touched = TokenStats.empty(n_rows), 0
@@ -55,7 +58,9 @@ def coverage_of(pruned: PrunedModel, texts: Iterable[str], n_lost: int = 10, ori
         touched += len(np.unique(np.repeat(np.arange(len(lengths)), lengths)[~kept[ids]]))
     if not total.n_tokens:
         raise ValueError(f"the {total.n_docs} texts hold no token at all; give at least one that is not empty")
-    growth = 1.0 if not pruned.plain else total.n_tokens / token_stats(texts, original, len(original)).n_tokens if original is not None else None
+    growth = None if pruned.plain else 1.0
+    if twice:
+        growth = total.n_tokens / token_stats(texts, original, max(original.get_vocab().values()) + 1).n_tokens
     unknown = 0 if tokenizer.unk_token_id is None else total.counts[tokenizer.unk_token_id]
     gone, train = np.where(kept, 0, total.counts), pruned.info.get("train")
     return dict(documents=total.n_docs, tokens=total.n_tokens, kept=1 - float(gone.sum()) / total.n_tokens, kept_train=1 - train["share"] if train else None,

@@ -6,6 +6,7 @@
 __all__ = ['WATCHED', 'watch_attention', 'attention_received', 'compute_attention_scores', 'vatp_scores']
 
 # %% ../../nbs/scorers/attention.ipynb #7fbd7496
+import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -59,26 +60,26 @@ def watch_attention(model, observer: Callable):
 
 # %% ../../nbs/scorers/attention.ipynb #409b48bc
 def _received(model, inputs: dict[str, torch.Tensor], by_value: bool) -> torch.Tensor:
-    "Attention that each position of a padded batch receives, over real queries, heads and layers: float64 (batch, length), 0 at padding."
+    "Attention that each position of a padded batch receives, over real queries, heads and the encoder's layers: float64 (batch, length), 0 at padding."
     real = inputs["attention_mask"]
-    total = torch.zeros(real.shape, dtype=torch.float64, device=real.device)
+    total = torch.zeros(real.shape, dtype=torch.float64)
 
     def observe(weights, values):
         received = (real[:, None, None].float() @ weights.float()).squeeze(2)
         if by_value:
             size = values.float().abs().sum(-1)
             received = received * size.repeat_interleave(received.shape[1] // size.shape[1], 1)  # heads that share their values
-        total.add_(received.sum(1))
+        total.add_(received.sum(1).cpu())
 
     with watch_attention(model, observe):
-        model(**inputs)
-    return total * real
+        (model.base_model.get_encoder() if model.config.is_encoder_decoder else model)(**inputs)
+    return total * real.cpu()
 
 # %% ../../nbs/scorers/attention.ipynb #ac38573e
 def _batches(examples: Iterable, tokenizer, batch_size: int, max_length: int) -> Iterator[dict[str, torch.Tensor]]:
     "Padded model inputs for `examples` (strings, or tuples of one or two), at most `batch_size` at a time, of like length."
     stream = (example if isinstance(example, tuple) else (example,) for example in examples)
-    max_length = min(max_length, tokenizer.model_max_length)
+    tokenizer, max_length = copy.deepcopy(tokenizer), min(max_length, tokenizer.model_max_length)  # encoding sets truncation and padding
     while chunk := list(islice(stream, 32 * batch_size)):
         if (bad := next((example for example in chunk if not all(isinstance(text, str) for text in example)), None)) is not None:
             raise TypeError(f"example {bad!r} holds something that is not a string; leave out missing texts first")
@@ -94,17 +95,15 @@ def attention_received(model, tokenizer, examples: Iterable, n_rows: int, by_val
     """Attention that each row's occurrences receive in one pass over `examples`, and the occurrences themselves: float64 and int64 (V,).
 
     `examples`: strings, or tuples (text,) or (text, pair). `by_value` weighs by the L1 norm of the value vectors."""
-    total = torch.zeros(n_rows, dtype=torch.float64, device=model.device)
-    count = torch.zeros(n_rows, dtype=torch.int64, device=model.device)
+    total, count = torch.zeros(n_rows, dtype=torch.float64), torch.zeros(n_rows, dtype=torch.int64)
     with tqdm(total=len(examples) if hasattr(examples, "__len__") else None, unit="example", desc="attention", disable=not progress) as bar:
         for inputs in _batches(examples, tokenizer, batch_size, max_length):
-            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
             real = inputs["attention_mask"].bool()
             ids = inputs["input_ids"][real]
-            total.index_add_(0, ids, _received(model, inputs, by_value)[real])
+            total.index_add_(0, ids, _received(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, by_value)[real])
             count += torch.bincount(ids, minlength=n_rows)
             bar.update(len(real))
-    return total.cpu().numpy(), count.cpu().numpy()
+    return total.numpy(), count.numpy()
 
 # %% ../../nbs/scorers/attention.ipynb #9b9f3546
 def compute_attention_scores(stats: TokenStats, *, model=None, tokenizer=None, texts: Iterable[str] | None = None, examples: Iterable | None = None,
