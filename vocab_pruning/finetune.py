@@ -141,7 +141,8 @@ def _trainer(model, tokenizer, train, dev, task: Task, recipe: dict, output_dir,
         disable_tqdm=not progress)
     trainer = Trainer(
         model, arguments, train_dataset=train, eval_dataset=dev, data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
-        callbacks=list(callbacks), compute_metrics=lambda p: score(task, p.label_ids, decide(task, p.predictions)))
+        callbacks=list(callbacks), compute_metrics=lambda p: score(task, p.label_ids, decide(task, p.predictions)),
+        preprocess_logits_for_metrics=lambda outputs, _: outputs[0] if isinstance(outputs, tuple) else outputs)  # BART and T5 give their encoder's, too
     trainer.remove_callback(PrinterCallback)
     return trainer
 
