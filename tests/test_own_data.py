@@ -17,7 +17,7 @@ from transformers import BartConfig, BartForSequenceClassification
 from vocab_pruning import load_task, prune
 from vocab_pruning.data import TASKS, Task, data_fingerprint, get_task, load_texts, own_task, resolve_data
 from vocab_pruning.finetune import METRICS, finetune, load_classifier, make_recipe
-from vocab_pruning.results import record_run
+from vocab_pruning.results import record_run, run_name, shared_parameters
 from vocab_pruning.table import read_table
 
 AWKWARD = ['He said "no", twice', "first line\nsecond, line", "None", "NA", "naïve café — 数", "007", " two  spaces ", "'single'", "a\ttab", "nan", "1e5"]
@@ -306,6 +306,14 @@ def test_a_task_of_ones_own_fine_tunes_as_regression(tmp_path):
     result = finetune(build("wordpiece", num_labels=1), FAMILIES["wordpiece"].tokenizer, load_task(task), task, make_recipe(task), tmp_path)
     assert set(result.metrics) == {"pearson", "spearman"}
     assert isinstance(task, Task) and task.name not in TASKS
+
+
+def test_metrics_and_class_names_identify_a_run():
+    model, tasks = build("wordpiece", num_labels=2), [own_task(words(40, 4), **NAMED), own_task(words(40, 4), metrics=["f1"], **NAMED),
+                                                      own_task(words(40, 4).replace({"verdict": {"yes": "so"}}), **NAMED)]
+    names = {run_name(shared_parameters(task, 42, "tiny", model, "own", task.dataset, {})) for task in tasks}
+    assert len(names) == 3
+    assert not {"metrics", "labels"} & shared_parameters("cola", 42, "tiny", model, "sample", tasks[0].dataset, {}).keys()
 
 
 def test_an_encoder_with_a_decoder_is_fine_tuned(tmp_path):

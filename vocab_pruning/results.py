@@ -78,9 +78,11 @@ def train_documents(tasks: Mapping[str, int | None], data: str = "auto") -> list
 def shared_parameters(task: str | Task, seed: int, model_id: str, model, data_id: str, dataset, recipe: dict, max_train_examples: int | None = None,
                       held_out_examples: int | None = None) -> dict:
     "What identifies a run beside its cut and method, JSON-ready; `model` before it is trained, `dataset` as it is used, `recipe` from `make_recipe`."
-    shared = dict(task=get_task(task).name, seed=seed, model_id=model_id, model_fingerprint=model_fingerprint(model), data_id=data_id,
+    task = get_task(task)
+    shared = dict(task=task.name, seed=seed, model_id=model_id, model_fingerprint=model_fingerprint(model), data_id=data_id,
                   data_fingerprint=data_fingerprint(dataset), max_train_examples=max_train_examples, **recipe)
-    return shared | ({"held_out_examples": held_out_examples} if held_out_examples else {})
+    own = {} if task.dataset is None else dict(metrics=list(task.metrics), labels=task.labels and list(task.labels))
+    return shared | own | ({"held_out_examples": held_out_examples} if held_out_examples else {})
 
 # %% ../nbs/23_results.ipynb #432fab0b
 def asked_for(shared: dict, method: str, base: str, ratio: float, baseline: bool = True, *, scorer: str | None = None, oov: str | None = None,
