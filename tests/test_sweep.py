@@ -16,7 +16,7 @@ from vocab_pruning.data import get_task
 from vocab_pruning.finetune import FineTuned
 from vocab_pruning.publish import publish_run
 from vocab_pruning.results import read_row, read_rows, record_run
-from vocab_pruning.sweep import CELL, PAGE, sweep, sweep_cells, sweep_status
+from vocab_pruning.sweep import CELL, PAGE, _error_of, sweep, sweep_cells, sweep_status
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -91,6 +91,11 @@ def test_a_full_disk_stops_the_sweep_and_leaves_the_rows(two, tmp_path):
     assert error.value.errno == 28
     assert read_rows(tmp_path / "sweep").run.tolist() == ["earlier"]
     assert sweep_status(**given).state.tolist() == ["missing", "missing"]
+
+
+def test_a_page_that_a_full_disk_cut_off_tells_nothing(tmp_path):
+    (page := tmp_path / "page.ipynb").write_text('{"cells": [{"outp')
+    assert _error_of(page, "Traceback …\nOSError: [Errno 28] No space left on device\n", 1) == "OSError: [Errno 28] No space left on device"
 
 
 def test_a_run_on_what_auto_was_is_made_again(two, monkeypatch):

@@ -255,10 +255,17 @@ def _execute(notebook: Path, page: Path, run: dict, cwd: Path, threads: int, lea
     return None if done.returncode == 0 else _error_of(page, done.stderr, done.returncode)
 
 # %% ../nbs/30_sweep.ipynb #a53698e6
+def _cells(page: Path) -> list[dict]:
+    "The cells of the notebook `page`; none where it is not there, or was cut off."
+    try:
+        return json.loads(page.read_text(encoding="utf-8"))["cells"]
+    except (FileNotFoundError, ValueError):
+        return []
+
+
 def _error_of(page: Path, stderr: str, status: int) -> str:
     "Why the execution into `page` ended with `status`: the error that the notebook shows, else the signal, else the last line of `stderr`."
-    cells = json.loads(page.read_text(encoding="utf-8"))["cells"] if page.is_file() else []
-    shown = [output for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
+    shown = [output for cell in _cells(page) for output in cell.get("outputs", []) if output["output_type"] == "error"]
     if shown:
         return f"{shown[-1]['ename']}: {shown[-1]['evalue']}"
     if status < 0:
