@@ -1,9 +1,11 @@
 """Sweeps: killed and resumed, side by side, with runs that fail, without room, and on Ray. Runs are those of a stand-in, but for one."""
 
 import json
+import shutil
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from vocab_pruning.data import get_task
 from vocab_pruning.finetune import FineTuned
 from vocab_pruning.publish import publish_run
 from vocab_pruning.results import read_row, read_rows, record_run
-from vocab_pruning.sweep import CELL, PAGE, _error_of, sweep, sweep_cells, sweep_status
+from vocab_pruning.sweep import CELL, PAGE, _error_of, _outcome, sweep, sweep_cells, sweep_status
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -96,6 +98,16 @@ def test_a_full_disk_stops_the_sweep_and_leaves_the_rows(two, tmp_path):
 def test_a_page_that_a_full_disk_cut_off_tells_nothing(tmp_path):
     (page := tmp_path / "page.ipynb").write_text('{"cells": [{"outp')
     assert _error_of(page, "Traceback …\nOSError: [Errno 28] No space left on device\n", 1) == "OSError: [Errno 28] No space left on device"
+
+
+def test_an_engine_that_fails_leaves_what_another_sweep_made(two):
+    given, future = two(), Future()
+    future.set_exception(RuntimeError("the worker died"))
+    sweep(**given, progress=False)
+    (done, run), (missing, _) = sweep_cells(**given).items()
+    shutil.rmtree(missing)
+    assert (_outcome(future, done, run), _outcome(future, missing, run)) == ("done", "failed")
+    assert sweep_status(**given).error.dropna().tolist() == ["RuntimeError: the worker died"]
 
 
 def test_a_run_on_what_auto_was_is_made_again(two, monkeypatch):

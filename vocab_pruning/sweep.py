@@ -393,15 +393,17 @@ def sweep_status(recipe: str | Path, notebook: str | Path | None = None):
 
 # %% ../nbs/30_sweep.ipynb #afaab2ab
 def _outcome(future: Future, directory: Path, run: dict) -> str:
-    "What became of the run behind `future`. What its engine could not do is recorded as its error; that nothing can be written is raised."
+    "What became of the run behind `future`. What its engine could not do is its error, unless another sweep did it; that nothing can be written is raised."
     try:
         return future.result()
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001
-        with directory_lock(directory), whole_directory(directory, CELL) as new:
-            _record_cell(new, run, None, f"{type(error).__name__}: {error}", None)
-        return "failed"
+        with directory_lock(directory):
+            if cell_state(directory) != "done":
+                with whole_directory(directory, CELL) as new:
+                    _record_cell(new, run, None, f"{type(error).__name__}: {error}", None)
+        return cell_state(directory)
 
 # %% ../nbs/30_sweep.ipynb #cdd0eb8e
 def _make_all(cells: dict[Path, dict], todo: set[Path], submit: Callable[..., Future], bar):
