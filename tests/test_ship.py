@@ -811,13 +811,14 @@ def test_texts_that_preflight_cannot_use():
 
 @pytest.mark.parametrize("oov", BOTH)
 def test_a_frozen_encoder_that_lost_nothing_keeps_its_score(oov, family):
-    "Everything is kept, so the score is the same."
+    "Everything is kept, so the score is the same; the retention of a score below 0 is none."
     full, old = build(family, "bare"), FAMILIES[family].tokenizer
     p = pruned(family, "bare", oov, full=full, ratio=0)
     from datasets import Dataset
-    split = Dataset.from_dict(dict(text=TEXTS[:20], text_pair=TEXTS[20:40], label=[float(i * 7 % 11) for i in range(20)]))
-    result = frozen_retention(p, full, old, split)
-    assert result["retention"] == pytest.approx(1, abs=1e-6) and result["full"] == pytest.approx(result["pruned"], abs=1e-6)
+    splits = [Dataset.from_dict(dict(text=TEXTS[:20], text_pair=TEXTS[20:40], label=[float(sign * (i * 7 % 11)) for i in range(20)])) for sign in (1, -1)]
+    low, high = sorted((frozen_retention(p, full, old, split) for split in splits), key=lambda result: result["full"])
+    assert low["retention"] is None and high["retention"] == pytest.approx(1, abs=1e-6)
+    assert high["full"] == pytest.approx(high["pruned"], abs=1e-6) == pytest.approx(-low["full"], abs=1e-6)
 
 
 def test_a_score_leaves_the_mode_as_it_is():
