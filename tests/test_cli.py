@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -236,9 +237,9 @@ def test_a_sweep_and_its_failures(monkeypatch, tmp_path):
     asked = {}
     monkeypatch.setattr(sweeps, "sweep", lambda recipe, *args, **options: asked.update(args=args, options=options))
     states = pd.DataFrame(dict(cell=["a", "b"], state=["done", "done"], run=["a-0", "b-0"], seconds=[1.0, 2.0], error=[None, None]))
-    monkeypatch.setattr(sweeps, "sweep_status", lambda recipe: states)
-    shown = call("sweep", "recipe.yaml", "--engine", "ray", "--workers", 3, "--retry", "-o", "gpus=0.5").output
-    assert asked == dict(args=("ray", 3, True), options=dict(progress=False, gpus=0.5)) and "a-0" in shown
+    monkeypatch.setattr(sweeps, "sweep_status", lambda recipe, notebook: states)
+    shown = call("sweep", "recipe.yaml", "--engine", "ray", "--workers", 3, "--retry", "-o", "gpus=0.5", "--notebook", "other.ipynb").output
+    assert asked == dict(args=("ray", 3, True), options=dict(progress=False, notebook=Path("other.ipynb"), gpus=0.5)) and "a-0" in shown
     states.loc[1, ["state", "error"]] = "failed", "too much"
     assert "1 of 2 runs failed, first b: too much" in refused("sweep", "recipe.yaml")
     monkeypatch.undo()
