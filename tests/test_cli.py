@@ -182,6 +182,8 @@ def test_other_commands_refuse_in_one_line(tiny, tmp_path, monkeypatch):
     assert "holds no config.json" in refused("check", tmp_path, tiny / "texts.txt")
     assert "unknown task 'colla'" in refused("run", "colla")
     assert "is not there; start inside the project, or give --notebook" in refused("run", "cola")
+    assert "unknown method 'lowrank'" in refused("run", "cola", "-p", "method=lowrank")
+    assert "unknown task 'colla'" in refused("run", "cola", "-p", "vocabulary_tasks={colla: null}")
     assert "unknown base 'tokens'" in refused("preflight", tiny / "model", tiny / "texts.txt", "--base", "tokens", "--ratio", 0.3, "--oov", "unk")
     assert "unknown oov 'pg'" in refused("preflight", tiny / "model", tiny / "texts.txt", "--oov", "pg")
 

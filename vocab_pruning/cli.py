@@ -259,12 +259,12 @@ def run(task: Annotated[str, typer.Argument(help="A GLUE task, a file of texts a
       vocab-prune run cola --ratio 0.2
       vocab-prune run reviews.yaml --ratio 0.4 --oov sparse -p oov_options='{m: 8}' -p save_model=true
     """
-    from vocab_pruning.core import project_root
+    from vocab_pruning.core import call_declared, project_root
     from vocab_pruning.results import check_run, row_of_notebook, summarize_notebook
     from vocab_pruning.sweep import run_notebook
 
     given = dict(task=task, ratio=ratio, base=base, scorer=scorer, oov=oov, model=model, data=data, seed=seed, out=out) | _options(parameter)
-    check_run(task, ratio, base, scorer, oov, given.get("scorer_options"), given.get("oov_options"))
+    call_declared(check_run, offered=given)
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / "run.ipynb"
         _execute(run_notebook(notebook), executed, given)
