@@ -291,7 +291,8 @@ def _execute(notebook: Path, executed: Path, parameters: dict):
 # %% ../nbs/92_cli.ipynb #69119ac4
 @_command
 def sweep(recipe: Annotated[Path, typer.Argument(help="A recipe (.yaml).", show_default=False)],
-          engine: Annotated[str, typer.Option(help="local or ray.")] = "local", workers: Annotated[int, typer.Option(help="Runs at a time.")] = 2,
+          engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
+          workers: Annotated[int, typer.Option(help="Runs at a time; a Ray cluster that is there makes as many as it has room for.")] = 2,
           retry: Annotated[bool, typer.Option(help="Make runs again that failed.")] = False,
           option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of the engine, as name=value; may be given again.")] = None,
           notebook: Notebook = None):

@@ -330,7 +330,8 @@ def _local(workers: int, threads: int) -> Iterator[Callable[..., Future]]:
 def _ray(workers: int, threads: int, address: str | None = None, gpus: float | None = None, max_retries: int = 3) -> Iterator[Callable[..., Future]]:
     """Tasks of the Ray cluster at `address` (None: the one that `RAY_ADDRESS` names), or of one with room for `workers` that is started here.
 
-    `gpus` is each run's share of a GPU (None: the cluster's GPUs divided among the workers, one each at most), `max_retries` how often its worker may die.
+    A cluster that is there makes as many runs at a time as it has room for, whatever `workers` says. `gpus` is each run's share of a GPU (None: the cluster's
+    GPUs divided among the workers, one each at most), `max_retries` how often its worker may die.
     Raises `ImportError` without Ray."""
     if find_spec("ray") is None:
         raise ImportError("the engine 'ray' needs Ray; install vocab_pruning[cluster]")
@@ -448,8 +449,10 @@ def sweep(recipe: str | Path, engine: str = "local", workers: int = 2, retry: bo
     """Make every run of the `recipe` that is not there yet, and give the rows of its directory, read from disk, as a DataFrame.
 
     `engine` is one of `ENGINES`: `"local"` (`workers` processes at a time, this machine's processors divided among them unless `threads` are given)
-    or `"ray"` (`options`: `address` of a cluster, `gpus` for each run, `max_retries`). A run that fails is recorded and warned of, and made again only
-    with `retry`. Raises as `read_recipe` does, `ImportError` for a missing extra, and `OSError` where nothing can be written."""
+    or `"ray"` (`options`: `address` of a cluster, which makes as many at a time as it has room for; `gpus` for each run, `max_retries`). A run that fails
+    is recorded and warned of, and made again only with `retry`.
+
+    Raises as `read_recipe` does, `ImportError` for a missing extra, and `OSError` where nothing can be written."""
     from joblib import cpu_count
 
     recipe, notebook, cwd = Path(recipe), run_notebook(notebook), Path.cwd()
