@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from functools import cache, partial
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -56,6 +57,7 @@ from vocab_pruning.frozen import frozen_retention, sentence_vectors
 from vocab_pruning.oov import Remap
 from vocab_pruning.preflight import KINDS, plot_preflight
 from vocab_pruning.rebuild import PrunedEmbedding, rebuild_model_with_vocab, rebuild_plain, sizes
+from vocab_pruning.scoring import compute_token_scores
 from vocab_pruning.ship import _read_back
 from vocab_pruning.stats import backend
 
@@ -77,6 +79,7 @@ LOSSY = {"wordpiece": 0.5, "bpe": 0.09, "unigram": 0.75}
 OTHERS = ["", "Ünïcode, 東京  q?", *make_texts(5, seed=9)]
 FRESH_PROCESS = WITHOUT_US + """
 import json, sys
+from importlib import import_module
 from pathlib import Path
 import torch
 import transformers
@@ -784,6 +787,15 @@ def test_a_cut_that_cannot_be_had_is_a_row_with_a_reason():
     assert table[(table.oov == "pq") & (table.ratio == 0.01)].reason.notna().all()
     assert table[(table.oov == "unk") & (table.ratio == 0.01)].reason.isna().all()
     plot_preflight(table)
+
+
+@pytest.mark.parametrize(("scorer", "times"), [("tfidf", 1), ("clustering", 2)])
+def test_scores_are_computed_once_where_they_do_not_depend_on_the_rows(scorer, times, monkeypatch):
+    made = []
+    monkeypatch.setattr(import_module("vocab_pruning.preflight"), "compute_token_scores",
+                        lambda *args, **options: made.append(1) or compute_token_scores(*args, **options))
+    preflight(shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer, TEXTS, TEXTS, [0.2, 0.5], oovs=["unk", "nearest"], scorer=scorer)
+    assert len(made) == times
 
 
 @pytest.mark.parametrize("ratios, oovs", [([0.2], ["unk"]), ([0.999], ["resegment"]), ([], ["unk"])])
