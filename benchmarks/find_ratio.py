@@ -35,8 +35,8 @@ def main():
         found = find_ratio(task, **options, progress=True)
         print(f"{task}: {found}\n{found.curve.to_string(index=False, na_rep='')}", flush=True)
         results[task] = vars(found) | {"curve": json.loads(found.curve.to_json(orient="records"))}
-    if file:
-        file.write_text(json.dumps(results | {"options": options}, indent=1) + "\n", encoding="utf-8")
+        if file:
+            file.write_text(json.dumps(results | {"options": options}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

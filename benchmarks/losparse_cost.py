@@ -7,18 +7,17 @@ import argparse
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import child
 from safetensors import safe_open
 from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 from vocab_pruning import PrunedModel
-from vocab_pruning.benchmark import both_clocks, in_turn
+from vocab_pruning.benchmark import both_clocks, in_turn, process_peak
 from vocab_pruning.core import library_versions, minilm_directory
 from vocab_pruning.finetune import load_classifier
 from vocab_pruning.losparse import close_window, losparse_settings, mask_rows, most_important, observe, zero_rows
@@ -38,9 +37,7 @@ def batch(device: str, size: int = 16, length: int = 128) -> dict:
 
 def peak_mib(device: str) -> float:
     "The most memory held so far, in MiB: the allocator's on a GPU, else the process's."
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return (torch.cuda.max_memory_allocated() if device == "cuda" else process_peak()) / 2**20
 
 
 def split_of(ratio: float, compacted: bool = False):
@@ -131,12 +128,6 @@ def modernbert_on_disk(ratio: float) -> dict:
             params = sum(math.prod(part.get_shape()) for part in slices if part.get_dtype() == "F32")
         return dict(params=params, removed=1 - params / full["params"], off=abs(params - (1 - ratio) * full["params"]) / full["params"],
                     bytes=file.stat().st_size, bytes_full=full["bytes"])
-
-
-def child(*call) -> object:
-    "What the function named by the first of `call` gives in a fresh process, called with the others."
-    run = subprocess.run([sys.executable, __file__, "--child", json.dumps(call)], check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(run.stdout)
 
 
 def measure(what: str, ratio: float, rounds: int, device: str, bf16: bool) -> dict:

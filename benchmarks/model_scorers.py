@@ -6,18 +6,18 @@ their ratios is what counts."""
 import argparse
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import numpy as np
 import torch
+from common import child, met
 
+from vocab_pruning.benchmark import process_peak
 from vocab_pruning.clusters import CLUSTERINGS, cluster_rows
 from vocab_pruning.core import library_versions, minilm_directory
-from vocab_pruning.data import examples, load_task
+from vocab_pruning.data import examples, load_task, resolve_data
 from vocab_pruning.linkage import average_linkage
 from vocab_pruning.scorers.attention import _batches, attention_received
 
@@ -25,11 +25,6 @@ GOALS = {"average, modernbert": 60, "average, minilm": 15}  # seconds on two cor
 MEMORY_GOAL = 2048  # MiB of the whole process
 FASTER_GOAL = 5  # than scikit-learn at 8,000 rows
 SLOWER_GOAL, LARGER_GOAL = 1.3, 1.2  # than a plain eager forward pass
-
-
-def peak_mib() -> float:
-    "The most resident memory this process has held, in MiB; `ru_maxrss` would start from the parent's."
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def embedding_rows(model: str) -> torch.Tensor:
@@ -49,7 +44,8 @@ def cluster(model: str, method: str) -> dict:
     rows = rows[rows.norm(dim=1) > 0]
     start = perf_counter()
     labels = cluster_rows(rows, len(rows) // 4, method)
-    return dict(rows=len(rows), width=rows.shape[1], wanted=len(rows) // 4, got=len(np.unique(labels)), seconds=perf_counter() - start, peak_mib=peak_mib())
+    return dict(rows=len(rows), width=rows.shape[1], wanted=len(rows) // 4, got=len(np.unique(labels)), seconds=perf_counter() - start,
+                peak_mib=process_peak() / 2**20)
 
 
 def beside_scikit_learn(n: int, rounds: int) -> dict:
@@ -107,28 +103,17 @@ def attention_seconds(task: str, rounds: int, device: str) -> dict:
             seconds[name].append(perf_counter() - start)
     plain = seconds["plain eager forward"]
     ratios = {name: median(a / b for a, b in zip(taken, plain, strict=True)) for name, taken in seconds.items()}
-    return dict(examples=len(corpus)) | {name: dict(seconds=median(taken), ratio=ratios[name]) for name, taken in seconds.items()}
+    return dict(data=resolve_data()[1], examples=len(corpus)) | {name: dict(seconds=median(taken), ratio=ratios[name]) for name, taken in seconds.items()}
 
 
 def attention_memory(task: str, name: str, device: str) -> dict:
     "Peak memory of one pass: the process's, and on a GPU the allocator's."
     model, tokenizer = _classifier(device)
     PASSES[name](model, tokenizer, examples(load_task(task)["train"]))
-    return dict(peak_mib=peak_mib()) | (dict(gpu_mib=torch.cuda.max_memory_allocated() / 2**20) if device == "cuda" else {})
+    return dict(peak_mib=process_peak() / 2**20) | (dict(gpu_mib=torch.cuda.max_memory_allocated() / 2**20) if device == "cuda" else {})
 
 
 # What is shown
-
-
-def child(*call) -> dict:
-    "What the function named by the first of `call` gives in a fresh process, called with the others."
-    run = subprocess.run([sys.executable, __file__, "--child", json.dumps(call)], check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(run.stdout)
-
-
-def met(value: float, goal: float | None, at_least: bool = False) -> str:
-    "The goal and whether it is met, in brackets."
-    return "" if goal is None else f" (goal {goal}: {'met' if (value >= goal if at_least else value <= goal) else 'missed'})"
 
 
 def measure_clusterings() -> dict:
@@ -151,7 +136,7 @@ def measure_attention(task: str, rounds: int, device: str) -> dict:
     kind = "gpu_mib" if device == "cuda" else "peak_mib"
     for name in PASSES:
         times, larger = seconds[name]["ratio"], memory[name][kind] / memory["plain eager forward"][kind]
-        print(f"{name} over {seconds['examples']:,} examples of {task} on {device}: {seconds[name]['seconds']:.1f} s, "
+        print(f"{name} over {seconds['examples']:,} examples of {task} ({seconds['data']}) on {device}: {seconds[name]['seconds']:.1f} s, "
               f"{times:.2f} times plain{met(times, SLOWER_GOAL)}, "
               f"peak {memory[name][kind]:,.0f} MiB, {larger:.2f} times plain{met(larger, LARGER_GOAL)}", flush=True)
     return dict(seconds=seconds, memory=memory)

@@ -48,7 +48,7 @@ def measure(name: str, options) -> dict:
     import torch
 
     from vocab_pruning import PrunedModel, prune
-    from vocab_pruning.data import documents, load_task
+    from vocab_pruning.data import documents, load_task, resolve_data
     from vocab_pruning.export import compare_onnx, export_onnx, onnx_session
 
     torch.set_num_threads(options.threads)
@@ -65,10 +65,11 @@ def measure(name: str, options) -> dict:
             p.model.save_pretrained(Path(scratch) / f"{kind} torch")
             torch_bytes = sum(file.stat().st_size for file in (Path(scratch) / f"{kind} torch").glob("*.safetensors"))
             rows = len(p.model.get_input_embeddings().weight)
-            result[kind] = dict(rows=rows, bytes=report["bytes"], torch_bytes=torch_bytes, seconds=seconds, texts=len(dev),
+            result[kind] = dict(data=resolve_data()[1], rows=rows, bytes=report["bytes"], torch_bytes=torch_bytes, seconds=seconds, texts=len(dev),
                                 max_difference=compare_onnx(p, sessions[kind], dev))
             print(f"{name}, {kind}: {rows:,} rows, {report['bytes'] / 2**20:.2f} MiB, in safetensors {torch_bytes / 2**20:.2f} MiB, "
-                  f"written in {seconds:.0f} s, differs by {result[kind]['max_difference']:.1e} on {len(dev)} texts", flush=True)
+                  f"written in {seconds:.0f} s, differs by {result[kind]['max_difference']:.1e} on {len(dev)} texts of "
+                  f"{options.task} ({result[kind]['data']})", flush=True)
         for batch in options.batches:
             times = timed(kinds, sessions, dev[:batch], options.rounds)
             for kind in kinds:

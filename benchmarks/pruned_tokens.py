@@ -14,6 +14,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
+from common import met
+
 PRUNED = {"sparse": {"m": 4}, "pq": {"n_bytes": 32}, "int8": {}, "int4": {}}
 FOUND = ("sparse", "pq")
 SECONDS_GOAL, MEMORY_GOAL = {"sparse": 60}, 2048  # on two cores; MiB of the whole process
@@ -87,14 +89,14 @@ def write_inputs(directory: str, task: str):
     from transformers import AutoTokenizer
 
     from vocab_pruning.core import MODERNBERT, minilm_directory
-    from vocab_pruning.data import documents, load_task
+    from vocab_pruning.data import documents, load_task, resolve_data
 
     (Path(directory) / "minilm").symlink_to(minilm_directory(), target_is_directory=True)
     full_model("modernbert").save_pretrained(Path(directory) / "modernbert")
     AutoTokenizer.from_pretrained(os.environ.get("MODERNBERT_TOKENIZER", MODERNBERT)).save_pretrained(Path(directory) / "modernbert")
     texts = documents(load_task(task)["train"])
     (Path(directory) / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return dict(texts=len(texts))
+    return dict(task=task, data=resolve_data()[1], texts=len(texts))
 
 
 def look(directory: str, model: str, result: str) -> dict:
@@ -157,16 +159,11 @@ def measured(python: str, code: str, *arguments) -> dict:
 
 def child(*call) -> dict:
     "What the function named by the first of `call` gives in a fresh process, called with the others, with that process's own seconds and peak."
-    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')" + PEAK
+    code = "import os, runpy, sys; del sys.argv[0]; sys.path[0] = os.path.dirname(sys.argv[0]); runpy.run_path(sys.argv[0], run_name='__main__')" + PEAK
     start = perf_counter()
     run = subprocess.run([sys.executable, "-c", code, __file__, "--child", json.dumps(call)], check=True, stdout=subprocess.PIPE, text=True)
     told, peak = run.stdout.splitlines()[-2:]
     return json.loads(told) | dict(process_seconds=perf_counter() - start, peak_mib=int(peak) / 1024)
-
-
-def met(value: float, goal: float | None) -> str:
-    "The goal and whether it is met, in brackets."
-    return "" if goal is None else f" (goal {goal}: {'met' if value <= goal else 'missed'})"
 
 
 def measure_finding(options) -> dict:
@@ -243,7 +240,8 @@ def measure_writing(options) -> dict:
     for name, r in results.items():
         print(f"{name}: torch and transformers alone {r['seconds']:.1f} s, peak {r['peak_mib']:,.0f} MiB", flush=True)
     with TemporaryDirectory() as scratch:
-        child("write_inputs", scratch, options.task)
+        r = results["texts"] = child("write_inputs", scratch, options.task)
+        print(f"{r['texts']:,} train texts of {r['task']} ({r['data']})", flush=True)
         for model in options.models:
             results[model] = measure_model(Path(scratch), model, options)
             show_written(model, results[model])

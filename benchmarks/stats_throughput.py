@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from vocab_pruning.benchmark import both_clocks, in_turn
+from vocab_pruning.benchmark import both_clocks, in_turn, process_peak
 from vocab_pruning.core import MINILM, library_versions, minilm_directory, resolve_model
 from vocab_pruning.data import SAMPLE, TASKS, documents, load_task
 from vocab_pruning.stats import backend, token_batches, token_stats
@@ -86,22 +86,12 @@ def throughput_rows(seconds: dict[str, np.ndarray], n_tokens: int) -> list[dict]
 # Memory
 
 
-def peak_mib() -> float:
-    "The most resident memory this process has held, in MiB; `ru_maxrss` would start from the parent's."
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
-
-
 def stream_file(path: str, tokenizer_name: str, batch_size: int) -> dict:
     "Tokens and peak memory of `token_stats` over the lines of a text file; for a process of its own."
     tokenizer, _, n_rows = load_tokenizer(tokenizer_name)
     with Path(path).open(encoding="utf-8") as lines:
         stats = token_stats((line.rstrip("\n") for line in lines), tokenizer, n_rows, batch_size)
-    return dict(tokens=stats.n_tokens, peak_mib=peak_mib())
+    return dict(tokens=stats.n_tokens, peak_mib=process_peak() / MIB)
 
 
 def memory_rows(texts: list[str], tokenizer_name: str, batch_size: int) -> list[dict]:

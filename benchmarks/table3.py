@@ -16,14 +16,13 @@ import torch
 from vocab_pruning.benchmark import step_time, table3, text_batches
 from vocab_pruning.budget import count_rows
 from vocab_pruning.core import MINILM, call_declared, minilm_directory
-from vocab_pruning.data import documents, load_task
+from vocab_pruning.data import documents, load_task, resolve_data
 from vocab_pruning.finetune import load_classifier
 from vocab_pruning.oov import get_oov
 from vocab_pruning.prune import prune, size_with
 from vocab_pruning.rebuild import rebuild_model_with_vocab
 from vocab_pruning.results import provenance
 
-EXACT = "cluster"  # the paper's, with one row a token
 CLOCKS = {"wall": perf_counter, "processor": process_time}
 
 
@@ -67,11 +66,11 @@ def measure(base: str, options) -> pd.DataFrame:
     models, batches = BASES[base](options)
     clock = CLOCKS[options.clock]
     table = table3(models, batches, options.rounds, clock=clock)
-    steps = step_time({name: models[name] for name in ("full", EXACT)}, batches, options.steps, 1, clock).add_prefix("step_")
+    steps = step_time({name: models[name] for name in ("full", options.oovs[0])}, batches, options.steps, 1, clock).add_prefix("step_")
     table.insert(0, "base", TITLES[base])
     batch = (batches["full"] if isinstance(batches, dict) else batches)[0]["input_ids"]
-    here, size = provenance(), " x ".join(map(str, batch.shape))
-    settings = (f"{torch.get_num_threads()} threads, batch {size}, seed {options.seed}, {options.rounds} rounds, {options.steps} of steps, "
+    here, size, read = provenance(), " x ".join(map(str, batch.shape)), f"cola from {resolve_data()[1]}, " if base == "minilm" else ""
+    settings = (f"{torch.get_num_threads()} threads, {read}batch {size}, seed {options.seed}, {options.rounds} rounds, {options.steps} of steps, "
                 f"{options.clock} clock")
     versions = ", ".join(f"{name} {here[f'version_{name}']}" for name in ("torch", "transformers", "vocab_pruning"))
     where = dict(machine=f"{here['machine']}, {os.cpu_count()} cores", settings=settings, finished=here["finished"],
@@ -87,7 +86,8 @@ def main():
     parser.add_argument("--batch", type=int, default=4, help="ModernBERT's texts of a batch (default: %(default)s)")
     parser.add_argument("--length", type=int, default=64, help="tokens of each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, ids and remaps (default: %(default)s)")
-    parser.add_argument("--oovs", nargs="+", default=[EXACT, "pq"], help="remaps measured, with resegment for MiniLM (default: %(default)s)")
+    parser.add_argument("--oovs", nargs="+", default=["cluster", "pq"],
+                        help="remaps measured, the first in fine-tuning steps, too, with resegment for MiniLM (default: %(default)s)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor where other processes are busy (default: %(default)s)")
     parser.add_argument("--bases", nargs="+", choices=BASES, default=[*BASES], help="models measured (default: all)")
     options = parser.parse_args()

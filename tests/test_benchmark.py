@@ -1,8 +1,12 @@
 "What is measured, and that measuring changes nothing; no time is asserted."
 
+import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES, TEXTS, shared, state
@@ -11,6 +15,8 @@ from safetensors.torch import load_file
 from vocab_pruning import prune
 from vocab_pruning.benchmark import beside_first, bytes_on_disk, in_turn, latency, peak_memory, step_time, table3, text_batches
 from vocab_pruning.rebuild import sizes
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 KINDS = {"unk": {}, "cluster": dict(n_clusters=7), "dbscan": dict(n_clusters=7), "nearest": {}, "sparse": dict(m=3), "pq": dict(n_bytes=4), "int8": {},
          "int4": {}, "resegment": {}}
@@ -149,3 +155,33 @@ def test_table3_has_a_line_for_each_model(monkeypatch):
         assert all(line[name] == counted[name] for name in ("rows", "params", "embedding_params"))
         assert line["bytes"] == bytes_on_disk(models[line["model"]])
     assert "memory_bytes" not in table3(models, batches, rounds=6, warm_up=0, memory=False)
+
+
+# Programs in benchmarks/
+
+
+def test_a_search_that_fails_leaves_the_answers_before_it(tmp_path, monkeypatch):
+    import find_ratio
+
+    def search(task: str, **options):
+        if task == "stsb":
+            raise ValueError("no ratio passes")
+        return SimpleNamespace(ratio=0.5, curve=pd.DataFrame(dict(ratio=[0.5])))
+
+    monkeypatch.setattr(find_ratio, "find_ratio", search)
+    monkeypatch.setattr(sys, "argv", ["find_ratio.py", "cola", "stsb", "--json", str(tmp_path / "found.json")])
+    with pytest.raises(ValueError, match="no ratio passes"):
+        find_ratio.main()
+    assert json.loads((tmp_path / "found.json").read_text())["cola"] == dict(ratio=0.5, curve=[dict(ratio=0.5)])
+
+
+def test_steps_are_timed_of_the_first_remap_that_is_asked_for(monkeypatch):
+    import table3 as program
+
+    models, batches = models_and_batches("wordpiece")
+    made = {name: models[name] for name in ("full", "pq")}
+    monkeypatch.setitem(program.BASES, "minilm", lambda options: (made, batches))
+    monkeypatch.setattr(program, "table3", lambda *args, **options: table3(*args, memory=False, **options))
+    monkeypatch.setattr(program, "resolve_data", lambda: ("sample", "sample"))
+    table = program.measure("minilm", SimpleNamespace(oovs=["pq"], rounds=6, steps=6, seed=0, clock="wall"))
+    assert table.step_ms.notna().all() and "cola from sample" in table.settings[0]

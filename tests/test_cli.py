@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -193,6 +194,8 @@ def test_other_commands_refuse_in_one_line(tiny, tmp_path, monkeypatch):
     assert "holds no config.json" in refused("check", tmp_path, tiny / "texts.txt")
     assert "unknown task 'colla'" in refused("run", "colla")
     assert "is not there; start inside the project, or give --notebook" in refused("run", "cola")
+    assert "unknown method 'lowrank'" in refused("run", "cola", "-p", "method=lowrank")
+    assert "unknown task 'colla'" in refused("run", "cola", "-p", "vocabulary_tasks={colla: null}")
     assert "unknown base 'tokens'" in refused("preflight", tiny / "model", tiny / "texts.txt", "--base", "tokens", "--ratio", 0.3, "--oov", "unk")
     assert "unknown oov 'pg'" in refused("preflight", tiny / "model", tiny / "texts.txt", "--oov", "pg")
 
@@ -248,9 +251,9 @@ def test_a_sweep_and_its_failures(monkeypatch, tmp_path):
     asked = {}
     monkeypatch.setattr(sweeps, "sweep", lambda recipe, *args, **options: asked.update(args=args, options=options))
     states = pd.DataFrame(dict(cell=["a", "b"], state=["done", "done"], run=["a-0", "b-0"], seconds=[1.0, 2.0], error=[None, None]))
-    monkeypatch.setattr(sweeps, "sweep_status", lambda recipe: states)
-    shown = call("sweep", "recipe.yaml", "--engine", "ray", "--workers", 3, "--retry", "-o", "gpus=0.5").output
-    assert asked == dict(args=("ray", 3, True), options=dict(progress=False, gpus=0.5)) and "a-0" in shown
+    monkeypatch.setattr(sweeps, "sweep_status", lambda recipe, notebook: states)
+    shown = call("sweep", "recipe.yaml", "--engine", "ray", "--workers", 3, "--retry", "-o", "gpus=0.5", "--notebook", "other.ipynb").output
+    assert asked == dict(args=("ray", 3, True), options=dict(progress=False, notebook=Path("other.ipynb"), gpus=0.5)) and "a-0" in shown
     states.loc[1, ["state", "error"]] = "failed", "too much"
     assert "1 of 2 runs failed, first b: too much" in refused("sweep", "recipe.yaml")
     monkeypatch.undo()

@@ -148,6 +148,11 @@ def test_commands_in_the_middle_of_a_sentence_name_targets_that_exist(project):
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
+def test_runs_with_other_parameters_are_other_notebooks(project):
+    written = [re.search(r"runs/notebooks/\S+", run(["make", "--dry-run", "run", asked], project).stdout)[0] for asked in ("seed=3", "epochs=3")]
+    assert written == ["runs/notebooks/run-seed=3.ipynb", "runs/notebooks/run-epochs=3.ipynb"]
+
+
 def test_there_is_something_to_run():
     names = [name for name, _ in commands()]
     assert names.count("README.md") >= 3 and names.count("CONTRIBUTING.md") >= 5 and names.count(GUIDE) >= 3

@@ -28,10 +28,12 @@ from transformers import (
 
 from vocab_pruning import PrunedModel, load
 from vocab_pruning.core import minilm_directory
+from vocab_pruning.data import load_task
+from vocab_pruning.finetune import finetune, make_recipe
 from vocab_pruning.losparse import LoSparseCallback, add_losparse, combine, entries_kept, losparse_settings, most_important, vocabulary_ratio
 from vocab_pruning.lowrank import compact, encoder_linears, install_losparse, losparse_linears, rank_of, split_model
 from vocab_pruning.rebuild import sizes
-from vocab_pruning.results import METHODS, check_run, row_of_notebook
+from vocab_pruning.results import METHODS, check_run, row_of_notebook, subset
 
 ROOT = Path(__file__).parent.parent
 needs_minilm = pytest.mark.skipif(minilm_directory() is None, reason="needs the extra `offline` (MiniLM weights)")
@@ -396,6 +398,12 @@ def test_a_frozen_layer_stays_frozen_and_is_refused(tmp_path):
     assert [name for name, p in split.named_parameters() if not p.requires_grad] == [name for name, _ in split.named_parameters() if "layer.0." in name]
     with pytest.raises(ValueError, match="is frozen"):
         train(split, tmp_path, [LoSparseCallback(settings)])
+
+
+def test_a_loss_that_is_not_finite_is_an_error_without_losparse_too(tmp_path):
+    data, recipe = subset(load_task("cola", "sample"), 40), make_recipe("cola", epochs=1, batch_size=4)
+    with pytest.raises(ValueError, match="training loss is nan after 1 epochs; lower learning_rate"):
+        finetune(build("wordpiece"), FAMILIES["wordpiece"].tokenizer, data, "cola", recipe, tmp_path, callbacks=[Poison()])
 
 
 class Stop(TrainerCallback):

@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import WORDS, build, make_texts
+from conftest import FAMILIES, WORDS, build, make_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BartConfig, BartForSequenceClassification
 
 from vocab_pruning import load_task, prune
 from vocab_pruning.data import TASKS, Task, data_fingerprint, get_task, load_texts, own_task, resolve_data
 from vocab_pruning.finetune import METRICS, finetune, load_classifier, make_recipe
-from vocab_pruning.results import record_run
+from vocab_pruning.results import record_run, run_name, shared_parameters
 from vocab_pruning.table import read_table
 
 AWKWARD = ['He said "no", twice', "first line\nsecond, line", "None", "NA", "naïve café — 数", "007", " two  spaces ", "'single'", "a\ttab", "nan", "1e5"]
@@ -302,11 +303,27 @@ def test_from_a_csv_to_predictions_by_name(tmp_path):
 def test_a_task_of_ones_own_fine_tunes_as_regression(tmp_path):
     frame = words(40, 4).assign(verdict=lambda f: f.said.str.len() / 10)
     task = own_task(frame, regression=True, epochs=1, batch_size=8, **NAMED)
-    from conftest import FAMILIES
-
     result = finetune(build("wordpiece", num_labels=1), FAMILIES["wordpiece"].tokenizer, load_task(task), task, make_recipe(task), tmp_path)
     assert set(result.metrics) == {"pearson", "spearman"}
     assert isinstance(task, Task) and task.name not in TASKS
+
+
+def test_metrics_and_class_names_identify_a_run():
+    model, tasks = build("wordpiece", num_labels=2), [own_task(words(40, 4), **NAMED), own_task(words(40, 4), metrics=["f1"], **NAMED),
+                                                      own_task(words(40, 4).replace({"verdict": {"yes": "so"}}), **NAMED)]
+    names = {run_name(shared_parameters(task, 42, "tiny", model, "own", task.dataset, {})) for task in tasks}
+    assert len(names) == 3
+    assert not {"metrics", "labels"} & shared_parameters("cola", 42, "tiny", model, "sample", tasks[0].dataset, {}).keys()
+
+
+def test_an_encoder_with_a_decoder_is_fine_tuned(tmp_path):
+    tokenizer = FAMILIES["unigram"].tokenizer
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")} | dict(decoder_start_token_id=tokenizer.eos_token_id)
+    size = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))}
+    model = BartForSequenceClassification(BartConfig(vocab_size=len(tokenizer), d_model=16, max_position_embeddings=64, num_labels=2, **ids, **size))
+    task = own_task(words(40, 4), epochs=1, batch_size=8, **NAMED)
+    found = finetune(model, tokenizer, load_task(task), task, make_recipe(task, max_length=48), tmp_path)
+    assert len(found.predictions["dev"]) == len(task.dataset["dev"])
 
 
 def test_cells_of_a_csv_are_never_converted(tmp_path):

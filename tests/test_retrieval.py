@@ -63,6 +63,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     (dict(corpus='{"_id": "a", "text": "x"}\n["b"]\n'), ValueError, "corpus.jsonl, line 2: not a JSON object"),
     (dict(queries='{"_id": "1"}\n'), ValueError, "queries.jsonl, line 1: .*'text'"),
     (dict(corpus='{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n'), ValueError, "corpus.jsonl, line 2: the id 'a' stands there twice"),
+    (dict(qrels="1\ta\t2\n"), ValueError, "test.tsv has no header"),
     (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\n"), ValueError, "test.tsv, line 2: .* is not a query's id"),
     (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\thigh\n"), ValueError, "test.tsv, line 2: .*high"),
     (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\t1\n1\ta\t2\n"), ValueError, "test.tsv, line 3: the pair '1', 'a' stands there twice"),

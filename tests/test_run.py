@@ -170,6 +170,7 @@ def start(**parameters):
     (dict(max_train_examples=0), "max_train_examples=0"),
     (dict(held_out_examples=10**6), "held_out_examples=1000000"),
     (dict(vocabulary_tasks={"colla": None}), "unknown task 'colla'"),
+    (dict(vocabulary_tasks={"cola": None}, held_out_examples=8), "counts those held out"),
     (dict(data="no/such/directory"), "is not a directory"),
 ], ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")
 def test_bad_parameters_stop_in_the_first_cell(parameters, message):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vocab_pruning import search as module
 from vocab_pruning.results import read_row
-from vocab_pruning.search import aim, find_ratio, last_within, rises, run_interval, search
+from vocab_pruning.search import Found, aim, find_ratio, last_within, rises, run_interval, search
 
 QUICK = dict(retention=0.5, max_runs=2, base="vocab", scorer="frequency", oov="unk", step=0.1, data="sample", max_train_examples=32, held_out_examples=48,
              n_texts=16, epochs=1)
@@ -98,6 +98,10 @@ def test_noise_is_what_rises():
 
 
 # A tiny model
+
+
+def test_a_fine_ratio_is_shown_as_it_is():
+    assert str(Found(0.945, 0.99, 0.99, "vocab", 0.95, 3, 0.0, None)).startswith("Found(ratio 0.945 of vocab: retention 0.990, wanted 0.99; 0.95 fails;")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from functools import cache, partial
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -57,6 +58,7 @@ from vocab_pruning.frozen import frozen_retention, sentence_vectors, sts_score
 from vocab_pruning.oov import Remap
 from vocab_pruning.preflight import KINDS, plot_preflight
 from vocab_pruning.rebuild import PrunedEmbedding, rebuild_model_with_vocab, rebuild_plain, sizes
+from vocab_pruning.scoring import compute_token_scores
 from vocab_pruning.ship import _read_back
 from vocab_pruning.stats import backend
 
@@ -78,6 +80,7 @@ LOSSY = {"wordpiece": 0.5, "bpe": 0.09, "unigram": 0.75}
 OTHERS = ["", "Ünïcode, 東京  q?", *make_texts(5, seed=9)]
 FRESH_PROCESS = WITHOUT_US + """
 import json, sys
+from importlib import import_module
 from pathlib import Path
 import torch
 import transformers
@@ -829,6 +832,15 @@ def test_a_cut_that_cannot_be_had_is_a_row_with_a_reason():
     plot_preflight(table)
 
 
+@pytest.mark.parametrize(("scorer", "times"), [("tfidf", 1), ("clustering", 2)])
+def test_scores_are_computed_once_where_they_do_not_depend_on_the_rows(scorer, times, monkeypatch):
+    made = []
+    monkeypatch.setattr(import_module("vocab_pruning.preflight"), "compute_token_scores",
+                        lambda *args, **options: made.append(1) or compute_token_scores(*args, **options))
+    preflight(shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer, TEXTS, TEXTS, [0.2, 0.5], oovs=["unk", "nearest"], scorer=scorer)
+    assert len(made) == times
+
+
 @pytest.mark.parametrize("ratios, oovs", [([0.2], ["unk"]), ([0.999], ["resegment"]), ([], ["unk"])])
 def test_the_columns_are_always_the_same(ratios, oovs):
     full, old = shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer
@@ -854,13 +866,14 @@ def test_texts_that_preflight_cannot_use():
 
 @pytest.mark.parametrize("oov", BOTH)
 def test_a_frozen_encoder_that_lost_nothing_keeps_its_score(oov, family):
-    "Everything is kept, so the score is the same."
+    "Everything is kept, so the score is the same; the retention of a score below 0 is none."
     full, old = build(family, "bare"), FAMILIES[family].tokenizer
     p = pruned(family, "bare", oov, full=full, ratio=0)
     from datasets import Dataset
-    split = Dataset.from_dict(dict(text=TEXTS[:20], text_pair=TEXTS[20:40], label=[float(i * 7 % 11) for i in range(20)]))
-    result = frozen_retention(p, full, old, split)
-    assert result["retention"] == pytest.approx(1, abs=1e-6) and result["full"] == pytest.approx(result["pruned"], abs=1e-6)
+    splits = [Dataset.from_dict(dict(text=TEXTS[:20], text_pair=TEXTS[20:40], label=[float(sign * (i * 7 % 11)) for i in range(20)])) for sign in (1, -1)]
+    low, high = sorted((frozen_retention(p, full, old, split) for split in splits), key=lambda result: result["full"])
+    assert low["retention"] is None and high["retention"] == pytest.approx(1, abs=1e-6)
+    assert high["full"] == pytest.approx(high["pruned"], abs=1e-6) == pytest.approx(-low["full"], abs=1e-6)
 
 
 def test_a_score_leaves_the_mode_as_it_is():

@@ -1,9 +1,11 @@
 """Sweeps: killed and resumed, side by side, with runs that fail, without room, and on Ray. Runs are those of a stand-in, but for one."""
 
 import json
+import shutil
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,10 +14,11 @@ import pytest
 
 from vocab_pruning import results
 from vocab_pruning.core import minilm_directory
+from vocab_pruning.data import get_task
 from vocab_pruning.finetune import FineTuned
 from vocab_pruning.publish import publish_run
 from vocab_pruning.results import read_row, read_rows, record_run
-from vocab_pruning.sweep import CELL, PAGE, sweep, sweep_cells, sweep_status
+from vocab_pruning.sweep import CELL, PAGE, _error_of, _outcome, sweep, sweep_cells, sweep_status
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -92,6 +95,21 @@ def test_a_full_disk_stops_the_sweep_and_leaves_the_rows(two, tmp_path):
     assert sweep_status(**given).state.tolist() == ["missing", "missing"]
 
 
+def test_a_page_that_a_full_disk_cut_off_tells_nothing(tmp_path):
+    (page := tmp_path / "page.ipynb").write_text('{"cells": [{"outp')
+    assert _error_of(page, "Traceback …\nOSError: [Errno 28] No space left on device\n", 1) == "OSError: [Errno 28] No space left on device"
+
+
+def test_an_engine_that_fails_leaves_what_another_sweep_made(two):
+    given, future = two(), Future()
+    future.set_exception(RuntimeError("the worker died"))
+    sweep(**given, progress=False)
+    (done, run), (missing, _) = sweep_cells(**given).items()
+    shutil.rmtree(missing)
+    assert (_outcome(future, done, run), _outcome(future, missing, run)) == ("done", "failed")
+    assert sweep_status(**given).error.dropna().tolist() == ["RuntimeError: the worker died"]
+
+
 def test_a_run_on_what_auto_was_is_made_again(two, monkeypatch):
     "`auto` takes the data at hand; when there is more, an earlier run is not the one that was asked for."
     given = two("data_id = os.environ['GLUE_DIR']\nname += data_id\n")
@@ -143,11 +161,43 @@ def test_the_recipes_of_the_project_can_be_run(recipe):
     assert len(sweep_cells(recipe)) > 100
 
 
-@pytest.mark.parametrize("place", ["data/reviews.csv", "/srv/data/reviews.csv"])
-def test_the_cells_of_an_own_task_lie_below_out(tmp_path, monkeypatch, place):
-    monkeypatch.setattr("vocab_pruning.sweep.check_run", lambda *args, **options: None)
-    recipe = write_recipe(tmp_path / "recipe.yml", 1, TWO.replace("out: sweep", "out: {out}").replace("[cola]", f"[{place}]"))
-    assert {cell.parent for cell in sweep_cells(recipe, ROOT / "nbs" / "run.ipynb")} == {tmp_path / "sweep" / "cells"}
+OWN = "text,label\n" + "".join(f"text {i},{('no', 'yes')[i % 2]}\n" for i in range(20))
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "A function that gives the cells of a recipe of the task whose texts and description lie in data/."
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "reviews.csv").write_text(OWN)
+    (tmp_path / "data" / "reviews.yaml").write_text("train: reviews.csv")
+    monkeypatch.chdir(tmp_path)
+
+    def cells(place: str = "data/reviews.yaml") -> dict:
+        return sweep_cells(write_recipe(tmp_path / "recipe.yml", 3, TWO.replace("[cola]", f"[{place}]")), ROOT / "nbs" / "run.ipynb")
+    return cells
+
+
+@pytest.mark.parametrize("place", ["data/reviews.csv", "{here}/data/reviews.csv"])
+def test_the_cells_of_an_own_task_lie_below_out(tmp_path, own, place):
+    assert {cell.parent for cell in own(place.format(here=tmp_path))} == {tmp_path / "sweep" / "cells"}
+
+
+def test_the_cells_of_an_own_task_are_those_of_its_files(tmp_path, own):
+    seen, data = own().keys(), tmp_path / "data"
+    assert own().keys() == seen and len(seen) == 6
+    for file, text in (("reviews.csv", OWN.replace("text 3", "another")), ("reviews.yaml", "{train: reviews.csv, metrics: [f1]}"),
+                       ("reviews.yaml", "{train: reviews.csv, metrics: [f1], epochs: 9}")):
+        (data / file).write_text(text)
+        assert not own().keys() & seen
+        seen |= own().keys()
+
+
+def test_an_own_task_is_read_once(own, monkeypatch):
+    read = []
+    monkeypatch.setattr("vocab_pruning.sweep.get_task", lambda task: read.append(task) or get_task(task))
+    monkeypatch.setattr("vocab_pruning.results.get_task", lambda task: read.append(task) or get_task(task))
+    own()
+    assert [task for task in read if isinstance(task, str)] == ["data/reviews.yaml"]
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [

@@ -137,10 +137,12 @@ def _trainer(model, tokenizer, train, dev, task: Task, recipe: dict, output_dir,
         output_dir=str(output_dir), num_train_epochs=recipe["epochs"], learning_rate=recipe["learning_rate"], warmup_steps=0.1,
         per_device_train_batch_size=recipe["batch_size"], per_device_eval_batch_size=64, train_sampling_strategy="group_by_length",
         optim="adamw_torch_fused", bf16=recipe["precision"] == "bf16", use_cpu=recipe["device"] == "cpu", seed=seed, data_seed=seed,
-        eval_strategy="epoch", save_strategy="no", logging_strategy="steps", logging_steps=1 / 40, report_to="none", disable_tqdm=not progress)
+        eval_strategy="epoch", save_strategy="no", logging_strategy="steps", logging_steps=1 / 40, logging_nan_inf_filter=False, report_to="none",
+        disable_tqdm=not progress)
     trainer = Trainer(
         model, arguments, train_dataset=train, eval_dataset=dev, data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
-        callbacks=list(callbacks), compute_metrics=lambda p: score(task, p.label_ids, decide(task, p.predictions)))
+        callbacks=list(callbacks), compute_metrics=lambda p: score(task, p.label_ids, decide(task, p.predictions)),
+        preprocess_logits_for_metrics=lambda outputs, _: outputs[0] if isinstance(outputs, tuple) else outputs)  # BART and T5 give their encoder's, too
     trainer.remove_callback(PrinterCallback)
     return trainer
 

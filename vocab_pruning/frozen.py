@@ -45,7 +45,9 @@ def sts_score(model, tokenizer, split, **options) -> float:
     return float(spearmanr(cosine, labels).statistic)
 
 # %% ../nbs/15_frozen.ipynb #1b407f51
-def frozen_retention(pruned: PrunedModel, model, tokenizer, split, **options) -> dict[str, float]:
-    "`sts_score` on `split` of the full `model`, of the `pruned` one, and `retention`, the second over the first. Raises as `sts_score` does."
+def frozen_retention(pruned: PrunedModel, model, tokenizer, split, **options) -> dict[str, float | None]:
+    """`sts_score` on `split` of the full `model`, of the `pruned` one, and `retention`, the second over the first (None where the full score is not above 0).
+
+    Raises as `sts_score` does."""
     full, left = sts_score(model, tokenizer, split, **options), sts_score(pruned.model, pruned.tokenizer, split, **options)
-    return dict(full=full, pruned=left, retention=left / full)
+    return dict(full=full, pruned=left, retention=left / full if full > 0 else None)

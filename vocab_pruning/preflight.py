@@ -6,7 +6,9 @@
 __all__ = ['COLUMNS', 'KINDS', 'mapped_error', 'growth', 'measure', 'preflight', 'plot_preflight']
 
 # %% ../nbs/16_preflight.ipynb #679d56fd
-from collections.abc import Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -17,7 +19,7 @@ from .budget import count_rows, special_mask
 from .oov import OOV
 from .prune import check_oov, lost, prune_with_stats, size_with
 from .rebuild import plain_embedding
-from .scoring import compute_token_scores
+from .scoring import compute_token_scores, get_scorer
 from .ship import PrunedModel
 from .stats import TokenStats, token_stats
 
@@ -47,17 +49,28 @@ def measure(pruned: PrunedModel, train: TokenStats, dev: TokenStats, held_out: I
                 error=mapped_error(pruned, dev), growth=growth(pruned, held_out, dev.n_tokens), params=after["params"],
                 params_removed=1 - after["params"] / pruned.info["before"]["params"], bytes=after["bytes"])
 
+# %% ../nbs/16_preflight.ipynb #5e0c7a32
+def _scoring(train: TokenStats, scorer: str, **options) -> Callable[[int], np.ndarray]:
+    "What gives the scores for a number of rows, computed once for each number that makes a difference to the `scorer`."
+    by_rows = "n_rows" in inspect.signature(get_scorer(scorer)).parameters
+
+    @cache
+    def score(n_rows: int | None) -> np.ndarray:
+        return compute_token_scores(train, scorer, n_rows=n_rows, **options)
+
+    return lambda n_rows: score(n_rows if by_rows else None)
+
 # %% ../nbs/16_preflight.ipynb #9d80ad9b
 COLUMNS = ["ratio", "oov", "rows", "coverage_train", "coverage_held_out", "mapped_held_out", "error", "growth", "params", "params_removed", "bytes", "reason"]
 KINDS = [*(kind for kind in OOV if kind != "dbscan"), "resegment"]  # DBSCAN takes minutes where the others take seconds
 
 
-def _one(model, tokenizer, ratio: float, base: str, oov: str, scorer: str, seed: int, train: TokenStats, dev: TokenStats, texts, held_out) -> dict:
-    "`measure` of one cut, or `reason` why there is none."
+def _one(model, tokenizer, ratio: float, base: str, oov: str, score: Callable[[int], np.ndarray], seed: int, train: TokenStats, dev: TokenStats, texts,
+         held_out) -> dict:
+    "`measure` of one cut, or `reason` why there is none; `score` gives the scores for a number of rows."
     special = special_mask(model, tokenizer)
     try:
-        n_rows = count_rows(ratio, base, size_with(model, oov), special, train.seen)
-        scores = compute_token_scores(train, scorer, model=model, n_rows=n_rows, seed=seed, texts=texts, tokenizer=tokenizer, special=special)
+        scores = score(count_rows(ratio, base, size_with(model, oov), special, train.seen))
         return measure(prune_with_stats(model, tokenizer, train, scores, ratio, base, oov, seed, texts=texts, share=True), train, dev, held_out)
     except ValueError as error:
         return dict(reason=str(error))
@@ -70,7 +83,7 @@ def preflight(model, tokenizer, texts: Sequence[str], held_out: Sequence[str], r
 
     Columns: `rows` kept; `coverage_train`, `coverage_held_out`, shares of occurrences whose token keeps its row; `mapped_held_out`, the rest; `error`, mean of
     1 - cosine of the mapped ones; `growth` of sequences; `params`, `params_removed`, `bytes`; `reason` where a cut cannot be had. Raises `ValueError` for
-    an unknown kind, and what `token_stats` raises."""
+    an unknown kind or scorer, and what `token_stats` raises."""
     import pandas as pd
 
     if one_shot := [name for name, split in (("texts", texts), ("held_out", held_out)) if isinstance(split, Iterator)]:
@@ -79,7 +92,8 @@ def preflight(model, tokenizer, texts: Sequence[str], held_out: Sequence[str], r
     for _, oov in cuts:
         check_oov(oov)
     train, dev = (token_stats(split, tokenizer, len(plain_embedding(model).weight), progress=progress) for split in (texts, held_out))
-    rows = [dict(ratio=ratio, oov=oov) | _one(model, tokenizer, ratio, base, oov, scorer, seed, train, dev, texts, held_out)
+    score = _scoring(train, scorer, model=model, seed=seed, texts=texts, tokenizer=tokenizer, special=special_mask(model, tokenizer))
+    rows = [dict(ratio=ratio, oov=oov) | _one(model, tokenizer, ratio, base, oov, score, seed, train, dev, texts, held_out)
             for ratio, oov in tqdm(cuts, unit="cut", desc="preflight", disable=not progress)]
     return pd.DataFrame(rows, columns=COLUMNS)
 

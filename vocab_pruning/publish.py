@@ -204,14 +204,16 @@ def _readme_table(lines) -> str:
 
 # %% ../nbs/92_publish.ipynb #de2b8650
 def readme_results(results: str | Path) -> str:
-    """The README's paragraph and table of the sweep in `results`, or one sentence where there is none.
+    """The README's paragraph and table of the sweep in `results`, or one sentence where there is none with a cut.
 
     Raises `ValueError` for rows of different provenance."""
     rows = read_rows(Path(results).absolute() / "rows")
     if "ratio" not in rows or rows.ratio.isna().all():
         return NO_RESULTS
     check_provenance(rows)
-    (base, ratio), *_ = cuts(lines := evaluations(rows))
+    if not (made := cuts(lines := evaluations(rows))):
+        return NO_RESULTS
+    (base, ratio), *_ = made
     lines, seeds = at_cut(lines, base, ratio), ", ".join(map(str, sorted(rows.seed.unique())))
     return (f"Retention with {cut_label(base, ratio)} removed: the pruned model's dev score in per cent of the full model's, same weights, data, recipe and "
             f"seed (`{rows.model_id[0]}`, {rows.data_id[0]}, seeds {seeds}; more than one is a mean).\n\n{_readme_table(lines[lines.label != FULL])}")

@@ -42,11 +42,16 @@ def _check_losparse(method: str, base: str, vocabulary_tasks: Mapping | None, vo
 
 # %% ../nbs/23_results.ipynb #35c44d5d
 def check_run(task: str, ratio: float, base: str, scorer: str, oov: str, scorer_options: dict | None = None, oov_options: dict | None = None,
-              vocabulary_tasks: Mapping | None = None, method: str = "vocab", vocab_share: float = 0.75, losparse_options: dict | None = None):
-    """Raise `ValueError` for an unknown task, base, scorer, oov or method, a ratio outside [0, 1), a fine-tuned scorer over several tasks, or what
-    LoSparse cannot do, `TypeError` for an option that scorer, remap or LoSparse do not take."""
+              vocabulary_tasks: Mapping | None = None, method: str = "vocab", vocab_share: float = 0.75, losparse_options: dict | None = None,
+              max_train_examples: int | None = None, held_out_examples: int | None = None):
+    """Raise `ValueError` for an unknown task, base, scorer, oov or method, a ratio outside [0, 1), a fine-tuned scorer over several tasks, a vocabulary
+    that counts held-out examples, or what LoSparse cannot do, `TypeError` for an option that scorer, remap or LoSparse do not take."""
     choose(METHODS, "method", method)
-    get_task(task), get_scorer(scorer), check_ratio(ratio, base), [get_task(name) for name in vocabulary_tasks or ()]
+    own, others = get_task(task).name, {name: get_task(name).name for name in vocabulary_tasks or ()}
+    get_scorer(scorer), check_ratio(ratio, base)
+    counted = [vocabulary_tasks[name] for name, other in others.items() if other == own]
+    if held_out_examples and any(few is None or few > (max_train_examples or few) for few in counted):
+        raise ValueError(f"vocabulary_tasks: {own} with {counted[0] or 'all'} examples counts those held out; give it max_train_examples={max_train_examples}")
     if vocabulary_tasks and scorer in TUNED:
         raise ValueError(f"scorer {scorer!r} reads a model tuned on one task; choose another for a vocabulary of {', '.join(vocabulary_tasks)}")
     inspect.signature(get_scorer(scorer)).bind_partial(**(scorer_options or {}))
@@ -78,9 +83,11 @@ def train_documents(tasks: Mapping[str, int | None], data: str = "auto") -> list
 def shared_parameters(task: str | Task, seed: int, model_id: str, model, data_id: str, dataset, recipe: dict, max_train_examples: int | None = None,
                       held_out_examples: int | None = None) -> dict:
     "What identifies a run beside its cut and method, JSON-ready; `model` before it is trained, `dataset` as it is used, `recipe` from `make_recipe`."
-    shared = dict(task=get_task(task).name, seed=seed, model_id=model_id, model_fingerprint=model_fingerprint(model), data_id=data_id,
+    task = get_task(task)
+    shared = dict(task=task.name, seed=seed, model_id=model_id, model_fingerprint=model_fingerprint(model), data_id=data_id,
                   data_fingerprint=data_fingerprint(dataset), max_train_examples=max_train_examples, **recipe)
-    return shared | ({"held_out_examples": held_out_examples} if held_out_examples else {})
+    own = {} if task.dataset is None else dict(metrics=list(task.metrics), labels=task.labels and list(task.labels))
+    return shared | own | ({"held_out_examples": held_out_examples} if held_out_examples else {})
 
 # %% ../nbs/23_results.ipynb #432fab0b
 def asked_for(shared: dict, method: str, base: str, ratio: float, baseline: bool = True, *, scorer: str | None = None, oov: str | None = None,

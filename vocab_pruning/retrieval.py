@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .core import whole_directory
+from .core import choose, whole_directory
 from .data import examples, load_task
 from .frozen import sentence_vectors
 from .ship import PrunedModel
@@ -37,15 +37,17 @@ def _read_texts(path: Path) -> dict[str, str]:
 
 # %% ../nbs/29_retrieval.ipynb #e044a189
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    "Relevance by query and document of a table with a header; `ValueError` names the line that is not `query, document, whole number` or repeats a pair."
+    "Relevance by query and document of a table; `ValueError` without a header, for a line that is not `query, document, whole number`, and a pair twice."
     qrels = {}
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 query, document, relevance = line.rstrip("\r\n").split("\t")
-                relevance = int(relevance) if number > 1 else None
+                relevance = int(relevance) if number > 1 else relevance
             except ValueError:
                 raise ValueError(f"{path.name}, line {number}: {line.rstrip()!r} is not a query's id, a document's id and a whole number") from None
+            if number == 1 and relevance.strip().removeprefix("-").isdecimal():
+                raise ValueError(f"{path.name} has no header; put the line query-id, corpus-id, score above its first pair")
             if number > 1 and document in qrels.setdefault(query, {}):
                 raise ValueError(f"{path.name}, line {number}: the pair {query!r}, {document!r} stands there twice")
             if number > 1:
@@ -106,13 +108,14 @@ PARAPHRASE: dict[str, float] = {"mrpc": 1, "qqp": 1, "stsb": 4}  # the label fro
 def paraphrases(tasks: Iterable[str] = ("mrpc", "stsb"), data: str = "auto") -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
     """`(corpus, queries, qrels)`, as `read_beir` gives, of the task "find its paraphrase" made of `tasks`, keys of `PARAPHRASE`.
 
-    `data` as `load_task` takes it. Queries are of dev, documents of all splits, equal texts are one. Raises `ValueError` as `check_retrieval` does."""
+    `data` as `load_task` takes it. Queries are of dev, documents of all splits, equal texts are one. Raises `ValueError` for another
+    task, and as `check_retrieval` does."""
     pairs, seconds = [], {}
     for task in tasks:
-        splits = load_task(task, data)
+        least, splits = choose(PARAPHRASE, "task of paraphrases", task), load_task(task, data)
         seconds |= dict.fromkeys(second for split in splits.values() for _, second in examples(split))
         labels = splits["dev"]["label"][:]
-        pairs += [pair for pair, label in zip(examples(splits["dev"]), labels, strict=True) if label >= PARAPHRASE[task] and pair[0] != pair[1]]
+        pairs += [pair for pair, label in zip(examples(splits["dev"]), labels, strict=True) if label >= least and pair[0] != pair[1]]
     asked = {first for first, _ in pairs}
     numbers = {text: f"d{i}" for i, text in enumerate(text for text in seconds if text not in asked)}
     found = {}

@@ -171,8 +171,8 @@ class Found:
     curve: object
 
     def __repr__(self) -> str:
-        fails = "none looked at failed" if self.fails_at is None else f"{self.fails_at:.2f} fails"
-        return (f"Found(ratio {self.ratio:.2f} of {self.base}: retention {self.retention:.3f}, wanted {self.wanted}; {fails}; "
+        fails = "none looked at failed" if self.fails_at is None else f"{self.fails_at:g} fails"
+        return (f"Found(ratio {self.ratio:g} of {self.base}: retention {self.retention:.3f}, wanted {self.wanted}; {fails}; "
                 f"{self.trainings} trainings, noise {self.noise:.3f})")
 
 # %% ../nbs/33_search.ipynb #10076002
@@ -284,6 +284,6 @@ def plot_found(found: Found):
     axes[1].axhline(found.wanted, color="0.6", ls="--", lw=1)
     axes[1].set(xlabel=f"fraction of {found.base} removed", ylabel="retention, trained (95 % interval)")
     for ax in axes:
-        ax.axvline(found.ratio, color="C2", lw=1, label=f"found: {found.ratio:.2f}")
+        ax.axvline(found.ratio, color="C2", lw=1, label=f"found: {found.ratio:g}")
     axes[1].legend(frameon=False)
     return axes

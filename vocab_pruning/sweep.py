@@ -19,7 +19,7 @@ import tempfile
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -32,7 +32,7 @@ from filelock import Timeout
 from tqdm.auto import tqdm
 
 from .core import MINILM, call_declared, choose, directory_lock, fingerprint, parse_yaml, project_root, resolve_model, whole_directory
-from .data import SAMPLE, resolve_data
+from .data import SAMPLE, Task, data_fingerprint, get_task, resolve_data
 from .results import ROW, check_run, read_row, read_rows, row_of_notebook
 from .scoring import TUNED
 
@@ -113,8 +113,17 @@ def _cuts(recipe: dict, method) -> list:
     return _listed(method["cuts"]) if isinstance(method, dict) and "cuts" in method else recipe["cuts"]
 
 # %% ../nbs/30_sweep.ipynb #d1888fdb
-def _check_recipe(recipe: dict, known: dict):
-    "Raise `ValueError` or `TypeError` that names the key where something in `recipe` is empty, unknown, impossible, or there twice."
+def _read_tasks(names: Iterable[str]) -> dict[str, Task]:
+    "The tasks called `names`, each read once. Raises as `get_task` does."
+    tasks = {}
+    for name in names:
+        with _within(f"tasks.{name}"):
+            tasks[name] = get_task(name)
+    return tasks
+
+
+def _check_recipe(recipe: dict, known: dict) -> dict[str, Task]:
+    "The tasks of `recipe` by name. Raises `ValueError` or `TypeError` that names the key where something in it is empty, unknown, impossible, or there twice."
     if empty := [key for key in ("model", "data", "tasks", "methods", "seeds") if not recipe[key]]:
         raise ValueError(f"{empty[0]} is empty; give at least one")
     for where, given in _places(recipe):
@@ -123,28 +132,32 @@ def _check_recipe(recipe: dict, known: dict):
     for i, method in enumerate(recipe["methods"]):
         if not _cuts(recipe, method):
             raise ValueError(f"methods[{i}] has no cuts; list some under `cuts`, at the top or in the method, as in [{{base: vocab, ratio: 0.773}}]")
-    runs: dict[str, dict] = {}
+    tasks, runs = _read_tasks(recipe["tasks"]), {}
     for run in grid(recipe):
         with _within(f"the run {_label(run)}"):
-            call_declared(check_run, offered=known | run)
+            call_declared(check_run, offered=known | run | {"task": tasks[run["task"]]})
             if runs.setdefault(fingerprint(known | run), run) is not run:
                 raise ValueError("it is asked for twice; leave one out")
+    return tasks
 
 # %% ../nbs/30_sweep.ipynb #b38789d6
-def read_recipe(path: str | Path, notebook: str | Path | None = None) -> dict:
-    """The recipe in the YAML file `path`, checked whole before anything runs, with every key there and every list a list.
-
-    Raises `FileNotFoundError` where there is no such file, `ValueError` or `TypeError`, which name the key, for an unknown key or parameter,
-    an empty list, a run that `check_run` refuses and one that is asked for twice."""
-    path, known = Path(path), run_parameters(run_notebook(notebook))
+def _read(path: Path, known: dict) -> tuple[dict, dict[str, Task]]:
+    "The recipe in `path`, as `read_recipe` gives it, and its tasks by name; `known` are the parameters that a run has."
     with _within(path.name):
         raw = {key: value for key, value in _read_yaml(path).items() if value is not None or key in ("tasks", "methods")}
         tasks = raw["tasks"] if isinstance(raw["tasks"], dict) else dict.fromkeys(_listed(raw["tasks"] or []))
         recipe = dict(out=str(raw["out"]), defaults=raw.get("defaults", {}), tasks={str(task): own or {} for task, own in tasks.items()})
         recipe |= {key: _listed(raw.get(key, known.get(name, ""))) for key, name in (("model", "model"), ("data", "data"), ("seeds", "seed"))}
         recipe |= dict(methods=_listed(raw["methods"] or []), cuts=_listed(raw.get("cuts", [])))
-        _check_recipe(recipe, known)
-    return recipe
+        return recipe, _check_recipe(recipe, known)
+
+
+def read_recipe(path: str | Path, notebook: str | Path | None = None) -> dict:
+    """The recipe in the YAML file `path`, checked whole before anything runs, with every key there and every list a list.
+
+    Raises `FileNotFoundError` where there is no such file, `ValueError` or `TypeError`, which name the key, for an unknown key or parameter,
+    an empty list, a run that `check_run` refuses and one that is asked for twice."""
+    return _read(Path(path), run_parameters(run_notebook(notebook)))[0]
 
 # %% ../nbs/30_sweep.ipynb #2eefa665
 def grid(recipe: dict) -> list[dict]:
@@ -167,9 +180,16 @@ def _label(run: dict) -> str:
 CELLS, CELL, PAGE = "cells", "cell.json", "run.ipynb"
 
 
-def cell_directory(out: str | Path, run: dict, defaults: dict) -> Path:
-    "Where a sweep below `out` keeps what came of `run`; the name ends in 8 hex digits of the hash of its parameters and the `defaults` of the others."
-    asked = {name: value for name, value in (defaults | run).items() if name != "out"}
+def _own_facts(task: Task) -> dict:
+    "What the name of `task` does not tell, where it brings its own data: what its files say today; JSON-ready."
+    names = ("labels", "metrics", "epochs", "learning_rate", "batch_size")
+    return {} if task.dataset is None else dict(data_fingerprint=data_fingerprint(task.dataset)) | {name: getattr(task, name) for name in names}
+
+
+def cell_directory(out: str | Path, run: dict, defaults: dict, own: dict | None = None) -> Path:
+    """Where a sweep below `out` keeps what came of `run`; the name ends in 8 hex digits of the hash of its parameters, the `defaults` of the others, and
+    what the files of a task of one's `own` say."""
+    asked = {name: value for name, value in (defaults | run).items() if name != "out"} | ({"own": own} if own else {})
     return project_root() / out / CELLS / f"{_label(run)}-{fingerprint(asked)[:8]}"
 
 # %% ../nbs/30_sweep.ipynb #d547571b
@@ -235,10 +255,17 @@ def _execute(notebook: Path, page: Path, run: dict, cwd: Path, threads: int, lea
     return None if done.returncode == 0 else _error_of(page, done.stderr, done.returncode)
 
 # %% ../nbs/30_sweep.ipynb #a53698e6
+def _cells(page: Path) -> list[dict]:
+    "The cells of the notebook `page`; none where it is not there, or was cut off."
+    try:
+        return json.loads(page.read_text(encoding="utf-8"))["cells"]
+    except (FileNotFoundError, ValueError):
+        return []
+
+
 def _error_of(page: Path, stderr: str, status: int) -> str:
     "Why the execution into `page` ended with `status`: the error that the notebook shows, else the signal, else the last line of `stderr`."
-    cells = json.loads(page.read_text(encoding="utf-8"))["cells"] if page.is_file() else []
-    shown = [output for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
+    shown = [output for cell in _cells(page) for output in cell.get("outputs", []) if output["output_type"] == "error"]
     if shown:
         return f"{shown[-1]['ename']}: {shown[-1]['evalue']}"
     if status < 0:
@@ -303,7 +330,8 @@ def _local(workers: int, threads: int) -> Iterator[Callable[..., Future]]:
 def _ray(workers: int, threads: int, address: str | None = None, gpus: float | None = None, max_retries: int = 3) -> Iterator[Callable[..., Future]]:
     """Tasks of the Ray cluster at `address` (None: the one that `RAY_ADDRESS` names), or of one with room for `workers` that is started here.
 
-    `gpus` is each run's share of a GPU (None: the cluster's GPUs divided among the workers, one each at most), `max_retries` how often its worker may die.
+    A cluster that is there makes as many runs at a time as it has room for, whatever `workers` says. `gpus` is each run's share of a GPU (None: the cluster's
+    GPUs divided among the workers, one each at most), `max_retries` how often its worker may die.
     Raises `ImportError` without Ray."""
     if find_spec("ray") is None:
         raise ImportError("the engine 'ray' needs Ray; install vocab_pruning[cluster]")
@@ -352,7 +380,9 @@ def _order(cells: dict[Path, dict], todo: set[Path]) -> dict[Path, list[Path]]:
 def sweep_cells(recipe: str | Path, notebook: str | Path | None = None) -> dict[Path, dict]:
     "The cells of the `recipe`: the directory of each, and the parameters of its run. Raises as `read_recipe` does."
     defaults = run_parameters(run_notebook(notebook))
-    return {cell_directory(run["out"], run, defaults): run for run in grid(read_recipe(recipe, notebook))}
+    read, tasks = _read(Path(recipe), defaults)
+    own = {name: _own_facts(task) for name, task in tasks.items()}
+    return {cell_directory(run["out"], run, defaults, own[run["task"]]): run for run in grid(read)}
 
 
 def sweep_status(recipe: str | Path, notebook: str | Path | None = None):
@@ -364,15 +394,17 @@ def sweep_status(recipe: str | Path, notebook: str | Path | None = None):
 
 # %% ../nbs/30_sweep.ipynb #afaab2ab
 def _outcome(future: Future, directory: Path, run: dict) -> str:
-    "What became of the run behind `future`. What its engine could not do is recorded as its error; that nothing can be written is raised."
+    "What became of the run behind `future`. What its engine could not do is its error, unless another sweep did it; that nothing can be written is raised."
     try:
         return future.result()
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001
-        with directory_lock(directory), whole_directory(directory, CELL) as new:
-            _record_cell(new, run, None, f"{type(error).__name__}: {error}", None)
-        return "failed"
+        with directory_lock(directory):
+            if cell_state(directory) != "done":
+                with whole_directory(directory, CELL) as new:
+                    _record_cell(new, run, None, f"{type(error).__name__}: {error}", None)
+        return cell_state(directory)
 
 # %% ../nbs/30_sweep.ipynb #cdd0eb8e
 def _make_all(cells: dict[Path, dict], todo: set[Path], submit: Callable[..., Future], bar):
@@ -417,8 +449,10 @@ def sweep(recipe: str | Path, engine: str = "local", workers: int = 2, retry: bo
     """Make every run of the `recipe` that is not there yet, and give the rows of its directory, read from disk, as a DataFrame.
 
     `engine` is one of `ENGINES`: `"local"` (`workers` processes at a time, this machine's processors divided among them unless `threads` are given)
-    or `"ray"` (`options`: `address` of a cluster, `gpus` for each run, `max_retries`). A run that fails is recorded and warned of, and made again only
-    with `retry`. Raises as `read_recipe` does, `ImportError` for a missing extra, and `OSError` where nothing can be written."""
+    or `"ray"` (`options`: `address` of a cluster, which makes as many at a time as it has room for; `gpus` for each run, `max_retries`). A run that fails
+    is recorded and warned of, and made again only with `retry`.
+
+    Raises as `read_recipe` does, `ImportError` for a missing extra, and `OSError` where nothing can be written."""
     from joblib import cpu_count
 
     recipe, notebook, cwd = Path(recipe), run_notebook(notebook), Path.cwd()
