@@ -198,9 +198,9 @@ def _readme_table(lines) -> str:
     "Markdown: retention in per cent of every method in `lines`, all of one cut, on each task and split, and the mean over all tasks."
     kept, sizes = score_means(lines, "retention").pivot(index="label", columns="column", values="mean"), averages(lines).set_index("label")
     columns = sort_columns(kept)
-    cells = [[label, f"{sizes.params_removed[label]:.0%}", *map(_percent, kept.loc[label, columns]), _percent(sizes["mean"][label])]
-             for label in sorted(kept.index, key=method_order)]
-    return markdown_table(["method", "parameters removed", *map(task_title, columns), "mean"], cells)
+    cells = [[label, f"{size.params_removed:.0%}", f"{size.bytes / 2**20:.1f}", *map(_percent, kept.loc[label, columns]), _percent(size["mean"])]
+             for label, size in sizes.loc[sorted(kept.index, key=method_order)].iterrows()]
+    return markdown_table(["method", "parameters removed", "MiB", *map(task_title, columns), "mean"], cells)
 
 # %% ../nbs/92_publish.ipynb #de2b8650
 def readme_results(results: str | Path) -> str:
@@ -216,7 +216,7 @@ def readme_results(results: str | Path) -> str:
     (base, ratio), *_ = made
     lines, seeds = at_cut(lines, base, ratio), ", ".join(map(str, sorted(rows.seed.unique())))
     return (f"Retention with {cut_label(base, ratio)} removed: the pruned model's dev score in per cent of the full model's, same weights, data, recipe and "
-            f"seed (`{rows.model_id[0]}`, {rows.data_id[0]}, seeds {seeds}; more than one is a mean).\n\n{_readme_table(lines[lines.label != FULL])}")
+            f"seed (`{rows.model_id[0]}`, {rows.data_id[0]}, seeds {seeds}; more than one is a mean).\n\n{_readme_table(lines)}")
 
 # %% ../nbs/92_publish.ipynb #2170ba9c
 def results_problems(root: str | Path = ".") -> list[str]:
