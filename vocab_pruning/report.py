@@ -67,19 +67,22 @@ def _verdicts(won: pd.DataFrame, reference: str) -> str:
             f"{100 * some.smallest.min():.1f} to {100 * some.smallest.max():.1f} points.")
 
 # %% ../nbs/31_report.ipynb #c1214864
+def _leader(pairs: pd.DataFrame, lines: pd.DataFrame) -> str:
+    "Who scores most of `lines` on the one column that `pairs` are of, and who is not told apart from it."
+    column = pairs.column.iloc[0]
+    scores = lines[(lines.column == column) & ~lines.label.str.startswith((FULL, TRAIN_ONLY))].groupby("label").score.mean()
+    beside = against(pairs, best := scores.idxmax())
+    level = beside["first"][~beside.sure]
+    return f"On {task_title(column)} {best} scores most, {scores.max():.3f}; not told apart from it: {', '.join(level) or 'none'}."
+
+
 def _told_apart(won: pd.DataFrame, lines: pd.DataFrame, cut: str) -> str:
     "How many pairs each task tells apart, and who leads where it is most: an average weighs all tasks alike, however little they resolve."
-    some = won[won.column != ALL_TASKS].assign(sure=lambda t: t.verdict.str.startswith("more"))
-    pairs = some.groupby("column").sure.agg(["sum", "size"]).loc[lambda t: t["size"] > 1].sort_values("sum", ascending=False, kind="stable")
-    if not len(pairs):
-        return ""
-    column = pairs.index[0]
-    scores = lines[(lines.column == column) & ~lines.label.str.startswith((FULL, TRAIN_ONLY))].groupby("label").score.mean()
-    best, own = scores.idxmax(), some[some.column == column]
-    level = [one["first"] for one in against(own, best).to_dict("records") if not one["sure"]]
-    counts = ", ".join(f"{task_title(c)} {n} of {size}" for c, n, size in pairs.itertuples())
-    return (f"With {cut} removed, pairs of methods told apart: {counts}. On {task_title(column)} {best} scores most, {scores.max():.3f}; "
-            f"not told apart from it: {', '.join(level) or 'none'}.")
+    pairs = won[won.column != ALL_TASKS].assign(sure=lambda t: t.verdict.str.startswith("more"))
+    sure = pairs.groupby("column").sure.agg(["sum", "size"]).sort_values("sum", ascending=False, kind="stable")
+    counts = ", ".join(f"{task_title(column)} {n} of {size}" for column, n, size in sure.itertuples())
+    leader = " " + _leader(pairs[pairs.column == sure.index[0]], lines) if sure["sum"].any() else ""
+    return f"With {cut} removed, pairs of methods told apart: {counts}.{leader}"
 
 # %% ../nbs/31_report.ipynb #c1214863
 def _before_break_even(lines: pd.DataFrame) -> str:
@@ -101,8 +104,7 @@ def _wins(lines: pd.DataFrame, runs: Path, base: str, ratio: float, reference: s
     if there.label.nunique() < 2:
         return
     won, name = who_wins(lines, runs, base, ratio), f"{base}-{ratio:g}"
-    if said := _told_apart(won, there, cut_label(base, ratio)):
-        yield said
+    yield _told_apart(won, there, cut_label(base, ratio))
     if reference in set(there.label):
         some = against(won, reference)
         yield _verdicts(some, reference)

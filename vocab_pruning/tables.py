@@ -182,7 +182,7 @@ METRIC_TITLES = {"matthews": "Matthews' correlation", "pearson": "Pearson's corr
 def _rows_kept(lines: pd.DataFrame, base: str) -> str:
     "How many rows most of `lines` have left of the vocabulary, where the cut is one of its rows."
     kept = lines.rows[(lines.base == "vocab") & (lines.rows < lines.rows_full)].mode()
-    return f", {int(kept[0]):,} of {int(lines.rows_full.iloc[0]):,} kept" if base == "vocab" and len(kept) else ""
+    return f", {int(kept[0]):,} of {int(lines.rows_full.max()):,} kept" if base == "vocab" and len(kept) else ""
 
 # %% ../nbs/27_tables.ipynb #2d51142c
 def _note_1(lines: pd.DataFrame) -> str:
