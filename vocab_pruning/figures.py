@@ -127,7 +127,7 @@ def figure_1(lines: pd.DataFrame, paper: bool = True):
     remaps = [m for m in _methods(table) if label_parts(m)[0] == "tf-idf" and m != "tf-idf + unk"]
     groups = [[m for m in _methods(table) if m not in remaps], [m for m in ("tf-idf + unk", "LoSparse") if m in set(table.label)] + remaps][: 1 + bool(remaps)]
     fig, panels, keys = _ranges(100 * table["mean"], (max(map(len, groups)) + 3) * len(groups) // 4 + 1, len(groups))
-    for column, key, group, title in zip(panels.T, keys, groups, ("other scorers", "remaps of tf-idf"), strict=False):
+    for column, key, group, title in zip(panels.T, keys, groups, ("scorers", "remaps of tf-idf"), strict=False):
         column[0].set_title(title if len(groups) > 1 else "", fontsize=9)
         for ax in column:
             for label in group:

@@ -17,7 +17,7 @@ import pandas as pd
 from .core import MODERNBERT, choose, fingerprint, project_root, whole_directory
 from .figures import figure_1, figure_2, heat_map, pareto, plot_wins, sizes_and_scores
 from .results import read_rows
-from .summary import (ALL_TASKS, FULL, TRAIN_ONLY, against, at_cut, averages, break_even_of_params, check_provenance, cut_label, cuts,
+from .summary import (ALL_TASKS, FULL, TRAIN_ONLY, against, at_cut, at_every_cut, averages, break_even_of_params, check_provenance, cut_label, cuts,
                                    evaluations, sort_columns, split_provenance, task_title, who_wins)
 from .tables import FORMATS, Cell, Table, escape_markdown, table_1, table_2, table_3, table_where, table_wins
 
@@ -122,15 +122,19 @@ def _front_table(lines: pd.DataFrame) -> Table:
 
 # %% ../nbs/31_report.ipynb #d7f4823f
 def _curves(lines: pd.DataFrame) -> Iterator:
-    "Figures 1 and 2 and the front, as far as the rows have what they show."
+    "Figures 1 and 2 and the front, as far as the rows have what they show; averages of several cuts are over the tasks that have them all."
+    every, lines = lines, at_every_cut(lines)
+    if left := sort_columns(set(every.task) - set(lines.task)):
+        there, left = (", ".join(map(task_title, sort_columns(tasks))) for tasks in (lines.task, left))
+        yield f"Figure 1 and the front average over {there}; not pruned at every cut: {left}."
     if averages(lines).query("label != @FULL")["mean"].notna().any():
         yield Figure("figure1", "Figure 1: average retention against parameters removed", lambda: figure_1(lines))
         yield Figure("pareto", "Size against average retention", lambda: pareto(lines))
         yield _front_table(lines)
     else:
         yield "No method was run on every task, so there is no average to draw: Figure 1 and the front are left out."
-    if lines.label.isin(("tf-idf + unk", REFERENCE, "LoSparse")).any():
-        yield Figure("figure2", "Figure 2: tf-idf with and without OOV against LoSparse", lambda: figure_2(lines))
+    if every.label.isin(("tf-idf + unk", REFERENCE, "LoSparse")).any():
+        yield Figure("figure2", "Figure 2: tf-idf with and without OOV against LoSparse", lambda: figure_2(every))
 
 # %% ../nbs/31_report.ipynb #9440e4eb
 def _tables_3(measured: pd.DataFrame) -> list[Table]:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROVENANCE', 'ORDER', 'FULL', 'TRAIN_ONLY', 'PRINTED', 'CUT', 'ALL_TASKS', 'example_runs', 'provenance_differences',
            'check_provenance', 'split_provenance', 'task_title', 'sort_columns', 'method_label', 'cut_label',
-           'evaluations', 'interval', 'score_means', 'averages', 'at_cut', 'cuts', 'break_even_of_params', 'who_wins',
-           'against', 'front']
+           'evaluations', 'interval', 'score_means', 'averages', 'at_cut', 'cuts', 'at_every_cut',
+           'break_even_of_params', 'who_wins', 'against', 'front']
 
 # %% ../nbs/26_summary.ipynb #a70a506a
 import json
@@ -331,6 +331,13 @@ def cuts(lines: pd.DataFrame) -> list[tuple[str, float]]:
     made = list(pruned.groupby(["base", "ratio"]).size().sort_values(ascending=False, kind="stable").index)
     several = [cut for cut in made if at_cut(pruned, *cut).label.nunique() > 1]
     return several or made
+
+# %% ../nbs/26_summary.ipynb #0eb723ad
+def at_every_cut(lines: pd.DataFrame) -> pd.DataFrame:
+    "`lines` of the tasks that were pruned at each of their `cuts`, all of them where no task was: averages of several cuts are over the same tasks."
+    tasks = [set(lines.task[(lines.base == base) & (lines.ratio == ratio)]) for base, ratio in cuts(lines)]
+    common = set.intersection(*tasks) if tasks else set()
+    return lines[lines.task.isin(common or set(lines.task))]
 
 # %% ../nbs/26_summary.ipynb #5c008b70
 def break_even_of_params(rows: pd.DataFrame) -> dict[str, float]:
