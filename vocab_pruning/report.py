@@ -73,15 +73,17 @@ def _leader(pairs: pd.DataFrame, lines: pd.DataFrame) -> str:
     scores = lines[(lines.column == column) & ~lines.label.str.startswith((FULL, TRAIN_ONLY))].groupby("label").score.mean()
     beside = against(pairs, best := scores.idxmax())
     level = beside["first"][~beside.sure]
-    return f"On {task_title(column)} {best} scores most, {scores.max():.3f}; not told apart from it: {', '.join(level) or 'none'}."
+    return (f"On {task_title(column)}, where the smallest differences show, {best} scores most, {scores.max():.3f}; "
+            f"not told apart from it: {', '.join(level) or 'none'}.")
 
 
 def _told_apart(won: pd.DataFrame, lines: pd.DataFrame, cut: str) -> str:
-    "How many pairs each task tells apart, and who leads where it is most: an average weighs all tasks alike, however little they resolve."
+    "How many pairs each task tells apart, and who leads where the smallest differences show: an average weighs all tasks alike, however little they resolve."
     pairs = won[won.column != ALL_TASKS].assign(sure=lambda t: t.verdict.str.startswith("more"))
     sure = pairs.groupby("column").sure.agg(["sum", "size"]).sort_values("sum", ascending=False, kind="stable")
     counts = ", ".join(f"{task_title(column)} {n} of {size}" for column, n, size in sure.itertuples())
-    leader = " " + _leader(pairs[pairs.column == sure.index[0]], lines) if sure["sum"].any() else ""
+    finest = pairs.groupby("column").smallest.median().idxmin()
+    leader = " " + _leader(pairs[pairs.column == finest], lines) if sure["sum"][finest] else ""
     return f"With {cut} removed, pairs of methods told apart: {counts}.{leader}"
 
 # %% ../nbs/31_report.ipynb #c1214863
