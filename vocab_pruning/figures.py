@@ -257,7 +257,7 @@ def plot_wins(won: pd.DataFrame, column: str = ALL_TASKS, scale: float = 100):
                        cbar_kws=dict(label="line less column (points)", extend="both"))
     for i, j in zip(*np.nonzero(values.notna().to_numpy()), strict=True):
         value = values.iat[i, j]
-        ax.text(j + 0.5, i + 0.5, f"{value:+.1f}".replace("-", "−"), ha="center", va="center", fontsize=6.5,
+        ax.text(j + 0.5, i + 0.5, f"{value:+.{0 if abs(value) >= 9.95 else 1}f}".replace("-", "−"), ha="center", va="center", fontsize=6.5,
                 color="0.55" if not sure.iat[i, j] else "white" if abs(value) > 0.6 * limit else "black")
     ax.set(xlabel="", ylabel="", xticks=np.arange(len(order)) + 0.5, yticks=np.arange(len(order)) + 0.5)
     ax.set_xticklabels(order, rotation=45, ha="right", fontsize=8), ax.set_yticklabels(order, rotation=0, fontsize=8)
