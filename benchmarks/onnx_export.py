@@ -48,6 +48,7 @@ def measure(name: str, options) -> dict:
     import torch
 
     from vocab_pruning import PrunedModel, prune
+    from vocab_pruning.benchmark import bytes_on_disk
     from vocab_pruning.data import documents, load_task, resolve_data
     from vocab_pruning.export import compare_onnx, export_onnx, onnx_session
 
@@ -62,9 +63,7 @@ def measure(name: str, options) -> dict:
             start = perf_counter()
             report = export_onnx(p, Path(scratch) / kind, dev[:1])
             seconds, sessions[kind] = perf_counter() - start, onnx_session(Path(scratch) / kind, options.threads)
-            p.model.save_pretrained(Path(scratch) / f"{kind} torch")
-            torch_bytes = sum(file.stat().st_size for file in (Path(scratch) / f"{kind} torch").glob("*.safetensors"))
-            rows = len(p.model.get_input_embeddings().weight)
+            torch_bytes, rows = bytes_on_disk(p.model), len(p.model.get_input_embeddings().weight)
             result[kind] = dict(data=resolve_data()[1], rows=rows, bytes=report["bytes"], torch_bytes=torch_bytes, seconds=seconds, texts=len(dev),
                                 max_difference=compare_onnx(p, sessions[kind], dev))
             print(f"{name}, {kind}: {rows:,} rows, {report['bytes'] / 2**20:.2f} MiB, in safetensors {torch_bytes / 2**20:.2f} MiB, "

@@ -146,7 +146,7 @@ def _on_train_begin(self, args, state, control, model=None, **kwargs):
 
 def _on_pre_optimizer_step(self, args, state, control, **kwargs):
     "Read the sensitivities of this step's gradients, except where they overflow and the loss scaler of float16 will skip the step."
-    before = [part.window.clone() for part in self.parts]
+    before = [part.window.clone() for part in self.parts] if args.fp16 else []
     observe(self.parts)
     if torch.stack([part.window.sum() for part in self.parts]).isfinite().all():
         self.overflows = 0

@@ -6,7 +6,6 @@
 __all__ = ['COLUMNS', 'KINDS', 'mapped_error', 'growth', 'measure', 'preflight', 'plot_preflight']
 
 # %% ../nbs/16_preflight.ipynb #679d56fd
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import product
@@ -19,7 +18,7 @@ from .budget import count_rows, special_mask
 from .oov import OOV
 from .prune import check_oov, lost, prune_with_stats, size_with
 from .rebuild import plain_embedding
-from .scoring import compute_token_scores, get_scorer
+from .scoring import compute_token_scores, reads_n_rows
 from .ship import PrunedModel
 from .stats import TokenStats, token_stats
 
@@ -52,7 +51,7 @@ def measure(pruned: PrunedModel, train: TokenStats, dev: TokenStats, held_out: I
 # %% ../nbs/16_preflight.ipynb #5e0c7a32
 def _scoring(train: TokenStats, scorer: str, **options) -> Callable[[int], np.ndarray]:
     "What gives the scores for a number of rows, computed once for each number that makes a difference to the `scorer`."
-    by_rows = "n_rows" in inspect.signature(get_scorer(scorer)).parameters
+    by_rows = reads_n_rows(scorer)
 
     @cache
     def score(n_rows: int | None) -> np.ndarray:
@@ -65,10 +64,9 @@ COLUMNS = ["ratio", "oov", "rows", "coverage_train", "coverage_held_out", "mappe
 KINDS = [*(kind for kind in OOV if kind != "dbscan"), "resegment"]  # DBSCAN takes minutes where the others take seconds
 
 
-def _one(model, tokenizer, ratio: float, base: str, oov: str, score: Callable[[int], np.ndarray], seed: int, train: TokenStats, dev: TokenStats, texts,
-         held_out) -> dict:
+def _one(model, tokenizer, ratio: float, base: str, oov: str, score: Callable[[int], np.ndarray], seed: int, special: np.ndarray,
+         train: TokenStats, dev: TokenStats, texts, held_out) -> dict:
     "`measure` of one cut, or `reason` why there is none; `score` gives the scores for a number of rows."
-    special = special_mask(model, tokenizer)
     try:
         scores = score(count_rows(ratio, base, size_with(model, oov), special, train.seen))
         return measure(prune_with_stats(model, tokenizer, train, scores, ratio, base, oov, seed, texts=texts, share=True), train, dev, held_out)
@@ -92,8 +90,9 @@ def preflight(model, tokenizer, texts: Sequence[str], held_out: Sequence[str], r
     for _, oov in cuts:
         check_oov(oov)
     train, dev = (token_stats(split, tokenizer, len(plain_embedding(model).weight), progress=progress) for split in (texts, held_out))
-    score = _scoring(train, scorer, model=model, seed=seed, texts=texts, tokenizer=tokenizer, special=special_mask(model, tokenizer))
-    rows = [dict(ratio=ratio, oov=oov) | _one(model, tokenizer, ratio, base, oov, score, seed, train, dev, texts, held_out)
+    special = special_mask(model, tokenizer)
+    score = _scoring(train, scorer, model=model, seed=seed, texts=texts, tokenizer=tokenizer, special=special)
+    rows = [dict(ratio=ratio, oov=oov) | _one(model, tokenizer, ratio, base, oov, score, seed, special, train, dev, texts, held_out)
             for ratio, oov in tqdm(cuts, unit="cut", desc="preflight", disable=not progress)]
     return pd.DataFrame(rows, columns=COLUMNS)
 

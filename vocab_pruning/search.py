@@ -7,7 +7,6 @@ __all__ = ['drift', 'last_within', 'aim', 'search', 'rises', 'run_interval', 'Fo
 
 # %% ../nbs/33_search.ipynb #7896a13c
 import copy
-import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from .preflight import growth
 from .prune import lost, prune_with_stats, size_with
 from .rebuild import sizes
 from .results import asked_for, check_run, pruned_facts, record_run, run_directory, shared_parameters, subset
-from .scoring import TUNED, compute_token_scores, get_scorer
+from .scoring import TUNED, compute_token_scores, reads_n_rows
 from .ship import PrunedModel
 from .stats import TokenStats, token_stats
 
@@ -181,7 +180,7 @@ def _case(task: str | Task, base: str, scorer: str, oov: str, model: str, data: 
     "Everything read and counted; `ValueError` for a scorer whose ranking is not fixed, and what `check_run`, `subset` and `make_recipe` raise."
     task = get_task(task)
     check_run(task, 0, base, scorer, oov, scorer_options, oov_options)
-    if scorer in TUNED or "n_rows" in inspect.signature(get_scorer(scorer)).parameters:
+    if scorer in TUNED or reads_n_rows(scorer):
         raise ValueError(f"scorer {scorer!r} has no ranking that is fixed before training and for every number of rows; choose frequency, tfidf or random")
     recipe, (source, model_id), (_, data_id) = make_recipe(task, **recipe), resolve_model(model), resolve_data(data, task)
     dataset, (classifier, tokenizer) = subset(load_task(task, data), max_train_examples, held_out_examples), load_classifier(source, task, seed)

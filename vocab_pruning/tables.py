@@ -179,10 +179,10 @@ def _columns_1(lines: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, int]]:
 METRIC_TITLES = {"matthews": "Matthews' correlation", "pearson": "Pearson's correlation"}
 
 # %% ../nbs/27_tables.ipynb #31beaa02
-def _rows_kept(lines: pd.DataFrame, base: str) -> str:
-    "How many rows most of `lines` have left of the vocabulary, where the cut is one of its rows."
+def _rows_kept(lines: pd.DataFrame) -> str:
+    "How many rows most of `lines`, all of one cut, have left of the vocabulary, where the cut is one of its rows."
     kept = lines.rows[(lines.base == "vocab") & (lines.rows < lines.rows_full)].mode()
-    return f", {int(kept[0]):,} of {int(lines.rows_full.max()):,} kept" if base == "vocab" and len(kept) else ""
+    return f", {int(kept[0]):,} of {int(lines.rows_full.max()):,} kept" if len(kept) else ""
 
 # %% ../nbs/27_tables.ipynb #2d51142c
 def _note_1(lines: pd.DataFrame) -> str:
@@ -215,7 +215,7 @@ def table_1(lines: pd.DataFrame, base: str, ratio: float) -> Table:
                  for c, (numbers, digits) in columns.items()]
         rows.append((Cell(label, name or ""), *cells, Cell(_seeds(seeds[label]))))
     titles = [c if c == "retention" else _SIZES_1[c][0] if c in _SIZES_1 else task_title(c) for c in columns]
-    return Table(f"table1-{base}-{ratio:g}", f"Table 1: {cut_label(base, ratio)} removed{_rows_kept(lines, base)}", ("method", *titles, "seeds"), tuple(rows),
+    return Table(f"table1-{base}-{ratio:g}", f"Table 1: {cut_label(base, ratio)} removed{_rows_kept(lines)}", ("method", *titles, "seeds"), tuple(rows),
                  _note_1(lines))
 
 # %% ../nbs/27_tables.ipynb #5a26ec78
