@@ -1,5 +1,7 @@
 """Any encoder: tiny models of each family with the tokenizer of their own class, mapped and split anew, saved and loaded, and held to the first law."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -182,6 +184,129 @@ def test_a_text_model_inside_another(how, tmp_path):
         inner = p.model.config.text_config
         ids = [p.model.config.image_token_id, inner.pad_token_id, inner.bos_token_id, inner.eos_token_id]
         assert p.tokenizer.convert_ids_to_tokens(ids) == ["[MASK]", "[PAD]", "[CLS]", "[SEP]"] and inner.vocab_size == len(p.tokenizer)
+
+
+# Ids in configurations
+
+
+def with_ids(name: str, auto: str, how: str):
+    "A model whose configurations hold ids in each form: of tokens that stay (`here`, `also`) and of one that is `gone`."
+    model, tokenizer = tiny_model(name, auto)
+    keep = set(pruned(model, tokenizer, how).keep.tolist())
+    special = set(special_mask(model, tokenizer).nonzero()[0].tolist())
+    here, also = sorted(keep - special)[-2:]
+    gone = max(set(range(len(tokenizer))) - keep)
+    settings = model.generation_config
+    settings.suppress_tokens, settings.begin_suppress_tokens = [here, gone], [gone]
+    settings.bad_words_ids = [[here], [also, gone], [also, here]]
+    settings.force_words_ids = [[[here, also], [gone]], [[gone]]]
+    settings.sequence_bias = {(here,): 2.0, (gone, here): -2.0}
+    settings.forced_decoder_ids = [[1, here], [2, gone], [3, None]]
+    settings.lang_to_id = {"<|en|>": here, "<|de|>": gone}
+    settings.forced_bos_token_id = also
+    settings.eos_token_id = [tokenizer.sep_token_id or tokenizer.eos_token_id, here]
+    settings.num_beams, settings.max_length, settings.min_new_tokens = 1, here, gone
+    model.config.image_token_ids = [also, here]
+    of_task = dict(forced_bos_token_id=here, max_length=gone, bad_words_ids=[[gone], [here]])
+    model.config.task_specific_params = {"summarization": of_task}
+    return model, tokenizer, here, also, gone
+
+
+@pytest.mark.parametrize("name, auto", [("BART", BOTH), ("GPT-2", CAUSAL), ("Llama", CAUSAL)])
+def test_ids_in_configurations_are_those_of_the_tokens_they_were(name, auto, tmp_path):
+    "Renumbered in every form; those that are gone are dropped, noted and said. Other numbers stay."
+    model, tokenizer, here, also, gone = with_ids(name, auto, "split anew")
+    with pytest.warns(UserWarning, match="dropped from the configuration") as told:
+        p = pruned(model, tokenizer, "split anew")
+    (line,) = [str(warning.message) for warning in told if "dropped" in str(warning.message)]
+    assert "\n" not in line and f"suppress_tokens {gone}" in line
+    new = {old: i for i, old in enumerate(p.keep.tolist())}
+    a, b, settings = new[here], new[also], p.model.generation_config
+    assert gone not in new and tokenizer.convert_ids_to_tokens(here) == p.tokenizer.convert_ids_to_tokens(a)
+    assert (settings.suppress_tokens, settings.begin_suppress_tokens) == ([a], None)
+    assert settings.bad_words_ids == [[a], [b, a]]
+    assert (settings.force_words_ids, settings.sequence_bias) == ([[[a, b]]], {(a,): 2.0})
+    assert (settings.forced_decoder_ids, settings.lang_to_id) == ([[1, a], [3, None]], {"<|en|>": a})
+    assert settings.forced_bos_token_id == b and settings.eos_token_id[1] == a
+    assert (settings.num_beams, settings.max_length, settings.min_new_tokens) == (1, here, gone)
+    assert p.model.config.image_token_ids == [b, a]
+    of_task = p.model.config.task_specific_params["summarization"]
+    assert of_task == dict(forced_bos_token_id=a, max_length=gone, bad_words_ids=[[a]])
+    assert p.info["dropped_ids"]["bad_words_ids"] == [[also, gone]]
+    assert p.info["dropped_ids"]["suppress_tokens"] == [gone]
+    assert model.generation_config.suppress_tokens == [here, gone]  # the original's stay
+    p.verify()
+    settings.force_words_ids = settings.forced_decoder_ids = settings.lang_to_id = None  # generate takes them no longer
+    p.original = None
+    p.save_pretrained(tmp_path / "model", verify=False)
+    again = load(tmp_path / "model").model.generation_config
+    assert (again.suppress_tokens, again.bad_words_ids) == ([a], [[a], [b, a]])
+
+
+@pytest.mark.parametrize("how", ["mapped", "coded"])
+def test_ids_in_configurations_stay_under_a_remap(how):
+    "The tokenizer is the original, and so is every id; `generate` runs with them."
+    model, tokenizer, here, also, gone = with_ids("GPT-2", CAUSAL, how)
+    p = pruned(model, tokenizer, how)
+    settings = p.model.generation_config
+    assert (settings.suppress_tokens, settings.bad_words_ids) == ([here, gone], [[here], [also, gone], [also, here]])
+    assert "dropped_ids" not in p.info
+    p.verify()
+
+
+def test_generation_after_resegmenting_suppresses_the_same_token():
+    "What the full model may not say, the rewritten one does not say either."
+    model, tokenizer = tiny_model("GPT-2", CAUSAL)
+
+    def says(p) -> int:
+        "The original id of the token that follows the first text."
+        ids = p.tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+        return int(p.keep[p.model.generate(ids, max_new_tokens=1, do_sample=False)[0, -1]])
+
+    p = pruned(model, tokenizer, "split anew")
+    first, gone = says(p), min(set(range(len(tokenizer))) - set(p.keep.tolist()))
+    settings = model.generation_config
+    for name, ids in (("suppress_tokens", [first, gone]), ("bad_words_ids", [[first], [gone, first]])):
+        setattr(settings, name, ids)
+        with pytest.warns(UserWarning, match=f"dropped .* {name}"):
+            assert says(pruned(model, tokenizer, "split anew")) != first
+        setattr(settings, name, None)
+
+
+WRONG = [("suppress_tokens", [3]), ("bad_words_ids", [[3]]), ("sequence_bias", {(3,): 2.0}), ("forced_bos_token_id", 3),
+         ("eos_token_id", 3), ("eos_token_id", None)]
+
+
+@pytest.mark.parametrize("field, wrong", WRONG)
+@pytest.mark.parametrize("how", ["mapped", "split anew"])
+@pytest.mark.filterwarnings("ignore:dropped from the configuration")
+def test_a_wrong_id_for_generation_is_found(field, wrong, how):
+    model, tokenizer, *_ = with_ids("GPT-2", CAUSAL, how)
+    p = pruned(model, tokenizer, how)
+    p.model.generation_config.begin_suppress_tokens = None  # a list that is taken away names no wrong token
+    p.verify()
+    setattr(p.model.generation_config, field, wrong)
+    with pytest.raises(ValueError, match=f"{field} of the configuration.*is not the token it was"):
+        p.verify()
+
+
+def test_a_special_token_whose_row_is_gone_is_refused():
+    "Before anything is copied."
+    model, _ = tiny_model("BART", BOTH)
+    model.generation_config.decoder_start_token_id = 40
+    with pytest.raises(ValueError, match="decoder_start_token_id 40 of the configuration is .* no token that stays"):
+        rebuild_plain(model, torch.arange(30).numpy())
+
+
+def test_a_model_without_numbers():
+    "On the device meta, whole or in part: one line that names the tensor."
+    model, tokenizer = tiny_model("BERT")
+    whole = copy.deepcopy(model).to("meta")
+    model.bert.encoder.layer[1].output.dense.to("meta")
+    for broken, name in ((whole, "word_embeddings.weight"), (model, r"layer\.1\.output\.dense\.weight")):
+        for oov in ("nearest", "resegment"):
+            with pytest.raises(ValueError, match=f"{name} of BertForSequence.* on the device meta.*load the weights"):
+                prune(broken, tokenizer, TEXTS, 0.3, "vocab", oov=oov)
 
 
 def test_a_model_without_rows_for_tokens():

@@ -25,7 +25,7 @@ from vocab_pruning import prune
 from vocab_pruning.budget import BASES, count_rows, get_special_tokens, max_ratio, model_size
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.oov import Remap
-from vocab_pruning.rebuild import PrunedHead, rebuild_model_with_vocab, sizes
+from vocab_pruning.rebuild import FLOOR, PrunedHead, rebuild_model_with_vocab, sizes
 from vocab_pruning.stats import TokenStats, token_stats
 
 COUNTING = ["random", "frequency", "tfidf"]
@@ -87,7 +87,7 @@ def head_input(model, inputs) -> torch.Tensor:
 
 
 def check_head(model, small, keep: torch.Tensor, inputs, full: torch.Tensor, logits: torch.Tensor):
-    """The head's law: its input and its rows are the full head's, so kept columns differ by rounding alone; the others are the minimum.
+    """The head's law: input and rows are the full head's, so kept columns differ by rounding; the others hold `FLOOR`.
 
     A product with K columns need not add in the order of one with V, so the sums are compared twice: bit for bit once the pruned head's
     rows stand among V again, and within the error that float arithmetic allows to any order of addition."""
@@ -100,7 +100,7 @@ def check_head(model, small, keep: torch.Tensor, inputs, full: torch.Tensor, log
     most = F.linear(hidden.abs().double(), head.weight[keep].abs().double(), head.bias[keep].abs().double()) * 2 * n * unit / (1 - n * unit)
     assert ((logits[..., keep].double() - full[..., keep].double()).abs() <= most).all()
     gone = torch.ones(full.shape[-1], dtype=torch.bool).index_fill_(0, keep, False)
-    assert logits.shape == full.shape and (logits[..., gone] == torch.finfo(logits.dtype).min).all()
+    assert logits.shape == full.shape and (logits[..., gone] == torch.tensor(FLOOR, dtype=logits.dtype)).all()
 
 
 @torch.no_grad()

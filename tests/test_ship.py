@@ -341,8 +341,8 @@ def test_models_cast_to_half_precision(oov, family, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rows, index", [(2**15, torch.int16), (2**15 + 1, torch.int32)])
-def test_tables_keep_their_types(rows, index, dtype, tmp_path):
+@pytest.mark.parametrize("rows", [2**15, 2**15 + 1])
+def test_tables_keep_their_types(rows, dtype, tmp_path):
     full = build(Family(FAMILIES["wordpiece"].make_tokenizer, BertConfig, 40_000), "bare")
     V = full.config.vocab_size
     at = torch.arange(V, dtype=torch.int32)[:, None] % rows
@@ -351,7 +351,8 @@ def test_tables_keep_their_types(rows, index, dtype, tmp_path):
     p = PrunedModel(rebuild_model_with_vocab(full, Remap(torch.arange(rows), torch.cat([at, at.flip(0)], 1), mix)))
     p.save_pretrained(tmp_path / "model")
     got = load(tmp_path / "model", **({} if dtype is None else {"dtype": dtype})).model.get_input_embeddings()
-    assert (got.index.dtype, got.mix.dtype, got.keep.dtype, got.weight.dtype) == (index, torch.float16, torch.int32, dtype or torch.float32)
+    kinds = torch.int32, torch.float16, torch.int32, dtype or torch.float32
+    assert (got.index.dtype, got.mix.dtype, got.keep.dtype, got.weight.dtype) == kinds
     assert torch.equal(got.index, p.model.get_input_embeddings().index) and torch.equal(got.mix, p.model.get_input_embeddings().mix)
 
 
@@ -365,7 +366,7 @@ def test_codes_survive_what_a_trainer_writes(oov, family, tmp_path):
     assert same(outputs(p.model, inputs), outputs(q.model, inputs)) == []
     half = load(tmp_path, dtype=torch.bfloat16).model.get_input_embeddings()
     kinds = {name: tensor.dtype for name, tensor in half.named_buffers()}
-    assert all(kinds.get(name, kind) == kind for name, kind in {"coded.codes": kinds.get("coded.codes"), "index": torch.int16, "mix": torch.float16}.items())
+    assert kinds["index"] == torch.int32 and kinds.get("mix", torch.float16) == torch.float16
     assert not kinds.get("coded.codes", torch.uint8).is_floating_point
 
 
@@ -541,8 +542,6 @@ def test_another_tokenizer_is_found(oov, promise, tmp_path):
 @pytest.mark.parametrize("name", ["pad_token_id", "cls_token_id", "sep_token_id", "bos_token_id", "vocab_size"])
 @pytest.mark.parametrize("oov", BOTH)
 def test_a_wrong_number_in_the_configuration_is_found(name, oov, tmp_path):
-    if name == "bos_token_id":
-        pytest.skip("the family has none")
     p = fresh_model("wordpiece", oov=oov)
     setattr(p.model.config, name, 7)
     refuse(p, tmp_path)
@@ -752,7 +751,11 @@ def test_a_plain_model_is_resized_as_usual(task, tmp_path, family="wordpiece"):
     before = outputs(p.model, inputs)
     p.model.resize_token_embeddings(K + 3, mean_resizing=False)
     after = outputs(p.model, inputs)
-    assert p.model.config.vocab_size == K + 3 and same({k: v for k, v in before.items() if k != "logits"}, after) in ([], ["logits"])
+    if task == "masked":
+        old, new = before.pop("logits"), after.pop("logits")
+        assert new.shape == (*old.shape[:-1], K + 3)
+        torch.testing.assert_close(new[..., :K], old, rtol=1e-5, atol=1e-5)  # another shape may add in another order
+    assert p.model.config.vocab_size == K + 3 and same(before, after) == []
     p.model.save_pretrained(tmp_path)
     assert len(TASKS[task].from_pretrained(tmp_path).get_input_embeddings().weight) == K + 3
 

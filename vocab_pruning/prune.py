@@ -17,7 +17,7 @@ from .budget import Size, break_even, count_rows, max_ratio, model_size, rank_ro
 from .card import base_model
 from .core import call_declared, choose
 from .oov import OOV, get_oov, trained_params
-from .rebuild import plain_embedding, rebuild_model_with_vocab, rebuild_plain, sizes
+from .rebuild import dropped_ids, plain_embedding, rebuild_model_with_vocab, rebuild_plain, sizes
 from .scoring import TUNED, check_scores, compute_token_scores, get_scorer
 from .ship import PrunedModel
 from .stats import TokenStats, token_stats
@@ -57,6 +57,8 @@ def _by_resegmenting(model, tokenizer, stats: TokenStats, order: np.ndarray, n_k
     "The plain model of a rewritten tokenizer, that tokenizer, and what there is to know."
     new = resegment(tokenizer, order, n_keep - n_keep % pad_to_multiple_of, stats, special=special, texts=texts, lossless=lossless)
     info = dict(n_clusters=0, original_ids=new.rows.tolist(), rows_for_closure=new.n_closure, lossless=new.lossless)
+    if dropped := dropped_ids(model, new.rows):
+        info["dropped_ids"] = dropped
     return rebuild_plain(model, new.rows, pad_to_multiple_of, share), new.tokenizer, info
 
 # %% ../nbs/14_prune.ipynb #53b90a18

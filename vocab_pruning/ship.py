@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .budget import configurations, is_special, token_ids
 from .card import make_card, size_change
 from .codes import make_codes
 from .core import hub_reachable, library_versions, to_json, whole_directory
 from .lowrank import install_losparse
 from .oov import Remap
-from .rebuild import PrunedEmbedding, PrunedHead, in_manner_of, install, sizes
+from .rebuild import FLOOR, PrunedEmbedding, PrunedHead, in_manner_of, install, sizes
 
 # %% ../nbs/13_ship.ipynb #38a7b6b6
 MARKER = "vocab_pruning.json"
@@ -222,8 +223,8 @@ def _outputs(model, ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 # %% ../nbs/13_ship.ipynb #3efbcf52
 def _magnitude(values: torch.Tensor) -> float:
-    "The largest of |`values`|, 1 at least; the dtype's minimum, which stands for the logit of no token, aside."
-    return float(values.masked_fill(values < torch.finfo(values.dtype).min / 2, 0).abs().max().clamp(min=1))
+    "The largest of |`values`|, 1 at least; what stands for the logit of no token (`FLOOR`) aside."
+    return float(values.masked_fill(values <= FLOOR / 2, 0).abs().max().clamp(min=1))
 
 
 def _check_equal(ours: dict, theirs: dict, what: str, tolerance: float = 1e-5) -> float:
@@ -318,19 +319,42 @@ def _beside_memory(self: PrunedModel, again: PrunedModel, ids: torch.Tensor):
     _check_equal(_outputs(again.model, ids), _outputs(self.model, ids), f"read back from disk, ids {ids[0, :8].tolist()} …")
 
 # %% ../nbs/13_ship.ipynb #97b0ca92
+def _original_words(self: PrunedModel, words: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    "`words` of the pruned model's ids in the original's ids."
+    keep = self.keep.tolist() if self.plain else []
+    return [tuple(keep[i] if 0 <= i < len(keep) else i for i in ids) for ids in words]
+
+
+def _still_there(self: PrunedModel, words: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    "Those of `words`, of the original's ids, that the pruned model can name: of a plain model, those that stayed."
+    keep, n_old = set(self.keep.tolist()), len(self.original[0].get_input_embeddings().weight)
+    return [ids for ids in words if not self.plain or all(i in keep or not 0 <= i < n_old for i in ids)]
+
+
+def _check_fields(self: PrunedModel, old: dict[str, list], new: dict[str, list]):
+    "Raise `ValueError` where `new`, the ids that a configuration names, are not the tokens of `old`, the original's."
+    for name in sorted(old.keys() | new.keys()):
+        words, needed = new.get(name, []), is_special(name.split(".")[-1])
+        added = name not in old and words == [(getattr(self.tokenizer, name, None),)]  # by a Trainer
+        if added or not needed and (name not in old or name not in new):
+            continue
+        if _original_words(self, words) != _still_there(self, old.get(name, [])):
+            shown = [list(ids) if len(ids) > 1 else ids[0] for ids in words[:8]]
+            shown = shown[0] if len(shown) == 1 else shown or None
+            raise ValueError(f"{name} of the configuration, {shown}, is not the token it was; set it back")
+
+
 def _check_numbers(self: PrunedModel):
-    "Raise `ValueError` where an id of the tokenizer or the configuration is not that of the token it was."
+    "Raise `ValueError` where an id of the tokenizer or of any configuration is not that of the token it was."
     (model, tokenizer), keep = self.original, self.keep.tolist()
     before, now = tokenizer.get_vocab(), self.tokenizer.get_vocab()
     same = all(i < len(keep) and before.get(token) == keep[i] for token, i in now.items()) if self.plain else now == before
     if not same:
         raise ValueError(f"the tokenizer ({len(now)} tokens) is not the one this model was pruned with; give back its own")
-    for name, old in model.config.to_dict().items():
-        new = getattr(self.model.config, name, None)
-        if name.endswith("_token_id") and self.plain:
-            new = [keep[i] for i in new] if isinstance(new, list) else keep[new] if isinstance(new, int) and 0 <= new < len(keep) else new
-        if name.endswith("_token_id") and new != old:
-            raise ValueError(f"{name} of the configuration, {getattr(self.model.config, name, None)}, is not the token it was; set it back")
+    n_old = len(model.get_input_embeddings().weight)
+    n_new = len(self.model.get_input_embeddings().weight) if self.plain else n_old
+    for old, new in zip(configurations(model, n_old), configurations(self.model, n_new), strict=False):
+        _check_fields(self, token_ids(old), token_ids(new))
 
 
 def _as_before(self: PrunedModel) -> bool:
