@@ -196,6 +196,26 @@ def test_what_has_no_ids_is_carried_over(name):
     assert any(token["special"] for token in flags[1]) and all(token in flags[0] for token in flags[1])
 
 
+@pytest.mark.parametrize("name", NEW)
+def test_pruned_tokens_and_their_merges_are_removed_as_skeletoken_removes_them(name):
+    "The typed removal of every token at once, which takes minutes of a large vocabulary, is the reference."
+    from skeletoken import TokenizerModel
+
+    old = NEW[name].tokenizer
+    r = run(old, TEXTS, lossless=False)
+    kept = set(r.tokenizer.get_vocab())
+    typed = TokenizerModel.from_tokenizer(old.backend_tokenizer)
+    theirs = typed.remove_tokens_from_vocabulary([token for token in typed.vocabulary if token not in kept]).model
+    ours = json.loads(r.tokenizer.backend_tokenizer.to_str())["model"]
+    if name in ("unigram", "bytes"):
+        assert (ours["vocab"], ours["unk_id"]) == ([list(piece) for piece in theirs.vocab.root], theirs.unk_id)
+    else:
+        outside = r.tokenizer.get_added_vocab().keys() - ours["vocab"].keys()
+        assert ours["vocab"] == {token: i for token, i in theirs.vocab.root.items() if token not in outside}
+    if "merges" in ours:
+        assert ours["merges"] == [list(pair) for pair in theirs.merges.root]
+
+
 # Byte-level BPE
 
 
