@@ -11,11 +11,16 @@ import pytest
 import torch
 from conftest import FAMILIES, TASKS, TEXTS, WORDS, batch, build, draw_ids, outputs, same, shared, state
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, pipeline
 
 from vocab_pruning import PrunedModel, load, prune
-from vocab_pruning.oov import Remap
+from vocab_pruning.oov import OOV, Remap
+from vocab_pruning.preflight import preflight
 from vocab_pruning.rebuild import PrunedEmbedding, rebuild_model_with_vocab
+from vocab_pruning.scorers.attention import attention_received
+from vocab_pruning.surgery import parts_of_words
+from vocab_pruning.usage import coverage_of, spending
 
 ROOT = Path(__file__).resolve().parent.parent
 FRESH_PROCESS = """
@@ -23,6 +28,7 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 import vocab_pruning
 for case in Path(sys.argv[1]).iterdir():
     try:
@@ -169,6 +175,99 @@ def test_loading_in_another_dtype(family, task, tmp_path):
     full = TASKS[task].from_pretrained(tmp_path / "full", dtype=torch.bfloat16).eval()
     assert same(state(p.model.to(torch.bfloat16)), state(q)) == []
     assert_lossless(full, q, p.keep)
+
+
+# Tokens without a row
+
+
+def with_a_token_for_each_row(family: str):
+    "The family's tokenizer, which knows as many tokens as the family's models have rows, and their number."
+    tokenizer, rows = FAMILIES[family].make_tokenizer(), FAMILIES[family].config().vocab_size
+    tokenizer.add_tokens([f"[spare {i}]" for i in range(rows - len(tokenizer))])
+    return tokenizer, rows
+
+
+def with_image_token(family: str, named: bool = False):
+    "`with_a_token_for_each_row` and one token more; `named`: by a name of its own, as Gemma's image token."
+    tokenizer, rows = with_a_token_for_each_row(family)
+    if named:
+        return type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, **tokenizer.special_tokens_map,
+                               extra_special_tokens={"image_token": "<img>"}), rows
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<img>"]})
+    return tokenizer, rows
+
+
+@pytest.mark.parametrize("oov", [*OOV, "resegment"])
+def test_a_token_without_a_row_that_no_text_uses(family, oov, tmp_path):
+    "It is listed; remaps leave the tokenizer as it is, a rewritten one does not know the token and has a row for each id."
+    tokenizer, rows = with_image_token(family)
+    p = prune(shared(family), tokenizer, TEXTS, 0.1, "vocab", oov=oov)
+    assert p.info["without_row"] == {"<img>": rows}
+    p.save_pretrained(tmp_path / "model")
+    q = load(tmp_path / "model")
+    assert q.info["without_row"] == {"<img>": rows}
+    for t in (p.tokenizer, q.tokenizer):
+        if oov == "resegment":
+            assert max(t.get_vocab().values()) < len(p.keep) and "<img>" not in t.get_vocab() and "<img>" not in t.all_special_tokens
+        else:
+            assert t.get_vocab() == tokenizer.get_vocab() and t("<img>", add_special_tokens=False)["input_ids"] == [rows]
+
+
+def test_a_named_token_without_a_row(family, tmp_path):
+    "As Gemma 3 has one for images."
+    tokenizer, rows = with_image_token(family, named=True)
+    assert tokenizer.image_token_id == rows
+    for oov in ("nearest", "resegment"):
+        p = prune(shared(family), tokenizer, TEXTS, 0.1, "vocab", oov=oov)
+        p.save_pretrained(tmp_path / oov)
+        assert p.info["without_row"] == {"<img>": rows}
+        assert getattr(load(tmp_path / oov).tokenizer, "image_token", None) == ("<img>" if oov == "nearest" else None)
+
+
+def test_rewritten_without_it_a_tokenizer_is_that_of_one_that_never_knew_it(family, tmp_path):
+    for name, (tokenizer, _) in {"with": with_image_token(family), "without": with_a_token_for_each_row(family)}.items():
+        prune(shared(family), tokenizer, TEXTS, 0.1, "vocab", oov="resegment").tokenizer.save_pretrained(tmp_path / name)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "with" / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
+
+
+@pytest.mark.parametrize("oov", ["nearest", "resegment"])
+def test_a_text_that_uses_a_token_without_a_row(family, oov):
+    tokenizer, rows = with_image_token(family)
+    model, used = shared(family), [*TEXTS, "ab <img>"]
+    p = prune(model, tokenizer, TEXTS, 0.1, "vocab", oov=oov)
+    for read in (lambda: prune(model, tokenizer, used, 0.1, "vocab", oov=oov), lambda: coverage_of(PrunedModel(model, tokenizer), used),
+                 lambda: preflight(model, tokenizer, TEXTS, used), lambda: parts_of_words(used, tokenizer, n_rows=rows),
+                 lambda: attention_received(model, tokenizer, used, rows)):
+        with pytest.raises(ValueError, match=f"emits id {rows} but the embedding has {rows} rows"):
+            read()
+    assert coverage_of(p, TEXTS)["kept"] > 0.3 and spending(model, tokenizer)["rows"] == rows
+    assert preflight(model, tokenizer, TEXTS, TEXTS, [0.1], oovs=[oov]).reason.isna().all()
+
+
+@pytest.mark.parametrize("role", ["pad_token", "unk_token", "cls_token", "sep_token", "mask_token"])
+def test_a_token_without_a_row_that_the_tokenizer_needs(role):
+    tokenizer, model = FAMILIES["wordpiece"].make_tokenizer(), shared("wordpiece")
+    tokenizer.add_special_tokens({role: "<late>"})
+    for oov in ("nearest", "resegment"):
+        with pytest.raises(ValueError, match="token '<late>' has id 177 but the embedding has 177 rows, and the tokenizer itself uses it"):
+            prune(model, tokenizer, TEXTS, oov=oov)
+
+
+def test_a_token_without_a_row_that_frames_every_text():
+    tokenizer, model = FAMILIES["wordpiece"].make_tokenizer(), shared("wordpiece")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<late>"]})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<late> $A", special_tokens=[("<late>", 177)])
+    with pytest.raises(ValueError, match="token '<late>' has id 177"):
+        prune(model, tokenizer, TEXTS, oov="nearest")
+
+
+def test_a_token_without_a_row_that_a_configuration_names():
+    tokenizer, model = FAMILIES["wordpiece"].make_tokenizer(), build("wordpiece")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<late>"]})
+    model.config.image_token_id = 177
+    with pytest.raises(ValueError, match="'<late>' has id 177 .* the configuration names it as image_token_id"):
+        prune(model, tokenizer, TEXTS, oov="nearest")
 
 
 # Copies and dtypes
