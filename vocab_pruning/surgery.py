@@ -370,14 +370,17 @@ def _cut(tokenizer, m: Written, keep: set[str], ignore_merges: bool) -> Tokenize
 
 # %% ../nbs/08_surgery.ipynb #d33d6a4e
 def _without(entry, gone: set[str]):
-    "The JSON `entry` without the tokens `gone`, named or listed, at any depth."
+    "The JSON `entry` without the tokens `gone`, named or listed, at any depth, and without lists of nothing else."
     def stays(value) -> bool:
         name = value.get("content") if isinstance(value, dict) else value
         return not isinstance(name, str) or name not in gone
 
+    if isinstance(entry, list):
+        return [_without(value, gone) for value in entry if stays(value)]
     if isinstance(entry, dict):
-        return {key: _without(value, gone) for key, value in entry.items() if stays(value)}
-    return [_without(value, gone) for value in entry if stays(value)] if isinstance(entry, list) else entry
+        left = {key: _without(value, gone) for key, value in entry.items() if stays(value)}
+        return {key: value for key, value in left.items() if value or not entry[key]}
+    return entry
 
 
 def _load_with(tokenizer, new: Tokenizer):
