@@ -180,7 +180,7 @@ class Same:
 
 def opened(directory) -> object:
     (directory / "texts.txt").write_text("".join(f"{text}\n" for text in TEXTS))
-    return open(directory / "texts.txt")
+    return (directory / "texts.txt").open()
 
 
 ONE_SHOT = {

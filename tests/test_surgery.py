@@ -112,7 +112,7 @@ def fresh(tmp_path_factory):
         family, task, how = case
         p, directory = MAKERS[how](family, task, scratch), root / "-".join(case)
         inputs = any_ids(p)
-        p.save_pretrained(directory / "model")
+        p.save_pretrained(directory / "model", verify=False)  # what the new process reads is compared below
         with torch.no_grad():
             out = p.model(**inputs)
         save_file(inputs, directory / "inputs.safetensors")
@@ -316,7 +316,7 @@ def test_pruned_labels_do_not_count(family, how, tmp_path):
     logits = expected.logits[..., p.keep]
     by_hand = torch.nn.functional.cross_entropy(logits[kept >= 0], torch.searchsorted(p.keep, kept[kept >= 0]))
     assert torch.equal(given.loss, expected.loss)
-    torch.testing.assert_close(given.loss, by_hand, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(given.loss, by_hand, rtol=1e-5, atol=0)  # float32, a sum over V columns beside one over K
     assert torch.equal(labels, inputs["input_ids"].where(torch.arange(labels.numel()).view_as(labels) > 0, -100))
 
 
@@ -341,7 +341,8 @@ def test_gradients_are_those_of_the_full_model(family):
     inputs = batch(draw_ids(p.keep, 0), p.model.config.pad_token_id, 3)
     for model in (p.model, full):
         model(**inputs, labels=torch.tensor([0, 1])).loss.backward()
-    torch.testing.assert_close(p.model.get_input_embeddings().weight.grad, full.get_input_embeddings().weight.grad[p.keep])
+    got, wanted = p.model.get_input_embeddings().weight.grad, full.get_input_embeddings().weight.grad[p.keep]
+    torch.testing.assert_close(got, wanted, rtol=0, atol=float(1e-5 * wanted.abs().max()))  # float32's sums, relative to the largest
 
 
 # The Trainer and pipelines
@@ -380,7 +381,7 @@ def test_text_classification_pipeline(family):
     with torch.no_grad():
         scores = [p.model(**p.tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0] for text in TEXTS[:8]]
     got = [[entry["score"] for entry in sorted(result, key=lambda entry: entry["label"])] for result in results]
-    np.testing.assert_allclose(got, torch.stack(scores), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, torch.stack(scores), rtol=0, atol=1e-5)  # probabilities: float32, of scale 1
 
 
 def test_fill_mask_pipeline_gives_kept_tokens(family):
@@ -388,4 +389,4 @@ def test_fill_mask_pipeline_gives_kept_tokens(family):
     text = f"{WORDS[0]} {p.tokenizer.mask_token} {WORDS[1]}"
     results = pipeline("fill-mask", model=p.model, tokenizer=p.tokenizer, device="cpu")(text, top_k=len(p.keep))
     assert sorted(result["token"] for result in results) == p.keep.tolist()
-    assert sum(result["score"] for result in results) == pytest.approx(1, abs=1e-4)
+    assert sum(result["score"] for result in results) == pytest.approx(1, rel=1e-4)  # some hundred float32 summands
