@@ -4,17 +4,23 @@ import math
 import shutil
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES, ODD_FAMILIES, TEXTS, build, same, state
+from datasets import Dataset
 from transformers import ByT5Tokenizer, FNetConfig, FNetForSequenceClassification
 
 import vocab_pruning
 from vocab_pruning import load
 from vocab_pruning.budget import max_ratio, model_size
-from vocab_pruning.scoring import TUNED
+from vocab_pruning.preflight import preflight
+from vocab_pruning.scoring import TUNED, compute_token_scores
+from vocab_pruning.stats import token_stats
+from vocab_pruning.usage import coverage_of
 
 prune = partial(vocab_pruning.prune, oov="cluster")  # codebooks would cost more than these tiny vocabularies hold
 
@@ -60,45 +66,169 @@ def scores_with(value: float, row: int = 5) -> np.ndarray:
     return scores
 
 
-BAD_ARGUMENTS = {
+class Unread:
+    "Texts that must not be read."
+
+    def __iter__(self):
+        return self.read()
+
+    def read(self):
+        raise AssertionError("the texts were read")
+        yield
+
+
+FREQUENCY, AVERAGE = dict(scorer="frequency"), dict(scorer="clustering")
+BAD_CHOICES = {
     "negative ratio": (dict(ratio=-0.1), ValueError, ["-0.1", "[0, 1)"]),
     "ratio 1": (dict(ratio=1.0), ValueError, ["1.0", "[0, 1)"]),
     "ratio NaN": (dict(ratio=math.nan), ValueError, ["nan"]),
-    "unknown scorer": (dict(scorer="pagerank"), ValueError, ["pagerank", "tfidf"]),
-    "unknown oov": (dict(oov="subword"), ValueError, ["subword", "cluster"]),
+    "ratio as text": (dict(ratio="0.2"), TypeError, ["ratio '0.2'", "not a number"]),
+    "ratio None": (dict(ratio=None), TypeError, ["ratio None"]),
+    "ratio True": (dict(ratio=True), TypeError, ["ratio True"]),
+    "ratio in a list": (dict(ratio=[0.2]), TypeError, ["ratio [0.2]"]),
     "unknown base": (dict(base="bytes"), ValueError, ["bytes", "params"]),
+    "base in a list": (dict(base=["params"]), ValueError, ["['params']", "vocab"]),
+    "seed as text": (dict(seed="x"), TypeError, ["seed 'x'"]),
+    "seed of a fraction": (dict(seed=1.5), TypeError, ["seed 1.5"]),
+    "seed None": (dict(seed=None), TypeError, ["seed None"]),
+    "negative seed": (dict(seed=-1), ValueError, ["seed -1"]),
+    "share as text": (dict(share="no"), TypeError, ["share 'no'"]),
+    "progress None": (dict(progress=None), TypeError, ["progress None"]),
+    "unknown oov": (dict(oov="subword"), ValueError, ["subword", "cluster"]),
+    "oov None": (dict(oov=None), ValueError, ["None", "resegment"]),
     "unknown option": (dict(n_clutsers=3), TypeError, ["n_clutsers"]),
     "option of another oov": (dict(oov="nearest", n_clusters=3), TypeError, ["n_clusters"]),
-    "unknown scorer option": (dict(scorer_options={"nrom": None}), TypeError, ["nrom"]),
+    "lossless as text": (dict(oov="resegment", lossless="yes"), TypeError, ["lossless 'yes'"]),
+    "multiple of a fraction": (dict(oov="resegment", pad_to_multiple_of=8.0), ValueError, ["pad_to_multiple_of 8.0"]),
+    "multiple True": (dict(oov="resegment", pad_to_multiple_of=True), ValueError, ["pad_to_multiple_of True"]),
+    "unknown scorer": (dict(scorer="pagerank"), ValueError, ["pagerank", "tfidf"]),
+    "scorer None": (dict(scorer=None), ValueError, ["None", "tfidf"]),
+    "scorer options as text": (dict(scorer_options="norm"), TypeError, ["scorer_options", "'norm'", "dict"]),
+    "scorer options in a list": (dict(scorer_options=[("norm", None)]), TypeError, ["scorer_options", "dict"]),
+    "unknown scorer option": (dict(scorer_options={"nrom": None}), TypeError, ["nrom", "norm"]),
+    "option of a scorer without any": (dict(FREQUENCY, scorer_options={"norm": None}), TypeError, ["norm", "none"]),
+    "a number as option": (dict(scorer_options={3: None}), TypeError, ["3", "norm"]),
     "unknown norm": (dict(scorer_options={"norm": "l1"}), ValueError, ["l1", "l2"]),
-    "unknown representative": (dict(representative="mode"), ValueError, ["mode", "medoid"]),
-    "negative clusters": (dict(n_clusters=-1), ValueError, ["-1"]),
+    "unknown clustering": (dict(AVERAGE, scorer_options={"method": "ward"}), ValueError, ["ward", "average", "kmeans"]),
+    "clustering in a list": (dict(AVERAGE, scorer_options={"method": ["average"]}), ValueError, ["['average']", "kmeans"]),
+    "option of another clustering": (dict(AVERAGE, scorer_options={"eps": 0.3}), TypeError, ["eps", "pool"]),
+    "a distance as text": (dict(AVERAGE, scorer_options={"method": "dbscan", "eps": "0.3"}), ValueError, ["eps '0.3'"]),
+    "unknown pool": (dict(AVERAGE, scorer_options={"pool": "train"}), ValueError, ["train", "seen"]),
+    "a batch of a fraction": (dict(scorer="attention", scorer_options={"batch_size": 2.0}), ValueError, ["batch_size 2.0"]),
+    "a flag as text": (dict(scorer="attention", scorer_options={"divide": "no"}), ValueError, ["divide 'no'"]),
+    "what vatp is": (dict(scorer="vatp", scorer_options={"by_value": False}), TypeError, ["by_value", "divide"]),
+    **{f"{name} as scorer option": (dict(scorer="clustering", scorer_options={name: 5}), TypeError, [repr(name), "leave it out"])
+       for name in ("stats", "model", "n_rows", "seed", "texts", "tokenizer", "special", "examples")},
     "scores of another shape": (dict(scores=np.ones(3)), ValueError, ["(3,)", "(177,)"]),
     "a NaN among the scores": (dict(scores=scores_with(math.nan)), ValueError, ["row 5", "nan"]),
     "an infinity among the scores": (dict(scores=scores_with(-math.inf)), ValueError, ["row 5", "-inf"]),
+    "scores as text": (dict(scores="high"), TypeError, ["scores are 'high'"]),
+    "scores and options of a scorer": (dict(scores=np.ones(177), scorer_options={"norm": None}), ValueError, ["scorer_options", "norm"]),
+}
+BAD_TEXTS = {
+    "unknown representative": (dict(representative="mode"), ValueError, ["mode", "medoid"]),
+    "negative clusters": (dict(n_clusters=-1), ValueError, ["-1"]),
     "a single string": (dict(texts="one text"), TypeError, ["single string", "[text]"]),
+    "bytes": (dict(texts=b"one text"), TypeError, ["b'one text'", "decoded"]),
+    "a path": (dict(texts=Path("texts.txt")), TypeError, ["texts.txt", "read it first"]),
+    "a dict": (dict(texts={"text": TEXTS}), TypeError, ["'text'", "dict", "columns"]),
+    "a data frame": (dict(texts=pd.DataFrame({"text": TEXTS})), TypeError, ["DataFrame", "columns"]),
+    "a data set": (dict(texts=Dataset.from_dict({"text": TEXTS})), TypeError, ["Dataset", "columns"]),
+    "nothing": (dict(texts=None), TypeError, ["texts is None"]),
+    "a number": (dict(texts=3), TypeError, ["texts is 3"]),
     "no texts": (dict(texts=[]), ValueError, ["0 texts", "no token"]),
     "empty texts": (dict(texts=["", " "]), ValueError, ["2 texts", "no token"]),
     "None among the texts": (dict(texts=["ab", None]), TypeError, ["text 1", "None"]),
     "bytes among the texts": (dict(texts=["ab", "cd", b"ef"]), TypeError, ["text 2", "ef"]),
     "a number among the texts": (dict(texts=[1.5]), TypeError, ["text 0", "1.5"]),
-    "unknown clustering": (dict(scorer="clustering", scorer_options={"method": "ward"}), ValueError, ["ward", "average", "kmeans"]),
-    "option of another clustering": (dict(scorer="clustering", scorer_options={"eps": 0.3}), TypeError, ["eps"]),
-    "unknown pool": (dict(scorer="clustering", scorer_options={"pool": "train"}), ValueError, ["train", "seen"]),
-    "a one-shot iterator with attention": (dict(scorer="attention", texts=iter(TEXTS)), ValueError, ["read again", "list"]),
+    "a path as examples": (dict(scorer="vatp", examples=Path("pairs.txt")), TypeError, ["examples is", "pairs.txt"]),
     "None among the examples": (dict(scorer="vatp", examples=[("ab", "cd"), ("ab", None)]), TypeError, ["('ab', None)"]),
-    "a one-shot iterator with tf-idf": (dict(texts=iter(TEXTS)), ValueError, ["second time", "list"]),
 }
 
 
-@pytest.mark.parametrize("arguments, error, named", BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
-def test_bad_arguments(model, tokenizer, tmp_path, arguments, error, named):
+@pytest.mark.parametrize("arguments, error, named", BAD_CHOICES.values(), ids=BAD_CHOICES)
+def test_bad_choices_are_refused_before_a_text_is_read(model, tokenizer, tmp_path, arguments, error, named):
+    with refused(error, *named, directory=tmp_path, model=model):
+        prune(model, tokenizer, **dict(texts=Unread()) | arguments)
+
+
+@pytest.mark.parametrize("arguments, error, named", BAD_TEXTS.values(), ids=BAD_TEXTS)
+def test_bad_texts(model, tokenizer, tmp_path, arguments, error, named):
     with refused(error, *named, directory=tmp_path, model=model):
         prune(model, tokenizer, **dict(texts=TEXTS) | arguments)
 
 
-def test_a_one_shot_iterator_is_enough_where_one_pass_is(model, tokenizer):
-    assert torch.equal(*(prune(model, tokenizer, texts, scorer="frequency").keep for texts in (iter(TEXTS), TEXTS)))
+def test_texts_of_every_kind_of_iterable(model, tokenizer):
+    "What is a column of a table or an array is as good as a list, also where it is read twice."
+    columns = [tuple(TEXTS), np.array(TEXTS), pd.Series(TEXTS), dict.fromkeys(TEXTS).keys(), Dataset.from_dict({"text": TEXTS})["text"]]
+    for texts in columns:
+        assert len(prune(model, tokenizer, texts).sample) == 16
+
+
+# Texts that can be read only once
+
+
+class Same:
+    "Iterates over the same iterator each time, though it is none itself."
+
+    def __init__(self, texts):
+        self.texts = iter(texts)
+
+    def __iter__(self):
+        return self.texts
+
+
+def opened(directory) -> object:
+    (directory / "texts.txt").write_text("".join(f"{text}\n" for text in TEXTS))
+    return (directory / "texts.txt").open()
+
+
+ONE_SHOT = {
+    "generator": lambda directory: (text for text in TEXTS),
+    "map": lambda directory: map(str, TEXTS),
+    "file": opened,
+    "the same iterator": lambda directory: Same(TEXTS),
+}
+READERS = {
+    "tf-idf": (dict(scorer="tfidf"), "scorer 'tfidf'"),
+    "attention": (dict(scorer="attention"), "scorer 'attention'"),
+    "vatp": (dict(scorer="vatp"), "scorer 'vatp'"),
+    "resegment": (dict(scorer="frequency", oov="resegment"), "oov='resegment'"),
+}
+
+
+@pytest.mark.parametrize("make", ONE_SHOT.values(), ids=ONE_SHOT)
+@pytest.mark.parametrize("arguments, reader", READERS.values(), ids=READERS)
+def test_texts_that_can_be_read_only_once_are_not_read_in_vain(model, tokenizer, tmp_path, make, arguments, reader):
+    texts = make(tmp_path)
+    with refused(ValueError, reader, "reads texts a second time", "give a list", directory=tmp_path, model=model):
+        prune(model, tokenizer, texts, **arguments)
+    assert len(list(texts)) == len(TEXTS)
+
+
+def test_examples_that_can_be_read_only_once(model, tokenizer, tmp_path):
+    with refused(ValueError, "scorer 'attention' reads examples a second time", directory=tmp_path, model=model):
+        prune(model, tokenizer, Unread(), scorer="attention", examples=iter([("a", "b")]))
+
+
+@pytest.mark.parametrize("make", ONE_SHOT.values(), ids=ONE_SHOT)
+def test_other_readers_of_texts_refuse_them_at_once(model, tokenizer, tmp_path, make):
+    once, stats = make(tmp_path), token_stats(TEXTS, tokenizer, 177)
+    plain = prune(model, tokenizer, TEXTS, 0.1, oov="resegment")
+    for read in (lambda: preflight(model, tokenizer, once, TEXTS), lambda: preflight(model, tokenizer, TEXTS, once),
+                 lambda: coverage_of(plain, once, original=tokenizer), lambda: compute_token_scores(stats, texts=once, tokenizer=tokenizer)):
+        with pytest.raises(ValueError, match="second time"):
+            read()
+    assert len(list(once)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("make", ONE_SHOT.values(), ids=ONE_SHOT)
+@pytest.mark.parametrize("arguments", [dict(scorer="frequency"), dict(scorer_options={"norm": None}),
+                                       dict(scorer="frequency", oov="resegment", lossless=False),
+                                       dict(scorer="attention", examples=TEXTS)], ids=str)
+def test_once_is_enough_where_one_pass_is(model, tokenizer, tmp_path, make, arguments):
+    once, twice = (prune(model, tokenizer, texts, **arguments) for texts in (make(tmp_path), TEXTS))
+    assert torch.equal(once.keep, twice.keep) and once.sample == [] and twice.sample
 
 
 def test_a_ratio_above_the_maximum(model, tokenizer, tmp_path):
@@ -134,6 +264,21 @@ def test_a_tokenizer_of_another_model(model, tmp_path):
     other = FAMILIES["bpe"].tokenizer
     with refused(ValueError, f"id {len(other) - 1}", f"{model.config.vocab_size} rows", directory=tmp_path, model=model):
         prune(model, other, TEXTS)
+
+
+def test_what_is_no_model_or_no_tokenizer(model, tokenizer, tmp_path):
+    with refused(TypeError, "model is 'bert-base-uncased', a str", directory=tmp_path):
+        prune("bert-base-uncased", tokenizer, Unread())
+    for other in ("bert-base-uncased", None):
+        with refused(TypeError, type(other).__name__, "give a fast one", directory=tmp_path, model=model):
+            prune(model, other, Unread())
+
+
+def test_a_model_without_weights(tokenizer, tmp_path):
+    with torch.device("meta"):
+        model = build("wordpiece")
+    with refused(ValueError, "word_embeddings.weight", "meta", directory=tmp_path):
+        prune(model, tokenizer, Unread())
 
 
 def test_a_slow_tokenizer(tmp_path):

@@ -196,12 +196,32 @@ def test_what_has_no_ids_is_carried_over(name):
     assert any(token["special"] for token in flags[1]) and all(token in flags[0] for token in flags[1])
 
 
+@pytest.mark.parametrize("name", NEW)
+def test_pruned_tokens_and_their_merges_are_removed_as_skeletoken_removes_them(name):
+    "The typed removal of every token at once, which takes minutes of a large vocabulary, is the reference."
+    from skeletoken import TokenizerModel
+
+    old = NEW[name].tokenizer
+    r = run(old, TEXTS, lossless=False)
+    kept = set(r.tokenizer.get_vocab())
+    typed = TokenizerModel.from_tokenizer(old.backend_tokenizer)
+    theirs = typed.remove_tokens_from_vocabulary([token for token in typed.vocabulary if token not in kept]).model
+    ours = json.loads(r.tokenizer.backend_tokenizer.to_str())["model"]
+    if name in ("unigram", "bytes"):
+        assert (ours["vocab"], ours["unk_id"]) == ([list(piece) for piece in theirs.vocab.root], theirs.unk_id)
+    else:
+        outside = r.tokenizer.get_added_vocab().keys() - ours["vocab"].keys()
+        assert ours["vocab"] == {token: i for token, i in theirs.vocab.root.items() if token not in outside}
+    if "merges" in ours:
+        assert ours["merges"] == [list(pair) for pair in theirs.merges.root]
+
+
 # Byte-level BPE
 
 
 def test_closure_is_what_the_merges_make():
     old = FAMILIES["bpe"].tokenizer
-    ranks = surgery._ranks(surgery._read(old))
+    ranks = surgery._ranks(surgery.read_tokenizer(old))
     for token, i in old.get_vocab().items():
         if i not in old.added_tokens_decoder and i % 3 == 0:
             made = derivation(token, ranks)
@@ -501,9 +521,8 @@ def test_rows_that_cola_takes():
     stats, special = token_stats(texts, old, len(old)), special_of(old)
     assert (len(texts), stats.seen.sum(), parts_of_words(texts, old).sum()) == (8551, 6364, 2048)
     assert rows_for_lossless(old, stats, special=special, lossless=False) == 8765
-    r = run(old, texts)
-    assert len(r.rows) == 6895 and r.lossless and check(old, r, texts)
-    assert not run(old, texts, 6894).lossless
+    r, short = (resegment(old, ranked(stats, special), n, stats, special=special, texts=texts) for n in (6895, 6894))
+    assert len(r.rows) == 6895 and r.lossless and check(old, r, texts) and not short.lossless
 
 
 # Bad input

@@ -1,10 +1,7 @@
 """The scorers that need the model: clustering at any size, and what a fine-tuned model attends to."""
 
 import os
-import subprocess
-import sys
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EuroBertConfig, EuroBertForSequenceClassification
 
 from vocab_pruning import prune
@@ -28,6 +26,8 @@ from vocab_pruning.scorers.attention import attention_received, compute_attentio
 from vocab_pruning.scoring import SCORERS, TUNED, compute_token_scores
 from vocab_pruning.stats import token_stats
 
+CLOSE = 1e-5  # of distances 1 - cosine, whose scale is 1: some tens of float32's unit there
+ATTENTION = 1e-4  # relative, of sums of attention: float32's rounding of a logit of some tens is 1e-6 of it, and so of exp(logit)
 needs_minilm = pytest.mark.skipif(minilm_directory() is None, reason="needs the extra `offline` (MiniLM weights)")
 needs_glue = pytest.mark.skipif("GLUE_DIR" not in os.environ, reason="needs GLUE's files: set GLUE_DIR")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -44,11 +44,22 @@ def minilm_rows() -> torch.Tensor:
 # Average linkage
 
 
+def apart(tree: np.ndarray, k: int) -> int:
+    "The number of clusters next to `k` where the heights of the last merge done and the first one left differ most clearly."
+    merges = np.arange(max(1, len(tree) + 1 - k - 10), min(len(tree), len(tree) + 1 - k + 10))
+    return len(tree) + 1 - int(merges[np.diff(tree[:, 2])[merges - 1].argmax()])
+
+
 @needs_minilm
-@pytest.mark.parametrize("n", [500, 2000, 5000])
-def test_the_partition_is_scikit_learns(minilm_rows, n):
+@pytest.mark.parametrize("n, tile", [(500, None), (1200, (64, 256))], ids=["whole", "tiles"])
+def test_the_partition_is_scikit_learns(minilm_rows, n, tile, monkeypatch):
+    "Cut where two merges are apart by more than rounding; more rows than fit into a tile, too."
+    if tile:
+        monkeypatch.setattr("vocab_pruning.linkage.TILE", tile)
     tree = average_linkage(minilm_rows[:n])
     for k in (2, n // 20, n // 2):
+        k = apart(tree, k)
+        assert np.diff(tree[:, 2])[n - k - 1] > 10 * CLOSE
         theirs = AgglomerativeClustering(k, metric="cosine", linkage="average").fit_predict(minilm_rows[:n].numpy())
         assert adjusted_rand_score(cut_linkage(tree, k), theirs) == 1
 
@@ -60,7 +71,8 @@ def check_greedy(rows: torch.Tensor):
     for number, (a, b, height, size) in enumerate(tree, len(rows)):
         nearest = min(distance[np.ix_(p, q)].mean() for p, q in combinations(members.values(), 2))
         got = distance[np.ix_(members[a], members[b])].mean()
-        assert got == pytest.approx(height, abs=1e-9) and got == pytest.approx(nearest, abs=1e-6)
+        assert got == pytest.approx(height, abs=1e-12)  # sums and heights are float64
+        assert got == pytest.approx(nearest, abs=CLOSE)  # neighbours are found in float32
         members[number] = members.pop(a) + members.pop(b)
         assert len(members[number]) == size
     assert (np.diff(tree[:, 2]) >= 0).all()
@@ -91,28 +103,34 @@ def test_a_circle_of_pointers_is_broken():
 
 
 def test_the_same_tree_with_other_tiles(monkeypatch):
-    rows = torch.randint(-3, 4, (200, 5), generator=torch.Generator().manual_seed(3)).float()
-    rows = rows[rows.norm(dim=1) > 0]
+    "Without ties, which another kernel may round the other way, the tree is the same to the merge."
+    rows = torch.randn(200, 5, generator=torch.Generator().manual_seed(3))
     whole = average_linkage(rows)
     monkeypatch.setattr("vocab_pruning.linkage.TILE", (7, 13))
-    np.testing.assert_allclose(average_linkage(rows)[:, 2], whole[:, 2], atol=1e-9)
+    np.testing.assert_allclose(average_linkage(rows), whole, rtol=0, atol=1e-12)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc to see a process's peak memory")
-def test_memory_grows_with_the_rows_not_with_their_square():
-    "16,000 rows: the matrix of distances alone would take a gigabyte."
-    code = """if True:
-        import torch
-        from pathlib import Path
-        from vocab_pruning.linkage import average_linkage
-        peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
-        rows = torch.randn(16_000, 64, generator=torch.Generator().manual_seed(0))
-        average_linkage(rows[:500])
-        before = peak()
+class Largest(TorchDispatchMode):
+    "While it is on, `numbers` is how many the largest tensor held that any operation made."
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **kwargs or {})
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return made
+
+
+def test_memory_grows_with_the_rows_not_with_their_square(monkeypatch):
+    "No tensor holds more than the rows or a tile do, where the distances of all pairs would be 250,000 numbers."
+    monkeypatch.setattr("vocab_pruning.linkage.TILE", (16, 64))
+    monkeypatch.setattr("vocab_pruning.linkage.BATCH", 16)
+    rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    with Largest() as largest:
         average_linkage(rows)
-        print(peak() - before)"""
-    grown = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert 10 < grown < 200
+    assert 500 * 8 <= largest.numbers <= 2 * 500 * 8
 
 
 @needs_gpu
@@ -196,30 +214,31 @@ def value_states(layer, output: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("padded", [False, True], ids=["alone", "padded"])
 def test_what_is_received_is_the_plain_sum(family, padded, by_value):
     model, tokenizer = build(family), FAMILIES[family].tokenizer
-    texts = make_texts(200, seed=4)
-    pairs, size = list(zip(texts[:100], texts[100:], strict=True)), 16 if padded else 1
+    texts = make_texts(80, seed=4)
+    pairs, size = list(zip(texts[:40], texts[40:], strict=True)), 16 if padded else 1
     got, occurrences = attention_received(model, tokenizer, pairs, model.config.vocab_size, by_value, size, 48)
     total, count = plainly(model, tokenizer, pairs, model.config.vocab_size, by_value, size)
-    np.testing.assert_allclose(got, total, rtol=1e-5)
+    np.testing.assert_allclose(got, total, rtol=ATTENTION)
     np.testing.assert_array_equal(occurrences, count)
 
 
 @needs_minilm
 @pytest.mark.parametrize("by_value", [False, True], ids=["attention", "vatp"])
 @pytest.mark.parametrize("data", ["sample", pytest.param("auto", marks=needs_glue)])
-def test_minilm_on_200_examples(data, by_value):
+def test_minilm_on_real_pairs(data, by_value):
+    "Twelve heads, trained weights, and batches of other sizes and order, which other float32 kernels multiply: hence ten times the tolerance."
     directory = minilm_directory()
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
-    pairs = examples(load_task("mrpc", data)["train"].select(range(200)))
-    got, _ = attention_received(model, tokenizer, pairs, 30522, by_value, 32, 48)
-    total, _ = plainly(model, tokenizer, pairs, 30522, by_value, 25)
-    np.testing.assert_allclose(got, total, rtol=1e-5)
+    pairs = examples(load_task("mrpc", data)["train"].select(range(40)))
+    got, _ = attention_received(model, tokenizer, pairs, 30522, by_value, 16, 48)
+    total, _ = plainly(model, tokenizer, pairs, 30522, by_value, 11)
+    np.testing.assert_allclose(got, total, rtol=10 * ATTENTION)
 
 
 def test_padding_changes_nothing(family):
     model, tokenizer = shared(family), FAMILIES[family].tokenizer
     alone, together = (attention_received(model, tokenizer, TEXTS, model.config.vocab_size, batch_size=size)[0] for size in (1, 60))
-    np.testing.assert_allclose(alone, together, rtol=1e-4)
+    np.testing.assert_allclose(alone, together, rtol=10 * ATTENTION)  # products of other shapes, other float32 kernels
 
 
 def test_the_side_of_padding_does_not_matter():
@@ -245,7 +264,7 @@ def test_heads_that_share_their_values():
     size = [v[0].unflatten(-1, (2, 8)).abs().sum(-1).T[[0, 0, 1, 1]] for v in values]  # (heads, keys)
     wanted = sum((matrix[0].sum(1) * norm).sum(0) for matrix, norm in zip(matrices, size, strict=True))
     got, count = attention_received(model, tokenizer, [TEXTS[1]], 177, by_value=True)
-    np.testing.assert_allclose(got, np.bincount(inputs["input_ids"][0], wanted, minlength=177), rtol=1e-5)
+    np.testing.assert_allclose(got, np.bincount(inputs["input_ids"][0], wanted, minlength=177), rtol=ATTENTION)
 
 
 @pytest.mark.parametrize("name", ["BART", "T5"])
@@ -258,14 +277,14 @@ def test_of_a_model_with_a_decoder_the_encoder_is_read(name):
         matrices = model(**inputs, output_attentions=True).encoder_attentions
     wanted = sum(matrix[0].sum((0, 1)) for matrix in matrices)
     got, _ = attention_received(model, tokenizer, [TEXTS[1]], n_rows)
-    np.testing.assert_allclose(got, np.bincount(inputs["input_ids"][0], wanted, minlength=n_rows), rtol=1e-5)
+    np.testing.assert_allclose(got, np.bincount(inputs["input_ids"][0], wanted, minlength=n_rows), rtol=ATTENTION)
 
 
 def test_half_precision(family):
     model, tokenizer = build(family).bfloat16(), FAMILIES[family].tokenizer
     got, count = attention_received(model, tokenizer, TEXTS, model.config.vocab_size)
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    assert got.sum() == pytest.approx(count.sum() * layers * heads, rel=0.01)
+    assert got.sum() == pytest.approx(count.sum() * layers * heads, rel=0.01)  # bfloat16 keeps 8 bits: a weight is off by 0.4 % at most
 
 
 def test_model_and_tokenizer_are_left_as_they_were(family):

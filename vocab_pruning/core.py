@@ -209,6 +209,6 @@ def parse_yaml(text: str):
 # %% ../nbs/00_core.ipynb #de0d4d49
 def choose(family: dict, kind: str, name: str):
     "The member of `family` called `name`. Raises `ValueError` that lists the names there are; `kind` is what the members are."
-    if name not in family:
+    if not isinstance(name, str) or name not in family:
         raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(family)}")
     return family[name]

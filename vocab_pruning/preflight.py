@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'KINDS', 'mapped_error', 'growth', 'measure', 'preflight', 'plot_preflight']
 
 # %% ../nbs/16_preflight.ipynb #679d56fd
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import product
 
@@ -20,7 +20,7 @@ from .prune import check_oov, lost, prune_with_stats, size_with
 from .rebuild import plain_embedding
 from .scoring import compute_token_scores, reads_n_rows
 from .ship import PrunedModel
-from .stats import TokenStats, token_stats
+from .stats import TokenStats, check_texts, token_stats
 
 # %% ../nbs/16_preflight.ipynb #97e83bbc
 @torch.no_grad()
@@ -84,8 +84,8 @@ def preflight(model, tokenizer, texts: Sequence[str], held_out: Sequence[str], r
     an unknown kind or scorer, and what `token_stats` raises."""
     import pandas as pd
 
-    if one_shot := [name for name, split in (("texts", texts), ("held_out", held_out)) if isinstance(split, Iterator)]:
-        raise ValueError(f"{one_shot[0]} can be read only once, and every cut reads it again; give a list")
+    for name, split in (("texts", texts), ("held_out", held_out)):
+        check_texts(split, "every cut", name)
     cuts = list(product(ratios, oovs))
     for _, oov in cuts:
         check_oov(oov)

@@ -12,7 +12,7 @@ import numpy as np
 
 from .budget import BASES, break_even, max_ratio, model_size, special_mask
 from .ship import PrunedModel
-from .stats import TokenStats, batch_stats, coverage_curve, token_batches, token_stats
+from .stats import TokenStats, batch_stats, check_texts, coverage_curve, token_batches, token_stats
 
 # %% ../nbs/17_usage.ipynb #910fd457
 def spending(model, tokenizer, stats: TokenStats | None = None) -> dict:
@@ -48,8 +48,7 @@ def coverage_of(pruned: PrunedModel, texts: Iterable[str], n_lost: int = 10, ori
     if tokenizer is None:
         raise ValueError("the pruned model was saved without its tokenizer; save it beside the model, or set pruned.tokenizer")
     twice = pruned.plain and original is not None
-    if twice and iter(texts) is texts:
-        raise ValueError("the growth needs the texts a second time: give a list, not a generator, or leave original= out")
+    check_texts(texts, "the growth, which original= asks for," if twice else None)
     n_rows = len(rows.weight if pruned.plain else rows.index)
     kept = np.ones(n_rows, bool) if pruned.plain else np.isin(np.arange(n_rows), pruned.keep.numpy())
     total, touched = TokenStats.empty(n_rows), 0

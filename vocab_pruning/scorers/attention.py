@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..stats import TokenStats
+from ..stats import TokenStats, check_ids, is_one_shot
 
 # %% ../../nbs/scorers/attention.ipynb #51e4ff98
 WATCHED = "vocab_pruning_watched"
@@ -100,6 +100,7 @@ def attention_received(model, tokenizer, examples: Iterable, n_rows: int, by_val
         for inputs in _batches(examples, tokenizer, batch_size, max_length):
             real = inputs["attention_mask"].bool()
             ids = inputs["input_ids"][real]
+            check_ids(ids.numpy(), n_rows)
             total.index_add_(0, ids, _received(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, by_value)[real])
             count += torch.bincount(ids, minlength=n_rows)
             bar.update(len(real))
@@ -107,24 +108,26 @@ def attention_received(model, tokenizer, examples: Iterable, n_rows: int, by_val
 
 # %% ../../nbs/scorers/attention.ipynb #9b9f3546
 def compute_attention_scores(stats: TokenStats, *, model=None, tokenizer=None, texts: Iterable[str] | None = None, examples: Iterable | None = None,
-                             by_value: bool = False, divide: bool = True, **options) -> np.ndarray:
+                             by_value: bool = False, divide: bool = True, batch_size: int = 32, max_length: int = 128,
+                             progress: bool = False) -> np.ndarray:
     """Mean attention that a row's occurrences receive from all queries, heads and layers: float64 (V,), 0 for rows without any (paper §3.1, Attention).
 
-    `model`: fine-tuned on the task's train split. `examples` (else `texts`): that split, as in `attention_received`, which takes `options`. `divide=False`
+    `model`: fine-tuned on the task's train split. `examples` (else `texts`): that split, as in `attention_received`, as are the other options. `divide=False`
     gives sums instead of means. Raises `ValueError` without a model or examples, for a model of another size, for examples that can be read
     only once, and for a model whose attention cannot be watched."""
     examples = texts if examples is None else examples
-    if model is None or tokenizer is None or examples is None or iter(examples) is examples:
+    if model is None or tokenizer is None or examples is None or is_one_shot(examples):
         raise ValueError("attention needs model= (fine-tuned on train), tokenizer=, and examples= or texts= that can be read again: a list, not a generator")
     if (rows := model.get_input_embeddings().num_embeddings) != stats.n_rows:
         raise ValueError(f"the statistics are over {stats.n_rows} rows, the embedding has {rows}: they do not belong together")
-    total, count = attention_received(model, tokenizer, examples, stats.n_rows, by_value, **options)
+    total, count = attention_received(model, tokenizer, examples, stats.n_rows, by_value, batch_size, max_length, progress)
     if not count.any():
         raise ValueError("there is no example to read attention from; give the texts of the train split")
     return total / np.maximum(count, 1) if divide else total
 
 
 def vatp_scores(stats: TokenStats, *, model=None, tokenizer=None, texts: Iterable[str] | None = None, examples: Iterable | None = None,
-                **options) -> np.ndarray:
+                divide: bool = True, batch_size: int = 32, max_length: int = 128, progress: bool = False) -> np.ndarray:
     "`compute_attention_scores` with each occurrence's attention weighted by the L1 norm of its value vector, per head: float64 (V,) (VATP)."
-    return compute_attention_scores(stats, model=model, tokenizer=tokenizer, texts=texts, examples=examples, by_value=True, **options)
+    return compute_attention_scores(stats, model=model, tokenizer=tokenizer, texts=texts, examples=examples, by_value=True,
+                                    divide=divide, batch_size=batch_size, max_length=max_length, progress=progress)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..stats import TokenStats, token_batches
+from ..stats import TokenStats, check_ids, is_one_shot, token_batches
 
 # %% ../../nbs/scorers/tfidf.ipynb #a07d354b
 def inverse_document_frequency(stats: TokenStats) -> np.ndarray:
@@ -38,10 +38,11 @@ def tfidf_scores(stats: TokenStats, *, texts: Iterable[str] | None = None, token
         return stats.tf_sum * idf / max(stats.n_docs, 1)
     if norm != "l2":
         raise ValueError(f"unknown norm {norm!r}; choose 'l2' or None")
-    if texts is None or iter(texts) is texts:
+    if texts is None or is_one_shot(texts):
         raise ValueError("tf-idf with norm='l2' reads the texts a second time; give a list or another iterable that starts afresh, or norm=None")
     total, n_docs = np.zeros(stats.n_rows), 0
     for ids, lengths in token_batches(texts, tokenizer):
+        check_ids(ids, stats.n_rows)
         total, n_docs = total + _normalised(ids, lengths, idf), n_docs + len(lengths)
     if n_docs != stats.n_docs:
         raise ValueError(f"the statistics count {stats.n_docs} documents, the texts hold {n_docs}; give the texts that were counted")
