@@ -48,11 +48,16 @@ class ProductCodes(RowCodes):
 ENTRIES = 256  # what one byte can name
 
 
-def product_codes(rows: torch.Tensor, parts: int = 32, seed: int = 0, max_iter: int = 25, progress: bool = False) -> ProductCodes:
-    "`ProductCodes` of `rows` (n, d) by k-means, at most `max_iter` rounds; codebooks on the rows' device and in their dtype. Raises as `ProductCodes` does."
+def product_codes(rows: torch.Tensor, parts: int = 32, seed: int = 0, max_iter: int = 30,
+                  progress: bool = False) -> ProductCodes:
+    """Return `ProductCodes` of `rows` (n, d) by k-means; codebooks are on the rows' device and in their dtype.
+
+    `max_iter`: rounds at most; above 65,536 rows they run on a sample, and two more on all rows (`kmeans_clusters`).
+    Raises as `ProductCodes` does."""
     n, width = rows.shape
     result = ProductCodes(n, width, parts, min(ENTRIES, n), rows.device, rows.dtype)
     for part, piece in enumerate(tqdm(rows.split(width // parts, dim=1), unit="codebook", desc="codes", disable=not progress)):
+        piece = piece.contiguous()  # a slice of each row is read many times over
         labels = kmeans_clusters(piece, min(ENTRIES, n), seed, max_iter=max_iter)
         result.codes[:, part] = torch.as_tensor(labels)
         result.codebooks.data[part] = centroids(piece, labels)

@@ -157,10 +157,13 @@ def unit_rows(rows: torch.Tensor) -> torch.Tensor:
 # %% ../nbs/04_linkage.ipynb #5bdc87f5
 def cluster_sums(rows: torch.Tensor, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     "Sum of the `rows` (n, d) of each cluster 0 .. c - 1 of `labels` (n,), float64 (c, d), and the clusters' sizes, int64 (c,)."
-    rows = _double(rows)
-    labels = torch.as_tensor(labels, device=rows.device)
+    device = _double(rows[:0]).device
+    labels = torch.as_tensor(labels, device=device)
     size = torch.bincount(labels)
-    return torch.zeros(len(size), rows.shape[1], dtype=torch.float64, device=rows.device).index_add_(0, labels, rows), size
+    sums = torch.zeros(len(size), rows.shape[1], dtype=torch.float64, device=device)
+    for some, label in zip(rows.split(1024), labels.split(1024), strict=True):  # a copy in float64 is large
+        sums.index_add_(0, label, _double(some))
+    return sums, size
 
 # %% ../nbs/04_linkage.ipynb #6bf8e7af
 def average_linkage(rows: torch.Tensor, labels: np.ndarray | None = None, progress: bool = False) -> np.ndarray:

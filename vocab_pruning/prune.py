@@ -6,18 +6,29 @@
 __all__ = ['SAMPLE', 'without_row', 'lost_by', 'lost', 'size_with', 'check_oov', 'prune_with_stats', 'prune']
 
 # %% ../nbs/14_prune.ipynb #788289a7
-import inspect
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from numbers import Integral
 
 import numpy as np
 import torch
 
-from .budget import Size, break_even, check_flags, check_ratio, check_seed, count_rows, max_ratio, model_size, named_ids, rank_rows, special_mask
+from vocab_pruning.budget import (
+    Size,
+    break_even,
+    check_flags,
+    check_ratio,
+    check_seed,
+    count_rows,
+    max_ratio,
+    model_size,
+    named_ids,
+    rank_rows,
+    reserved_mask,
+    special_mask,
+)
 from .card import base_model
 from .core import call_declared, choose
-from .oov import OOV, get_oov, trained_params
+from .oov import OOV, check_options, get_oov, options_of, trained_params
 from .rebuild import dropped_ids, plain_embedding, rebuild_model_with_vocab, rebuild_plain, sizes
 from .scoring import TUNED, check_scorer, check_scores, compute_token_scores, reads_texts
 from .ship import PrunedModel
@@ -71,7 +82,8 @@ def lost(pruned: PrunedModel, stats: TokenStats) -> dict[str, float]:
 # %% ../nbs/14_prune.ipynb #00574690
 def _by_remap(model, tokenizer, stats: TokenStats, order: np.ndarray, n_keep: int, *, special: np.ndarray, oov: str, seed: int, share: bool, **options):
     "The model rebuilt with the remap `oov`, the tokenizer as it is, and what there is to know."
-    offered = dict(unk_id=tokenizer.unk_token_id, n_special=int(special.sum()), seed=seed)
+    offered = dict(unk_id=tokenizer.unk_token_id, n_special=int(special.sum()), seed=seed, seen=stats.seen,
+                   reserved=reserved_mask(model, tokenizer))
     remap = call_declared(get_oov(oov), model.get_input_embeddings().weight.detach().cpu(), order, n_keep, offered=offered, **options)
     return rebuild_model_with_vocab(model, remap, share), tokenizer, dict(n_clusters=remap.n_clusters)
 
@@ -91,19 +103,13 @@ def size_with(model, oov: str) -> Size:
     return model_size(model, trained_params(oov, plain_embedding(model).embedding_dim))
 
 # %% ../nbs/14_prune.ipynb #53b90a19
-def check_oov(oov: str, **options):
-    """Raise `ValueError` for an `oov` that is neither a key of `OOV` nor "resegment", `TypeError` for an option that it does not take.
+def check_oov(oov: str, width: int | None = None, /, **options):
+    """Check the choice `oov` and its `options`; `width`: that of the embedding, where it is known.
 
-    The values of the options of "resegment" are checked, too."""
+    Raises `ValueError` for an `oov` that is neither a key of `OOV` nor "resegment" and for a value that is not what the
+    option takes, `TypeError` for an option that `oov` does not take."""
     choose({**OOV, "resegment": _by_resegmenting}, "oov", oov)
-    if oov == "resegment" and (unknown := options.keys() - {"lossless", "pad_to_multiple_of"}):
-        raise TypeError(f"oov='resegment' got an unexpected keyword argument {min(unknown)!r}; it takes lossless and pad_to_multiple_of")
-    pad = options.get("pad_to_multiple_of", 1)
-    if not isinstance(pad, Integral) or isinstance(pad, bool) or pad < 1:
-        raise ValueError(f"pad_to_multiple_of {pad!r}: give a whole number, 1 or more")
-    check_flags(lossless=options.get("lossless", True))
-    if oov in OOV:
-        inspect.signature(OOV[oov]).bind_partial(**options)
+    check_options(oov, ["lossless", "pad_to_multiple_of"] if oov == "resegment" else options_of(oov), options, width)
 
 # %% ../nbs/14_prune.ipynb #548c9f46
 def _check_readings(texts, examples, scorer: str | None, options: Mapping | None, oov: str, lossless: bool = True, **others):
@@ -141,6 +147,8 @@ def prune_with_stats(model, tokenizer, stats: TokenStats, scores: np.ndarray, ra
         info["without_row"] = beyond
     result = PrunedModel(rebuilt, new_tokenizer, info, original=(model, tokenizer))
     info["train"] = lost(result, stats) | dict(documents=stats.n_docs, occurrences=stats.n_tokens)
+    kept = np.isin(np.arange(stats.n_rows), result.keep.numpy())
+    info["train"]["unseen"] = int((~stats.seen & ~kept).sum())  # pruned rows that no text reads
     return result
 
 # %% ../nbs/14_prune.ipynb #f9db316b
@@ -153,7 +161,9 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     `scorer`: a key of `SCORERS`, with `scorer_options`, or `scores`: float (V,), larger = keep. "attention" and "vatp" read `scorer_model`, fine-tuned on the
     task (else `model`), and `examples`, tuples of texts it reads together (else `texts`). `oov`: what becomes of pruned tokens, a key of `OOV` or
     "resegment", with its options (`n_clusters`, `representative`, `outside_budget` for "cluster", `m` for "sparse", `n_bytes` for "pq", `lossless`,
-    `pad_to_multiple_of` for "resegment"). `texts`: documents, each a string; tf-idf, attention and "resegment" read them twice.
+    `pad_to_multiple_of` for "resegment"). `only_seen=True`, for all but "unk" and "resegment", sends the pruned rows
+    that no text reads to the unknown token's row, so that nothing is searched, stored or coded for them.
+    `texts`: documents, each a string; tf-idf, attention and "resegment" read them twice.
     `share`: the encoder is the very one of `model`, which saves its copy where the result is only written or run; training it would train `model`.
 
     Tokens that the tokenizer knows and the embedding has no row for are listed in `info["without_row"]`, their ids by token; "resegment"
@@ -168,6 +178,7 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
         raise ValueError(f"scorer_options {dict(scorer_options)} are for a scorer, but scores are given; leave one of the two out")
     _check_readings(texts, examples, None if scores is not None else scorer, scorer_options, oov, **oov_options)
     _check_model(model, tokenizer)
+    check_oov(oov, plain_embedding(model).embedding_dim, **oov_options)
     if oov == "resegment":
         token_kind(tokenizer)
     size, special = size_with(model, oov), special_mask(model, tokenizer)

@@ -1,0 +1,312 @@
+"""Where pruned tokens may go, what options take, and searches and clusters at every size."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from vocab_pruning import prune
+from vocab_pruning.budget import PLACEHOLDER, reserved_mask, special_mask
+from vocab_pruning.clusters import SAMPLE, centroids, cluster_rows, kmeans_clusters, medoids
+from vocab_pruning.codes import product_codes
+from vocab_pruning.core import minilm_directory
+from vocab_pruning.families import FAMILIES, tiny_model
+from vocab_pruning.linkage import cluster_sums
+from vocab_pruning.oov import OOV, OPTIONS, check_values, nearest_rows, options_of
+from vocab_pruning.prune import check_oov
+from vocab_pruning.pursuit import Products, pursue
+
+TEXTS = ["the cat sat on the mat", "a dog ran away"] * 20
+TARGETS = {"nearest": {}, "sparse": dict(m=3), "cluster": dict(n_clusters=4), "dbscan": dict(n_clusters=4)}
+
+
+@pytest.fixture(scope="module")
+def minilm_rows() -> torch.Tensor:
+    if minilm_directory() is None:
+        pytest.skip("MiniLM is not installed")
+    return load_file(minilm_directory() / "model.safetensors")["embeddings.word_embeddings.weight"]
+
+
+@pytest.fixture(scope="module")
+def padded():
+    "A tiny BERT with placeholders among its words, and three rows that no token has."
+    model, tokenizer = tiny_model("BERT")
+    names = ["[unused0]", "<unused1>", "<extra_id_2>", "<|reserved_special_token_3|>"]
+    tokenizer.add_tokens(names)
+    torch.manual_seed(0)
+    model.resize_token_embeddings(len(tokenizer) + 3)
+    rows = model.get_input_embeddings().weight.data
+    rows.normal_()
+    tempting = [*tokenizer.convert_tokens_to_ids(names), *range(len(tokenizer), len(rows)), *tokenizer.all_special_ids]
+    rows[tempting] = rows.mean(dim=0) + 1e-3 * torch.randn(len(tempting), rows.shape[1])  # near to the middle of all
+    return model, tokenizer, np.isin(np.arange(len(rows)), tempting)
+
+
+def read_rows(p) -> np.ndarray:
+    "The original ids whose rows pruned ids read."
+    index = p.remap.index[~p.remap.kept]
+    read = index[p.remap.weight[~p.remap.kept] != 0].unique().long()
+    return p.remap.keep[read].numpy()
+
+
+# Reserved rows
+
+
+def test_reserved_rows_are_found(padded):
+    model, tokenizer, reserved = padded
+    assert np.array_equal(reserved_mask(model, tokenizer), reserved)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_words_are_not_reserved(name):
+    model, tokenizer = tiny_model(name)
+    more = reserved_mask(model, tokenizer) & ~special_mask(model, tokenizer)
+    assert all(i not in tokenizer.get_vocab().values() or PLACEHOLDER.fullmatch(tokenizer.convert_ids_to_tokens(int(i)))
+               for i in np.flatnonzero(more))
+    assert more.sum() < len(more) / 2
+
+
+@pytest.mark.parametrize("oov", TARGETS)
+def test_no_reserved_row_is_read(padded, oov):
+    "Not even where reserved rows rank first, so that nearly all of what is kept is reserved."
+    model, tokenizer, reserved = padded
+    for scores in (reserved.astype(float), -reserved.astype(float)):
+        p = prune(model, tokenizer, TEXTS, rows_ratio(reserved, 12), "vocab", oov=oov, scores=scores, **TARGETS[oov])
+        assert not reserved[read_rows(p)].any() and len(read_rows(p)) > 1
+        assert np.isin(np.flatnonzero(special_mask(model, tokenizer)), p.keep).all()
+
+
+def rows_ratio(reserved: np.ndarray, n_ordinary: int, n_special: int = 5) -> float:
+    "The ratio of base `vocab` that keeps the reserved rows and `n_ordinary` more."
+    return 1 - (reserved.sum() - n_special + n_ordinary) / (len(reserved) - n_special)
+
+
+@pytest.mark.parametrize("oov", ["nearest", "sparse"])
+def test_only_reserved_rows_are_kept(padded, oov):
+    model, tokenizer, reserved = padded
+    with pytest.raises(ValueError, match="kept rows is an ordinary token's .* keep more rows, or choose oov='unk'"):
+        prune(model, tokenizer, TEXTS, rows_ratio(reserved, 0), "vocab", oov=oov, scores=reserved.astype(float))
+
+
+def test_means_leave_reserved_rows_out(padded):
+    "A synthetic row is the mean of ordinary rows alone."
+    model, tokenizer, reserved = padded
+    p = prune(model, tokenizer, TEXTS, rows_ratio(reserved, 0), "vocab", oov="cluster", n_clusters=1, representative="mean",
+              scores=np.zeros(len(reserved)))
+    rows = model.get_input_embeddings().weight.detach()
+    pruned = (~p.remap.kept).numpy()
+    mean = rows[pruned & ~reserved].double().mean(dim=0)
+    torch.testing.assert_close(p.remap.extra[0].double(), mean, rtol=1e-5, atol=1e-6)
+    assert (p.remap.index[pruned] == p.remap.n_rows - 1).all()
+
+
+# Rows that no text reads
+
+
+@pytest.mark.parametrize("oov", [oov for oov in OOV if oov != "unk"])
+def test_only_seen(padded, oov):
+    "Pruned rows that no text reads read [UNK]; the others are treated as ever; what is coded is what is read."
+    model, tokenizer, reserved = padded
+    seen = np.zeros(len(reserved), bool)
+    seen[[i for ids in tokenizer(TEXTS[:2], add_special_tokens=False)["input_ids"] for i in ids]] = True
+    options = TARGETS.get(oov, {}) | (dict(n_bytes=4) if oov == "pq" else {})
+    ratio = rows_ratio(reserved, 12)
+    p = prune(model, tokenizer, TEXTS, ratio, "vocab", oov=oov, scores=-seen.astype(float), only_seen=True, **options)
+    pruned = (~p.remap.kept).numpy()
+    unk = int((p.remap.keep == tokenizer.unk_token_id).nonzero())
+    unread = pruned & ~seen
+    assert unread.any() and (pruned & seen).sum() > 4 and p.info["train"]["unseen"] == unread.sum()
+    assert (p.remap.index[unread][:, 0] == unk).all() and (p.remap.weight[unread][:, 0] == 1).all()
+    assert (p.remap.index[pruned & seen][:, 0] != unk).all()
+    if p.remap.coded is not None:
+        assert len(p.remap.coded.codes) == (pruned & seen).sum()
+
+
+def test_only_seen_needs_an_unknown_token():
+    model, tokenizer = tiny_model("BERT")
+    tokenizer.unk_token = None
+    with pytest.raises(ValueError, match="only_seen True: .* unknown token, which the tokenizer does not have"):
+        prune(model, tokenizer, ["the"], 0.3, "vocab", oov="nearest", only_seen=True)
+
+
+def test_nothing_pruned_is_read():
+    "With every row that is read kept, codes are none and the model still runs."
+    model, tokenizer = tiny_model("BERT")
+    p = prune(model, tokenizer, ["the"], 0.3, "vocab", oov="pq", n_bytes=4, only_seen=True)
+    assert p.remap.coded is None
+    ids = torch.arange(model.config.vocab_size)[None]
+    with torch.no_grad():
+        p.model(input_ids=ids[:, :16])
+
+
+# Options
+
+WRONG = {
+    "m": [2.0, 0, 1, -2, "8", True, math.nan, None, [4]],
+    "n_clusters": [2.5, -1, "5", True, math.nan, None, math.inf],
+    "n_bytes": [0, -1, 4.0, "4", False, math.nan],
+    "bits": [3, 8.0, "8", None, True],
+    "representative": ["x", 1, None, math.nan, "Medoid"],
+    "outside_budget": ["false", 1, None],
+    "only_seen": ["no", 0, None],
+    "lossless": ["false", 1],
+    "pad_to_multiple_of": [0, 8.0, "8", True],
+}
+CASES = [(oov, name) for oov in OOV for name in options_of(oov)] + [("resegment", "lossless"), ("resegment", "pad_to_multiple_of")]
+
+
+def unread():
+    "Texts that must not be read."
+    raise AssertionError("the texts were read")
+    yield
+
+
+@pytest.mark.parametrize(("oov", "name"), CASES)
+def test_wrong_values_are_refused_by_name(oov, name):
+    model, tokenizer = tiny_model("BERT")
+    for value in WRONG[name]:
+        with pytest.raises(ValueError) as refused:
+            prune(model, tokenizer, unread(), 0.3, "vocab", oov=oov, **{name: value})
+        text = str(refused.value)
+        assert text.startswith(f"{name} {value!r}: give ") and OPTIONS[name].takes in text and "\n" not in text
+
+
+def test_every_option_has_wrong_values():
+    assert OPTIONS.keys() == WRONG.keys()
+
+
+@pytest.mark.parametrize("oov", OOV)
+def test_what_prune_gives_itself_is_no_option(oov):
+    "Of all that a remap's function takes, options alone may be asked for."
+    internal = [name for name, p in inspect.signature(OOV[oov]).parameters.items() if p.kind == p.KEYWORD_ONLY and name not in OPTIONS]
+    for name in [*internal, "n_special", "width", "reserved", "seen"]:
+        if name != "seed":  # an argument of `prune` by itself
+            with pytest.raises(TypeError, match=f"oov='{oov}' got an unexpected keyword argument '{name}'; it takes "):
+                check_oov(oov, **{name: 0})
+
+
+def test_values_of_numpy_are_values():
+    check_values(m=np.int64(3), n_clusters=np.int32(0), outside_budget=np.bool_(True), bits=np.int64(4))
+
+
+@pytest.mark.parametrize(("oov", "options", "told"), [
+    ("pq", dict(n_bytes=5), "5 codes do not divide a row of 16"),
+    ("pq", dict(n_bytes=32), "32 codes do not divide a row of 16"),
+])
+def test_codes_that_do_not_fit_are_refused_before_texts_are_read(oov, options, told):
+    model, tokenizer = tiny_model("BERT")
+    assert model.get_input_embeddings().embedding_dim == 16
+    with pytest.raises(ValueError, match=told):
+        prune(model, tokenizer, unread(), 0.3, "vocab", oov=oov, **options)
+
+
+# Searches
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("n_rows", [1, 63, 64, 65, 700])
+def test_the_nearest_row_is_exact(n_rows, threads):
+    "With rows that are equal, opposite or differ in the last digits, and targets of zeros: as in float64, first of equals first."
+    draw = torch.Generator().manual_seed(n_rows)
+    rows = torch.randn(n_rows, 24, generator=draw)
+    rows[n_rows // 2 :] = rows[: n_rows - n_rows // 2] * (1 + 2**-22 * torch.randint(0, 2, (n_rows - n_rows // 2, 1), generator=draw))
+    queries = torch.cat([torch.randn(900, 24, generator=draw), rows, -rows, torch.zeros(1, 24)])
+    unit = F.normalize(rows.double(), dim=1)
+    exact = (F.normalize(queries.double(), dim=1) @ unit.T).round(decimals=12).argmax(dim=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(nearest_rows(queries, rows), exact)
+        absolute = Products(unit, block=len(queries)).largest(queries, absolute=True)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(absolute, (F.normalize(queries.double(), dim=1) @ unit.T).abs().round(decimals=12).argmax(dim=1))
+
+
+def test_half_precision_rows_are_searched(dtype=torch.float16):
+    rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert nearest_rows(3 * rows, rows).tolist() == list(range(50))
+
+
+def test_pursuit_by_definition():
+    "Each step takes the row that explains most of what is left, and weights are those of least squares."
+    draw = torch.Generator().manual_seed(0)
+    rows, targets = torch.randn(200, 24, generator=draw).double(), torch.randn(40, 24, generator=draw).double()
+    index, weight = pursue(targets.float(), rows.float(), m=5, block=7)
+    unit = F.normalize(rows, dim=1)
+    for target, picked, weights in zip(targets, index.tolist(), weight.double(), strict=True):
+        left = target
+        for step, row in enumerate(picked):
+            products = (unit @ left).abs()
+            products[picked[:step]] = -1
+            assert products.argmax() == row
+            chosen = rows[picked[: step + 1]].T
+            left = target - chosen @ torch.linalg.lstsq(chosen, target[:, None]).solution[:, 0]
+        torch.testing.assert_close(rows[picked].T @ weights, target - left, rtol=1e-5, atol=1e-5)
+
+
+# Clusters
+
+
+def loss(rows: torch.Tensor, labels: np.ndarray) -> float:
+    "Squared distances of rows to the means of their clusters."
+    return float((rows.double() - centroids(rows, labels)[labels]).square().sum())
+
+
+def test_kmeans_is_as_good_as_scikit_learn(minilm_rows):
+    "On 6,000 rows of MiniLM; both start from random rows, and starts alone make half a per cent of difference."
+    from sklearn.cluster import KMeans
+
+    some = minilm_rows[5000:11000, :24].contiguous()
+    theirs = KMeans(100, init="random", n_init=1, max_iter=25, random_state=0).fit(some.numpy()).labels_.astype(np.int64)
+    ours = kmeans_clusters(some, 100, max_iter=30)
+    assert loss(some, ours) < 1.005 * loss(some, theirs)
+    assert len(np.unique(ours)) == 100 and np.array_equal(ours, kmeans_clusters(some, 100, max_iter=30))
+
+
+def test_a_sample_is_as_good_as_all_rows():
+    "Above SAMPLE rows the centers are learnt from some; what is lost is below half a per cent."
+    rows = torch.randn(2 * SAMPLE, 4, generator=torch.Generator().manual_seed(0))
+    labels = kmeans_clusters(rows, 16, max_iter=30)
+    whole = kmeans_clusters(rows[:SAMPLE], 16, max_iter=30)
+    assert loss(rows, labels) / 2 < 1.005 * loss(rows[:SAMPLE], whole)
+    assert len(np.unique(labels)) == 16
+
+
+@pytest.mark.parametrize("init", ["random", "k-means++"])
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_no_cluster_is_empty(init, k):
+    "Identical rows make fewer distinct points than clusters."
+    rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).repeat(8, 1)
+    assert np.array_equal(np.unique(kmeans_clusters(rows, k, 0, init)), np.arange(k))
+
+
+def test_distinct_points_are_all_found():
+    "Starts that are far from one another, and centers that no row is nearest to, which move: each of 30 points gets its own cluster."
+    rows = 10 * torch.randn(30, 3, generator=torch.Generator().manual_seed(0)).repeat(20, 1)
+    for init in ("random", "k-means++"):
+        labels = kmeans_clusters(rows, 30, 0, init, max_iter=30)
+        assert loss(rows, labels) == pytest.approx(0, abs=1e-6)
+
+
+def test_blocks_change_nothing(minilm_rows):
+    "Sums, means and medoids of more rows than a block holds are those of all at once."
+    some, labels = minilm_rows[:2500], np.arange(2500) % 40
+    sums, size = cluster_sums(some, labels)
+    whole = torch.zeros(40, some.shape[1], dtype=torch.float64).index_add_(0, torch.as_tensor(labels), some.double())
+    assert torch.equal(sums, whole) and size.sum() == 2500
+    distance = (some.double() - (whole / size[:, None])[labels]).norm(dim=1).numpy().round(12)
+    assert all(distance[m] == distance[labels == cluster].min() for cluster, m in enumerate(medoids(some, labels)))
+
+
+def test_codes_of_equal_rows():
+    rows = torch.ones(300, 8)
+    assert torch.equal(product_codes(rows, parts=4)(torch.arange(300)), rows)
+
+
+def test_kmeans_on_unit_rows_has_the_number_wanted(minilm_rows):
+    assert np.array_equal(np.unique(cluster_rows(minilm_rows[1000:3000], 500, "kmeans")), np.arange(500))
