@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['HUB', 'MODERNBERT', 'MINILM', 'hub_reachable', 'minilm_directory', 'resolve_model', 'quiet_transformers', 'is_text',
            'to_json', 'fingerprint', 'model_fingerprint', 'library_versions', 'check_replaceable', 'whole_directory',
-           'directory_lock', 'project_root', 'call_declared', 'parse_yaml', 'choose']
+           'directory_lock', 'project_root', 'call_declared', 'parse_yaml', 'choose', 'positive_number', 'whole_number',
+           'truth_value', 'list_of_names', 'check_texts', 'list_of_texts', 'reads_once', 'CannotPrune']
 
 # %% ../nbs/00_core.ipynb #a5c21399
 import glob
@@ -14,13 +15,16 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import math
 import os
 import re
 import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Iterable, Mapping, Set
 from contextlib import contextmanager
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from uuid import uuid4
 
@@ -212,3 +216,83 @@ def choose(family: dict, kind: str, name: str):
     if name not in family:
         raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(family)}")
     return family[name]
+
+# %% ../nbs/00_core.ipynb #f38b7674
+def positive_number(name: str, value, whole: bool = False) -> int | float:
+    """`value`, a finite number above 0 or the text of one (as YAML 1.1 has `2e-5`), as an int where it is whole.
+
+    Raises `ValueError` with `name` and `value` for anything else, and with `whole` for a fraction."""
+    try:
+        number = float("no number" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        number = 0.0
+    if not 0 < number < math.inf or whole and not number.is_integer():
+        raise ValueError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number above 0")
+    return int(number) if number.is_integer() else number
+
+
+def whole_number(name: str, value, least: int = 1, none: bool = False) -> int | None:
+    """`value`, an integer from `least` on, as an int; with `none` None, too.
+
+    Raises `ValueError` with `name` and `value` for anything else: a fraction, 2.0, a text, True."""
+    if value is None and none:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}={value!r}: give a whole number, {least} or more{', or None' if none else ''}")
+    return int(value)
+
+
+def truth_value(name: str, value) -> bool:
+    """`value`, True or False.
+
+    Raises `ValueError` with `name` and `value` for anything else; the text "false" would count as true."""
+    if value is not True and value is not False:
+        raise ValueError(f"{name}={value!r}: give True or False")
+    return value
+
+
+def list_of_names(name: str, value) -> tuple[str, ...]:
+    """`value`, several names in their order or a single one, as a tuple.
+
+    Raises `ValueError` with `name` and `value` where it is neither, or has no order."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Iterable) or isinstance(value, bytes | Mapping | Set):
+        raise ValueError(f"{name}={value!r}: give a list of names")
+    names = tuple(value)
+    if bad := [one for one in names if not isinstance(one, str)]:
+        raise ValueError(f"{name}={list(names)!r}: {bad[0]!r} is not a name")
+    return names
+
+# %% ../nbs/00_core.ipynb #2ef1e7b6
+def check_texts(texts, name: str = "texts"):
+    """Raise `TypeError` with `name` unless `texts` may be an iterable of texts.
+
+    One text, bytes, a path, a mapping and a table are none."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name} is a single string; give an iterable of texts, e.g. [text]")
+    if isinstance(texts, bytes | bytearray | os.PathLike):
+        raise TypeError(f"{name} is {texts!r}; give an iterable of texts, e.g. those that load_texts reads from a file")
+    if isinstance(texts, Mapping) or hasattr(texts, "columns") or hasattr(texts, "column_names"):
+        raise TypeError(f"{name} is a {type(texts).__name__}; give the texts of one of its columns, e.g. "
+                        f"list({name}['text'])")
+    if not hasattr(texts, "__iter__") and not hasattr(texts, "__getitem__"):
+        raise TypeError(f"{name} is {texts!r}; give an iterable of texts")
+
+
+def list_of_texts(texts, name: str = "texts") -> list[str]:
+    "`texts` as a list, read once. Raises `TypeError` as `check_texts` does, and for the first that is no text."
+    check_texts(texts, name)
+    result = list(texts)
+    if (bad := next((i for i, text in enumerate(result) if not is_text(text)), None)) is not None:
+        raise TypeError(f"{name}: text {bad} is {result[bad]!r}, not a string of whole characters")
+    return result
+
+
+def reads_once(texts) -> bool:
+    "Whether the iterable `texts` gives its texts a single time: an iterator, or what hands out the same one each time."
+    return iter(texts) is iter(texts)
+
+# %% ../nbs/00_core.ipynb #43fb77ef
+class CannotPrune(ValueError):
+    "A cut that cannot be had with this model and tokenizer: another ratio or another remap may be possible."
