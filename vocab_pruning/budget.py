@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from .core import choose
+from .core import CannotPrune, choose
 from .scoring import check_scores
 from .stats import TokenStats
 
@@ -123,12 +123,14 @@ def check_ratio(ratio: float, base: str):
 def count_rows(ratio: float, base: str, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
     """How many rows to keep for `ratio` of `base` (a key of `BASES`); `special` and `seen` are bool (V,).
 
-    Raises `ValueError` for an unknown base, a ratio outside [0, 1) and one above what the rows can bear."""
+    Raises `ValueError` for an unknown base, a ratio outside [0, 1), `CannotPrune` for one above what the rows can
+    bear."""
     check_ratio(ratio, base)
     rows = BASES[base](ratio, size, special, seen)
     if rows < special.sum():
         most = max_ratio(size, int(special.sum()), base)
-        raise ValueError(f"ratio {ratio} is more than the embedding holds: at most {most:.4%} of all parameters can go; "
+        raise CannotPrune(f"ratio {ratio} is more than the embedding holds: at most {most:.4%} of all parameters can "
+                          f"go; "
                          "choose a smaller ratio or prune the encoder too")
     return rows
 

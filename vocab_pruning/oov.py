@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from .clusters import centroids, cluster_rows, kmeans_clusters, medoids
 from .codes import ENTRIES, RowCodes, product_codes, rounded_rows
-from .core import choose
+from .core import CannotPrune, choose
 from .pursuit import pursue
 
 # %% ../nbs/11_oov.ipynb #610620fe
@@ -78,7 +78,7 @@ def remap_to_unk(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, unk_id: 
     if n_keep == len(order):
         return _remap(keep, n_keep)
     if unk_id is None:
-        raise ValueError("the tokenizer has no unknown token for oov='unk'; choose oov='nearest' or oov='cluster'")
+        raise CannotPrune("the tokenizer has no unknown token for oov='unk'; choose oov='nearest' or oov='cluster'")
     return _remap(keep, len(order), _position(keep, np.array(unk_id)))
 
 # %% ../nbs/11_oov.ipynb #5f28ab50
@@ -101,7 +101,7 @@ def remap_to_sparse(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, m: in
     if not len(pruned):
         return _remap(keep, len(order))
     if min(m, len(keep)) < 2:
-        raise ValueError(f"m {m} of {len(keep)} kept rows: a mixture has 2 rows or more; oov='nearest' reads one")
+        raise CannotPrune(f"m {m} of {len(keep)} kept rows: a mixture has 2 rows or more; oov='nearest' reads one")
     index, mix = pursue(rows[pruned].to(device), rows[keep].to(device), m)
     return _remap(keep, len(order), index.cpu(), mix.cpu())
 
@@ -133,14 +133,16 @@ def remap_to_clusters(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, n_s
     V = len(order)
     k = min(n_clusters, V - n_keep) if outside_budget else min(n_clusters, n_keep - n_special, V - n_keep)
     if k == 0 and n_keep < V and unk_id is None:
-        raise ValueError(f"n_clusters {n_clusters} and {n_keep} rows, {n_special} of them special, leave no cluster, which is oov='unk', but the tokenizer has "
+        raise CannotPrune(f"n_clusters {n_clusters} and {n_keep} rows, {n_special} of them special, leave no cluster, "
+                          f"which is oov='unk', but the tokenizer has "
                          "no unknown token; ask for more of either, or choose oov='nearest'")
     if k == 0:
         return remap_to_unk(rows, order, n_keep, unk_id=unk_id)
     by_score = n_keep if outside_budget else n_keep - k
     pruned = np.sort(order[by_score:])
     if clusters is not cluster_pruned_tokens and len(zero := pruned[(rows[pruned] == 0).all(dim=1).cpu().numpy()]):
-        raise ValueError(f"row {zero[0]} of the embedding has length 0.0, so it has no direction to compare; choose oov='cluster'")
+        raise CannotPrune(f"row {zero[0]} of the embedding has length 0.0, so it has no direction to compare; choose "
+                          f"oov='cluster'")
     labels = clusters(rows[pruned], k, seed)
     nearest, means = map_pruned_to_representatives(rows[pruned], labels)
     if representative == "mean":

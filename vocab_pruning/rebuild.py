@@ -19,6 +19,7 @@ from torch import nn
 
 from .budget import NAMES_TOKENS, configurations
 from .codes import RowCodes
+from .core import CannotPrune
 from .oov import Remap
 
 # %% ../nbs/12_rebuild.ipynb #39347c15
@@ -282,7 +283,8 @@ def _renumber(config, new_id: dict[int, int], n_old: int, n_rows: int):
             config.vocab_size = n_rows
         elif name.endswith(NAMES_TOKENS) and all(isinstance(i, int) for i in ids):
             if gone := [i for i in ids if 0 <= i < n_old and i not in new_id]:
-                raise ValueError(f"{name} {gone[0]} of the configuration is the id of no token that stays; set it to one of the tokenizer's")
+                raise CannotPrune(f"{name} {gone[0]} of the configuration is the id of no token that stays; set it to "
+                                  f"one of the tokenizer's")
             new = [new_id.get(i, i) for i in ids]
             setattr(config, name, new if isinstance(old, list) else new[0])
 
@@ -293,7 +295,8 @@ def _check_rows(model, rows: torch.Tensor, n_old: int, pad: int | None, new_pad:
         raise ValueError(f"{len(rows)} rows, {len(rows.unique())} of them different, from {int(rows.min())} to {int(rows.max())}: "
                          f"give each of 0 .. {n_old - 1} once at most")
     if new_pad != pad and any(hasattr(part, "create_position_ids_from_input_ids") for part in model.modules()):
-        raise ValueError(f"this model counts positions from its padding id, which would move from {pad} to {new_pad}; choose another oov, e.g. 'sparse'")
+        raise CannotPrune(f"this model counts positions from its padding id, which would move from {pad} to "
+                          f"{new_pad}; choose another oov, e.g. 'sparse'")
 
 
 def _check_padding(model, head: nn.Linear, n_old: int):
