@@ -15,8 +15,8 @@ from itertools import chain, islice
 import numpy as np
 from tqdm.auto import tqdm
 
-from .core import is_text
-from .data import documents, get_task, load_task
+from .core import check_texts, is_text, whole_number
+from .data import Task, documents, get_task, load_task
 
 # %% ../nbs/03_stats.ipynb #aa39cbc6
 def backend(tokenizer):
@@ -42,9 +42,10 @@ def _encode(encoder, texts: tuple[str, ...], first: int) -> tuple[np.ndarray, np
 def token_batches(texts: Iterable[str], tokenizer, batch_size: int = 1024, progress: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield `(ids, lengths)` for batches of documents: ids int64 (tokens,), lengths int64 (documents,).
 
-    `texts` is read once, `batch_size` documents at a time. Raises `TypeError` for a text that is no string, a single string or a slow tokenizer."""
-    if isinstance(texts, str):
-        raise TypeError("texts is a single string; give an iterable of texts, e.g. [text]")
+    `texts` is read once, `batch_size` documents at a time. Raises `TypeError` for a text that is no string, what holds
+    no texts (`check_texts`)
+    or a slow tokenizer."""
+    check_texts(texts), whole_number("batch_size", batch_size)
     encoder, stream, coming = backend(tokenizer), iter(texts), None
     chunks = iter(lambda: tuple(islice(stream, batch_size)), ())
     total = len(texts) if hasattr(texts, "__len__") else None
@@ -106,8 +107,7 @@ def batch_stats(ids: np.ndarray, lengths: np.ndarray, n_rows: int) -> TokenStats
 def token_stats(texts: Iterable[str], tokenizer, n_rows: int, batch_size: int = 1024, progress: bool = False) -> TokenStats:
     """`TokenStats` of `texts` over `n_rows` rows, in one streaming pass.
 
-    Raises `TypeError` for a text that is no string, a single string or a slow tokenizer; `ValueError` where there is no token at all or
-    an id that no row has."""
+    Raises `TypeError` as `token_batches` does, `ValueError` where there is no token at all or an id that no row has."""
     total = TokenStats.empty(n_rows)
     for ids, lengths in token_batches(texts, tokenizer, batch_size, progress):
         total += batch_stats(ids, lengths, n_rows)
@@ -135,14 +135,20 @@ def coverage(stats: TokenStats, reference: TokenStats | None = None) -> dict[str
 
 # %% ../nbs/03_stats.ipynb #d331f236
 def coverage_table(tasks: Iterable[str], tokenizer, n_rows: int, data: str = "auto", seed: int = 42):
-    "The paper's Table 2 as a DataFrame: a row per task, train and test being 90 and 10 per cent of its train split (stratified for classes)."
+    """Return the paper's Table 2 as a DataFrame, a row per task.
+
+    Train and test are 90 and 10 per cent of a task's train split (stratified for classes). `tasks`: names or `Task`s,
+    or a single one. Raises `ValueError` for a class with a single example, which cannot be in both parts."""
     import pandas as pd
     from sklearn.model_selection import train_test_split
 
     rows = {}
-    for task in map(get_task, tasks):
+    for task in map(get_task, [tasks] if isinstance(tasks, str | Task) else tasks):
         split = load_task(task, data)["train"]
         labels = None if task.labels is None else split["label"][:]
+        if labels and 1 in (counts := np.bincount(labels)):
+            raise ValueError(f"{task.name} has 1 train example of class {task.labels[counts.tolist().index(1)]!r}, "
+                             f"too few for two parts")
         parts = train_test_split(np.arange(len(split)), train_size=0.9, test_size=0.1, random_state=seed, stratify=labels)
         train, test = (token_stats(documents(split.select(part)), tokenizer, n_rows) for part in parts)
         rows[task.name] = {f"train_{k}": v for k, v in coverage(train).items()} | {f"test_{k}": v for k, v in coverage(test, train).items()}
