@@ -6,7 +6,7 @@ import datasets
 import pytest
 import yaml
 
-from vocab_pruning.data import GLUE, SAMPLE, TASKS, data_fingerprint, documents, load_task
+from vocab_pruning.data import GLUE, SAMPLE, TASKS, GeneratedText, data_fingerprint, documents, load_task, load_texts
 from vocab_pruning.sample import make_sample
 
 MNLI_PARSES = ["sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse", "sentence2_parse"]
@@ -173,6 +173,42 @@ def test_a_dropped_line_does_not_shift_the_row_that_is_named(tmp_path):
 def test_unknown_task():
     with pytest.raises(ValueError, match="unknown task 'glue'; choose one of cola, sst2"):
         load_task("glue", SAMPLE)
+
+
+# Generated text never stands in unannounced
+
+
+@pytest.fixture
+def nowhere(monkeypatch):
+    "Neither GLUE_DIR nor the hub nor its cache is at hand, and nothing has been said yet."
+    from vocab_pruning import data
+
+    monkeypatch.delenv("GLUE_DIR", raising=False)
+    monkeypatch.setattr(data, "hub_reachable", lambda: False)
+    monkeypatch.setattr(data, "_glue_cached", lambda: False)
+    monkeypatch.setattr(data, "_announced", set())
+
+
+@pytest.mark.parametrize("load", [load_task, load_texts], ids=lambda load: load.__name__)
+def test_the_sample_says_once_that_it_stands_in(load, nowhere, recwarn):
+    load("cola"), load("cola"), load("rte")
+    (said,) = [warning for warning in recwarn if warning.category is GeneratedText]
+    assert str(said.message).startswith("neither GLUE_DIR nor the hub is at hand; generated text stands in for cola (")
+    assert "\n" not in str(said.message)
+
+
+def test_the_sample_that_was_asked_for_says_nothing(nowhere, recwarn, tmp_path, monkeypatch):
+    load_task("cola", SAMPLE), load_texts("cola", data=SAMPLE)
+    monkeypatch.setenv("GLUE_DIR", str(glue_directory(tmp_path, "rte")))
+    load_task("rte")
+    assert not [warning for warning in recwarn if warning.category is GeneratedText]
+
+
+def test_the_command_does_not_say_it_twice(nowhere, recwarn):
+    from vocab_pruning.cli import _read
+
+    assert _read("cola", None, "auto") and _read("cola", None, "auto", "dev")
+    assert not [warning for warning in recwarn if warning.category is GeneratedText]
 
 
 # The hub's layout

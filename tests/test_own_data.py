@@ -1,12 +1,19 @@
 """Tables of one's own become tasks, whatever their cells hold; what cannot be used stops the load with one line that says where."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
+import math
+from decimal import Decimal
+from enum import Enum, IntEnum
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
 from conftest import FAMILIES, WORDS, build, make_texts
@@ -15,10 +22,19 @@ from hypothesis import strategies as st
 from transformers import BartConfig, BartForSequenceClassification
 
 from vocab_pruning import load_task, prune
-from vocab_pruning.data import TASKS, Task, data_fingerprint, get_task, load_texts, own_task, resolve_data
+from vocab_pruning.data import (
+    TASKS,
+    Task,
+    _with_every_class,
+    data_fingerprint,
+    get_task,
+    load_texts,
+    own_task,
+    resolve_data,
+)
 from vocab_pruning.finetune import METRICS, finetune, load_classifier, make_recipe
 from vocab_pruning.results import record_run, run_name, shared_parameters
-from vocab_pruning.table import read_table
+from vocab_pruning.table import read_table, read_texts
 
 AWKWARD = ['He said "no", twice', "first line\nsecond, line", "None", "NA", "naïve café — 数", "007", " two  spaces ", "'single'", "a\ttab", "nan", "1e5"]
 CLASSES = ["bad", "good", "so, so"]
@@ -166,7 +182,283 @@ def test_texts_without_labels(name, tmp_path):
     assert load_texts(path) == (["a b", "c"] if name.endswith("csv") else ["text", "a b", '"c"'])
 
 
+# Quotes: each format's own rule, and never fewer texts than there are
+
+ODD = ['"starts with a quote', "second line", 'third" line', "fourth"]
+AS_TSV = {  # lines below the header -> texts; None: refused
+    "the reported file": (ODD, ODD),
+    "a quote that is never closed": (['"open', "b"], ['"open', "b"]),
+    "whole cells in quotes": (['"great"', "b", '"c"'], ['"great"', "b", '"c"']),
+    "quotes inside": (['he said "no"', "b"], ['he said "no"', "b"]),
+    "a writer's quotes": (['"he said ""no"""', "b"], ['he said "no"', "b"]),
+    "a writer's and others": (['"he said ""no"""', '"b'], ['"he said ""no"""', '"b']),
+    "two texts or one": (['"a', 'b"', "c"], None),
+    "blank lines": (["a", "", "b", ""], ["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("what", AS_TSV)
+def test_quotes_of_a_tsv_of_one_column(what, encoding, newline, tmp_path):
+    lines, texts = AS_TSV[what]
+    path = text_file(tmp_path, newline.join(["text", *lines]), "own.TSV", encoding)
+    if texts is None and newline != "\r":
+        with pytest.raises(ValueError, match=r"^own\.TSV cannot be read: line 2 begins a cell in quotes that [^\n]*$"):
+            load_texts(path)
+    elif texts is not None:
+        assert load_texts(path) == texts
+
+
+def test_quotes_of_a_tsv_of_two_columns(tmp_path):
+    "A line that is no row by itself belongs to a cell in quotes; lines that are rows are not swallowed."
+    one = text_file(tmp_path, 'text\tlabel\n"a\nb ""c"""\tyes\nd\tno\n', "own.tsv")
+    assert read_table(one).to_dict("list") == {"text": ['a\nb "c"', "d"], "label": ["yes", "no"]}
+    other = text_file(tmp_path, 'text\tlabel\n"a\tyes\n"b\tno\nc"\tno\n', "own.tsv")
+    assert read_table(other).to_dict("list") == {"text": ['"a', '"b', 'c"'], "label": ["yes", "no", "no"]}
+    refuses("own.tsv cannot be read: line 2 begins a cell",
+            text_file(tmp_path, 'text\tlabel\n"a\tyes\nb"\tno\n', "own.tsv"))
+    refuses("own.tsv cannot be read: Expected 2 fields in line 3, saw 3",
+            text_file(tmp_path, 'text\tlabel\n"a\tyes\nb\tc\tno\n', "own.tsv"))
+    refuses("row 1 (from 0), column 'label' is empty",
+            text_file(tmp_path, 'text\tlabel\n"a\tyes\nb\nc\tno\n', "own.tsv"))
+
+
+def test_quotes_of_a_csv_of_one_column(tmp_path):
+    "Quotes that hold a line end together do so; what is no such cell stops the load with its line."
+    assert load_texts(text_file(tmp_path, 'text\n"a\nb"\nsaid "c"\n')) == ["a\nb", 'said "c"']
+    with pytest.raises(ValueError, match=r"^own\.csv cannot be read: line 2: a cell begins with a quote and does not "
+                       r"end with one;[^\n]*$"):
+        load_texts(text_file(tmp_path, "\n".join(["text", *ODD])))
+
+
+def test_quotes_of_a_txt_are_characters(tmp_path):
+    assert load_texts(text_file(tmp_path, "\r\n".join(ODD + ["", " "]), "own.txt", "utf-8-sig")) == ODD
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".txt"])
+def test_a_long_field_is_one_text(ending, tmp_path):
+    "Longer than the 131,072 characters that Python's own reader of csv takes."
+    long = 'word "and" word\t, ' * 20_000 if ending != ".txt" else "word " * 50_000
+    path = tmp_path / f"own{ending}"
+    if ending == ".txt":
+        path.write_text(f"{long}\nb\n")
+    else:
+        WRITE[ending](pd.DataFrame({"text": [long, "b"], "n": [1, 2]}), path)
+    assert load_texts(path) == [long, "b"]
+
+
+# Compressed files
+
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
+        ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True)}
+
+
+@pytest.mark.parametrize("how", [*PACK, ".GZ"])
+@pytest.mark.parametrize("ending", [*WRITE, ".txt", ".CSV"])
+def test_compressed_files_are_read(ending, how, tmp_path):
+    plain, packed = tmp_path / f"own{ending}", tmp_path / f"own{ending}{how}"
+    if ending == ".txt":
+        plain.write_text("a\nb\n", encoding="utf-8-sig")
+    else:
+        WRITE[ending.lower()](rows(), plain)
+    packed.write_bytes(PACK[how.lower()](plain.read_bytes()))
+    columns = None if ending == ".txt" else ["said"]
+    assert load_texts(packed, columns) == load_texts(plain, columns)
+    if columns:
+        task = get_task(str(packed), **NAMED)
+        assert task.name == "own" and data_fingerprint(task.dataset) == data_fingerprint(get_task(plain,
+                                                                                                  **NAMED).dataset)
+
+
+@pytest.mark.parametrize("damage",
+                         [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no archive at all"],
+                         ids=["cut", "empty", "another"])
+@pytest.mark.parametrize("how", PACK)
+def test_a_damaged_compressed_file_is_one_line(how, damage, tmp_path):
+    for name in ("own.csv", "own.txt"):
+        (path := tmp_path / f"{name}{how}").write_bytes(damage(PACK[how](b"text,label\na,yes\nb,no\n" * 200)))
+        with pytest.raises(ValueError,
+                           match=rf"^{name}\{how} cannot be read: it cannot be decompressed as \{how} \([^\n]*$"):
+            load_texts(path)
+
+
+def test_a_file_that_is_no_table_is_told_what_is(tmp_path):
+    for name in ("own.xlsx", "data/own", "own.zip", "own.gz", Path("own")):
+        with pytest.raises(ValueError, match=r"unknown task .*choose one of cola.* a description \(\.yaml.* or a "
+                           r"table \(\.csv.*\.gz"):
+            get_task(name)
+    with pytest.raises(ValueError, match="a txt holds texts without labels"):
+        get_task(tmp_path / "own.txt.gz")
+    with pytest.raises(ValueError, match=r"unknown kind of file '\.pdf'; choose one of \.txt, \.csv"):
+        read_texts(tmp_path / "own.pdf")
+
+
+# Options that a branch does not read are refused
+
+UNREAD = {
+    "a column of a GLUE task": (lambda path: load_task("cola", "sample", text="zzz"),
+                                "text='zzz' does not apply to task 'cola'"),
+    "a setting of a description": (lambda path: get_task(path / "own.yaml", epochs=9),
+                                   "epochs=9 does not apply to the description own.yaml"),
+    "a setting of a task": (lambda path: get_task(own_task(rows(), **NAMED), seed=3),
+                            "seed=3 does not apply to task 'own'"),
+    "a size beside a dev table": (lambda path: own_task(rows(), rows(), dev_size=0.2, **NAMED),
+                                  "dev_size=0.2: there is a dev table"),
+    "a seed beside a dev table": (lambda path: own_task(rows(), rows(), seed=0, **NAMED),
+                                  "seed=0: there is a dev table"),
+    "a size beside a dev split": (lambda path: own_task(dict(train=rows(), dev=rows()), dev_size=0.2, **NAMED),
+                                  "dev_size=0.2: there is a dev table"),
+    "columns of a txt": (lambda path: load_texts(path / "own.txt", ["said"]),
+                         "columns=['said']: own.txt is a txt and has none"),
+    "a split of a file": (lambda path: load_texts(path / "own.txt", split="train"),
+                          "split='train': own.txt is a file of texts"),
+    "a place of a file": (lambda path: load_texts(path / "own.txt", data="sample"),
+                          "data='sample': own.txt is a file of texts"),
+    "columns of a task": (lambda path: load_texts("cola", "said", data="sample"), "columns said are those of a file"),
+}
+
+
+@pytest.mark.parametrize("what", UNREAD)
+def test_an_option_that_would_be_ignored_is_refused(what, tmp_path):
+    text_file(tmp_path, "a\nb\n", "own.txt")
+    text_file(tmp_path, "train: own.csv\n", "own.yaml")
+    ask, message = UNREAD[what]
+    with pytest.raises(ValueError) as caught:
+        ask(tmp_path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+# Classes: rare ones, and labels of every type
+
+
+@pytest.mark.parametrize(("counts", "dev_size"),
+                         [((998, 2), 0.1), ((2, 998), 0.9), ((500, 3, 2, 2), 0.01), ((3, 3, 2, 2), 0.4),
+                          ((40, 2, 2), 0.9)])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_class_is_in_both_parts(counts, dev_size, seed):
+    names = [f"class {i}" for i, n in enumerate(counts) for _ in range(n)]
+    frame = pd.DataFrame(dict(text=[f"text {i}" for i in range(len(names))], label=names))
+    first, again = (own_task(frame, dev_size=dev_size, seed=seed).dataset for _ in range(2))
+    found = {split: np.bincount(part["label"], minlength=len(counts)) for split, part in first.items()}
+    assert (found["train"] > 0).all() and (found["dev"] > 0).all()
+    assert (found["train"] + found["dev"]).tolist() == list(counts)
+    assert found["dev"].sum() == math.ceil(dev_size * len(names))
+    assert sorted(first["train"]["text"][:] + first["dev"]["text"][:]) == sorted(frame.text)
+    assert data_fingerprint(first) == data_fingerprint(again)
+
+
+def test_proportions_stay_where_every_class_is_there_anyway():
+    "The split is then the plain stratified one."
+    labels = [i % 3 for i in range(60)]
+    assert _with_every_class([*range(12, 60)], [*range(12)], labels) == ([*range(12, 60)], [*range(12)])
+
+
+class Grade(Enum):
+    GOOD = 1
+    BAD = 2
+
+
+class Score(IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+TYPED = {
+    "Categorical of floats": (pd.Categorical([1.0, 2.0] * 20), ("1", "2")),
+    "Categorical of ints": (pd.Categorical([2, 1] * 20), ("1", "2")),
+    "Categorical of bools": (pd.Categorical([True, False] * 20), ("False", "True")),
+    "Categorical in its order": (pd.Categorical(["good ", "bad"] * 20, categories=["good ", "bad", "never"]),
+                                 ("good", "bad", "never")),
+    "Categorical of intervals": (pd.cut(pd.Series([1, 9] * 20), [0, 5, 10]), ("(0, 5]", "(5, 10]")),
+    "floats": (np.array([1.0, 2.0] * 20), ("1", "2")),
+    "float32 objects": (pd.Series([np.float32(1), np.float32(2)] * 20, dtype=object), ("1", "2")),
+    "int8": (np.array([1, 2] * 20, dtype=np.int8), ("1", "2")),
+    "bools": (np.array([True, False] * 20), ("False", "True")),
+    "nullable Int64": (pd.array([1, 2] * 20, dtype="Int64"), ("1", "2")),
+    "nullable boolean": (pd.array([True, False] * 20, dtype="boolean"), ("False", "True")),
+    "string dtype": (pd.array(["1", "2"] * 20, dtype="string"), ("1", "2")),
+    "decimals": (pd.Series([Decimal("1.0"), Decimal(2)] * 20), ("1", "2")),
+    "an Enum": (pd.Series([Grade.GOOD, Grade.BAD] * 20, dtype=object), ("BAD", "GOOD")),
+    "an IntEnum": (pd.Series([Score.LOW, Score.HIGH] * 20, dtype=object), ("1", "2")),
+}
+
+
+@pytest.mark.parametrize("what", TYPED)
+def test_labels_of_every_type_have_one_name(what):
+    values, names = TYPED[what]
+    frame = pd.DataFrame(dict(text=[f"text {i}" for i in range(40)], label=values))
+    found = own_task(frame, frame)
+    assert found.labels == names
+    assert len(set(found.dataset["train"]["label"][:2])) == 2
+    assert own_task(frame, frame, labels=names).dataset["dev"]["label"][:] == found.dataset["dev"]["label"][:]
+
+
+@pytest.mark.parametrize("labels",
+                         [[1, 2], [1.0, 2.0], ("1", "2"), np.array([1, 2]), pd.Index(["1", "2"]),
+                          [Score.LOW, Score.HIGH]], ids=repr)
+@pytest.mark.parametrize("values", [["1", "2"], [1, 2], [1.0, 2.0], ["1.0", "2.0"]], ids=str)
+def test_classes_may_be_given_as_names_or_numbers(values, labels):
+    frame = pd.DataFrame(dict(text=[*"abcd"], label=pd.Series(values * 2, dtype=object)))
+    task = own_task(frame, frame, labels=labels)
+    assert task.labels == ("1", "2") and task.dataset["dev"]["label"][:] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("missing", [math.nan, None, pd.NA, pd.NaT])
+@pytest.mark.parametrize("dtype", [object, "category", "Float64"])
+def test_a_missing_label_is_named_by_its_row(missing, dtype):
+    frame = pd.DataFrame(dict(text=[*"abcd"],
+                              label=pd.Series([1.0, 2.0, None if missing is pd.NaT else missing, 1.0], dtype=dtype)))
+    refuses("the DataFrame, row 2 (from 0), column 'label' is empty, as 1 of 4 rows are", frame, frame)
+
+
+@pytest.mark.parametrize("value", [[1, 0], b"yes", {"a": 1}, np.array([1, 2])], ids=repr)
+def test_a_label_that_is_several_is_named_by_its_row(value):
+    frame = pd.DataFrame(dict(text=[*"abc"], label=pd.Series(["yes", value, "no"], dtype=object)))
+    refuses("the DataFrame, row 1 (from 0), column 'label': ", frame, frame)
+    refuses("is not one label", frame, frame)
+
+
+def test_a_quantity_that_float32_cannot_hold():
+    refuses("row 1 (from 0), column 'label': 1e+39 is not a finite number",
+            pd.DataFrame(dict(text=[*"ab"], label=[1.0, 1e39])), regression=True)
+
+
 # What cannot be used
+
+
+WRONG = {
+    "epochs='three'": dict(epochs="three"), "epochs=0": dict(epochs=0), "epochs=-1": dict(epochs=-1),
+    "epochs=nan": dict(epochs=math.nan), "epochs=None": dict(epochs=None),
+    "learning_rate='fast'": dict(learning_rate="fast"), "learning_rate=0": dict(learning_rate=0),
+    "learning_rate=nan": dict(learning_rate=math.nan), "learning_rate=inf": dict(learning_rate=math.inf),
+    "batch_size='eight'": dict(batch_size="eight"), "batch_size=0": dict(batch_size=0),
+    "batch_size=1.5": dict(batch_size=1.5), "batch_size=True": dict(batch_size=True),
+    "metrics=5": dict(metrics=5), "metric 'acc'": dict(metrics="acc"), "metrics={'f1': 1}": dict(metrics={"f1": 1}),
+    "metrics={'f1'}": dict(metrics={"f1"}), "labels='yes'": dict(labels="yes"), "labels=[]": dict(labels=[]),
+    "labels: the class 'a'": dict(labels=["a", "b", "a"]), "labels={0: 'no'}": dict(labels={0: "no"}),
+    "dev_size='half'": dict(dev_size="half"), "dev_size=nan": dict(dev_size=math.nan),
+    "seed='one'": dict(seed="one"), "seed=-1": dict(seed=-1), "seed=1.5": dict(seed=1.5),
+    "drop_missing='false'": dict(drop_missing="false"), "regression='no'": dict(regression="no"),
+    "name=''": dict(name=""), "name=7": dict(name=7), "text=['said', 'answer']": dict(text=["said", "answer"]),
+    "pair='said'": dict(pair="said"), "label='said'": dict(label="said"),
+}
+
+
+@pytest.mark.parametrize("named", WRONG)
+def test_an_option_of_the_wrong_kind_is_named_with_its_value(named):
+    refuses(named, rows(), **NAMED | WRONG[named])
+
+
+def test_options_are_checked_before_a_file_is_read(tmp_path):
+    for named in ("epochs='three'", "batch_size=0", "labels=[]", "seed=-1"):
+        refuses(named, tmp_path / "absent.csv", **NAMED | WRONG[named])
+
+
+def test_one_metric_is_one():
+    assert own_task(rows(), metrics="accuracy", **NAMED).metrics == ("accuracy",)
+    task = own_task(rows(), epochs="2", learning_rate="2e-5", batch_size="8", **NAMED)
+    assert (task.epochs, task.learning_rate, task.batch_size) == (2, 2e-5, 8)
 
 
 CELLS = {
@@ -177,7 +469,12 @@ CELLS = {
     "semicolons": ("text;label\na;yes\n", "own.csv has no column 'text'; it has 'text;label'"),
     "long row": ("text,label\na,yes\nb, c,no\n", "own.csv cannot be read: Error tokenizing data. C error: Expected 2 fields in line 3, saw 3"),
     "long first row": ("text,label\na, b,yes\nc,no\n", "own.csv cannot be read: row 0 has more cells than the header"),
-    "open quote": ('text,label\na,yes\n"b,no\n', "own.csv cannot be read: Error tokenizing data. C error: EOF inside string starting at row 2"),
+    "open quote": ('text,label\na,yes\n"b,no\n',
+                   "own.csv cannot be read: line 3: a cell begins with a quote and does not end with one"),
+    "text behind a quote": ('text,label\n"a" b,yes\nc,no\n',
+                            "own.csv cannot be read: line 2: a cell begins with a quote and does not end"),
+    "swallowed rows": ('text,label\nz,no\n"a,yes\nb" c,no\n',
+                       "own.csv cannot be read: line 3: a cell begins with a quote and does not end"),
     "nothing": ("", "own.csv cannot be read: No columns to parse from file"),
     "a header alone": ("text,label\n", "own.csv has no row with 'text' and 'label'"),
     "one class": ("text,label\na,yes\nb,yes\n", "own.csv, column 'label': every label is 'yes'; a classifier needs two classes"),
@@ -230,7 +527,9 @@ def test_other_files(tmp_path):
     refuses("own.csv is not UTF-8 (invalid continuation byte at byte 14); save it as UTF-8", text_file(tmp_path, "text,label\ncafé,yes\n", encoding="latin-1"))
     refuses("own.parquet cannot be read: ", text_file(tmp_path, "no parquet", "own.parquet"))
     refuses("own.csv is not a file", tmp_path / "no" / "own.csv", error=FileNotFoundError)
-    refuses("unknown kind of file '.xlsx'; choose one of .csv, .tsv, .jsonl, .parquet", tmp_path / "own.xlsx")
+    refuses("unknown kind of file '.xlsx'; choose one of .csv, .tsv, .jsonl, .parquet, each also compressed (.gz, "
+            ".bz2", tmp_path / "own.xlsx")
+    refuses("unknown kind of file '.gz'; choose one of .csv", tmp_path / "own.gz")
     refuses("IterableDataset is not a table", datasets.Dataset.from_dict(dict(text=["a"])).to_iterable_dataset(), error=TypeError)
     refuses("there is no split 'train' among 'test'", datasets.DatasetDict(test=datasets.Dataset.from_dict(dict(text=["a"]))))
 

@@ -5,21 +5,20 @@
 # %% auto #0
 __all__ = ['NAMES_TOKENS', 'OTHER_VOCABULARY', 'FORMS', 'PLACEHOLDER', 'BASES', 'CUTS', 'configurations', 'named_ids',
            'get_special_tokens', 'is_special', 'token_ids', 'renumber_tokens', 'special_mask', 'reserved_mask', 'Size',
-           'model_size', 'max_ratio', 'check_ratio', 'check_seed', 'check_flags', 'count_rows', 'break_even',
-           'rank_rows']
+           'model_size', 'max_ratio', 'check_ratio', 'count_rows', 'break_even', 'rank_rows']
 
 # %% ../nbs/10_budget.ipynb #80ea65ff
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 from torch import nn
 
-from .core import choose
+from .core import CannotPrune, choose
 from .scoring import check_scores
 from .stats import TokenStats
 
@@ -160,7 +159,7 @@ def renumber_tokens(config, new_id: dict[int, int], n_old: int) -> dict[str, lis
     for holder, name, path, form in _fields(config):
         new = form(_get(holder, name), partial(_new_word, new_id=new_id, n_old=n_old, gone=(gone := [])))
         if gone and is_special(name):
-            raise ValueError(f"{path} {gone[0][0]} of the configuration is the id of no token that stays; "
+            raise CannotPrune(f"{path} {gone[0][0]} of the configuration is the id of no token that stays; "
                              "set it to one of the tokenizer's")
         dropped |= {path: gone} if gone else {}
         new = None if gone and not new else new
@@ -258,31 +257,18 @@ def check_ratio(ratio: float, base: str):
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio {ratio} is outside [0, 1): it is the fraction that goes")
 
-# %% ../nbs/10_budget.ipynb #9d227b90
-def check_seed(seed: int):
-    "Raise `TypeError` for a `seed` that is not a whole number, `ValueError` for one outside 0 .. 2**32 - 1, which not every generator takes."
-    if not isinstance(seed, Integral) or isinstance(seed, bool):
-        raise TypeError(f"seed {seed!r} is not a whole number")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed {seed} is outside 0 .. 2**32 - 1")
-
-
-def check_flags(**flags: bool):
-    "Raise `TypeError` for one of `flags`, by name, that is neither True nor False: the text \"no\" would count as true."
-    for name, value in flags.items():
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{name} {value!r} is neither True nor False")
-
 # %% ../nbs/10_budget.ipynb #68a1066d
 def count_rows(ratio: float, base: str, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
     """How many rows to keep for `ratio` of `base` (a key of `BASES`); `special` and `seen` are bool (V,).
 
-    Raises `ValueError` for an unknown base, a ratio outside [0, 1) and one above what the rows can bear."""
+    Raises `ValueError` for an unknown base, a ratio outside [0, 1), `CannotPrune` for one above what the rows can
+    bear."""
     check_ratio(ratio, base)
     rows = BASES[base](ratio, size, special, seen)
     if rows < special.sum():
         most = max_ratio(size, int(special.sum()), base)
-        raise ValueError(f"ratio {ratio} is more than the embedding holds: at most {most:.4%} of all parameters can go; "
+        raise CannotPrune(f"ratio {ratio} is more than the embedding holds: at most {most:.4%} of all parameters can "
+                          f"go; "
                          "choose a smaller ratio or prune the encoder too")
     return rows
 

@@ -81,13 +81,26 @@ def _load_model(name: str):
         return cls.from_pretrained(source, dtype="auto").eval(), transformers.AutoTokenizer.from_pretrained(source)
 
 
-def _read(texts: str, columns: list[str] | None, data: str, split: str = "train") -> list[str]:
+def _read(texts: str, columns: list[str] | None, data: str, split: str | None = None) -> list[str]:
     "Texts of a file or a GLUE task, as `load_texts` gives them; says so on stderr where generated ones stand in for the task's."
-    from vocab_pruning.data import SAMPLE, TASKS, load_texts, resolve_data
+    import warnings
+
+    from vocab_pruning.data import SAMPLE, TASKS, GeneratedText, load_texts, resolve_data
 
     if texts in TASKS and data == "auto" and resolve_data(data)[1] == SAMPLE:
         typer.echo(f"note: neither GLUE_DIR nor the hub is at hand; generated text stands in for {texts} (--data names another place)", err=True)
+        warnings.simplefilter("ignore", GeneratedText)  # said already
     return load_texts(texts, columns, split, data)
+
+
+def _own(source: str, other: str | None, columns: list[str] | None, data: str) -> tuple[list[str] | None, str]:
+    "Which of `columns` and `data` are meant for `source`: those that it can use, and those that `other` cannot."
+    from vocab_pruning.data import is_file_of_texts
+    from vocab_pruning.table import READERS, endings
+
+    has_columns = [name is not None and endings(name)[0] in READERS for name in (source, other)]
+    is_task = [name is not None and not is_file_of_texts(name) for name in (source, other)]
+    return columns if has_columns[0] or not has_columns[1] else None, data if is_task[0] or not is_task[1] else "auto"
 
 
 def _progress() -> bool:
@@ -165,8 +178,13 @@ def preflight(model: Model, texts: Texts, held_out: Annotated[str | None, typer.
     from vocab_pruning.preflight import KINDS
     from vocab_pruning.preflight import preflight as look
 
-    train, task = _read(texts, text, data), not is_file_of_texts(texts)
-    others = load_texts(held_out, text, data=data) if held_out else load_texts(texts, split="dev", data=data) if task else train[::10]
+    task = not is_file_of_texts(texts)
+    train = _read(texts, *_own(texts, held_out, text, data))
+    if held_out:
+        columns, place = _own(held_out, texts, text, data)
+        others = load_texts(held_out, columns, None if is_file_of_texts(held_out) else "dev", place)
+    else:
+        others = load_texts(texts, split="dev", data=data) if task else train[::10]
     train = train if held_out or task else [t for i, t in enumerate(train) if i % 10]
     if not train:
         raise ValueError(f"{texts} holds {len(others)} texts, too few to hold a tenth of them out; give more, or --held-out")
@@ -214,7 +232,8 @@ def check(directory: Annotated[Path, typer.Argument(help="A pruned model.", show
           original: Annotated[str | None, typer.Option(help="The model that was pruned: how much longer texts are now (resegment).")] = None,
           max_growth: Annotated[float | None, typer.Option(help="Exit with 1 where texts take more times the tokens; needs --original.")] = None,
           top: Annotated[int, typer.Option(help="Lost tokens to show.")] = 10, text: Columns = None,
-          split: Annotated[str, typer.Option(help="Of a GLUE task.")] = "dev", data: Data = "auto", as_json: Json = False):
+          split: Annotated[str | None, typer.Option(help="Of a GLUE task.  [default: dev]", show_default=False)] = None,
+          data: Data = "auto", as_json: Json = False):
     """How much of new texts a pruned model covers.
 
     Far less than of the texts it was pruned for means that they have drifted.
@@ -225,10 +244,11 @@ def check(directory: Annotated[Path, typer.Argument(help="A pruned model.", show
       vocab-prune check plain today.txt --original bert-base-uncased --max-growth 1.1
     """
     from vocab_pruning.core import resolve_model
+    from vocab_pruning.data import is_file_of_texts
     from vocab_pruning.ship import load
     from vocab_pruning.usage import coverage_of
 
-    documents = _read(texts, text, data, split)
+    documents = _read(texts, text, data, split or (None if is_file_of_texts(texts) else "dev"))
     source = original and resolve_model(original)[0]
     from transformers import AutoTokenizer
 

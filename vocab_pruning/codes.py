@@ -12,7 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .clusters import centroids, kmeans_clusters
-from .core import choose
+from .core import CannotPrune, choose
 
 # %% ../nbs/07_codes.ipynb #41bd07db
 class RowCodes(nn.Module):
@@ -73,7 +73,7 @@ class RoundedRows(RowCodes):
     def __init__(self, n: int, width: int, bits: int = 8, device=None, dtype=None):
         super().__init__()
         if bits not in (4, 8) or bits == 4 and width % 2:
-            raise ValueError(f"{bits} bits and rows of {width} numbers: choose 8 bits, or 4 with an even width")
+            raise CannotPrune(f"{bits} bits and rows of {width} numbers: choose 8 bits, or 4 with an even width")
         self.bits = bits
         kind = torch.int8 if bits == 8 else torch.uint8
         self.register_buffer("codes", torch.zeros(n, width * bits // 8, dtype=kind, device=device))

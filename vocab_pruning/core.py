@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['HUB', 'MODERNBERT', 'MINILM', 'hub_reachable', 'minilm_directory', 'resolve_model', 'quiet_transformers', 'is_text',
            'to_json', 'fingerprint', 'model_fingerprint', 'library_versions', 'check_replaceable', 'whole_directory',
-           'directory_lock', 'project_root', 'call_declared', 'parse_yaml', 'choose']
+           'directory_lock', 'project_root', 'call_declared', 'parse_yaml', 'choose', 'positive_number', 'whole_number',
+           'check_seed', 'truth_value', 'list_of_names', 'is_one_shot', 'check_texts', 'list_of_texts', 'CannotPrune']
 
 # %% ../nbs/00_core.ipynb #a5c21399
 import glob
@@ -14,14 +15,18 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import math
 import os
 import re
 import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Iterable, Mapping, Set
 from contextlib import contextmanager
 from functools import cache
+from numbers import Integral
 from pathlib import Path
+from reprlib import repr as shortened
 from uuid import uuid4
 
 import torch
@@ -212,3 +217,102 @@ def choose(family: dict, kind: str, name: str):
     if not isinstance(name, str) or name not in family:
         raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(family)}")
     return family[name]
+
+# %% ../nbs/00_core.ipynb #f38b7674
+def positive_number(name: str, value, whole: bool = False) -> int | float:
+    """`value`, a finite number above 0 or the text of one (as YAML 1.1 has `2e-5`), as an int where it is whole.
+
+    Raises `ValueError` with `name` and `value` for anything else, and with `whole` for a fraction."""
+    try:
+        number = float("no number" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        number = 0.0
+    if not 0 < number < math.inf or whole and not number.is_integer():
+        raise ValueError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number above 0")
+    return int(number) if number.is_integer() else number
+
+
+def whole_number(name: str, value, least: int = 1, none: bool = False) -> int | None:
+    """`value`, an integer from `least` on, as an int; with `none` None, too.
+
+    Raises `ValueError` with `name` and `value` for anything else: a fraction, 2.0, a text, True."""
+    if value is None and none:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}={value!r}: give a whole number, {least} or more{', or None' if none else ''}")
+    return int(value)
+
+
+def check_seed(seed: int):
+    "Raise `ValueError` unless `seed` is a whole number from 0 to 2**32 - 1: not every generator takes a larger one."
+    if whole_number("seed", seed, least=0) >= 2**32:
+        raise ValueError(f"seed={seed}: give a whole number below 2**32")
+
+
+def truth_value(name: str, value) -> bool:
+    """`value`, True or False.
+
+    Raises `ValueError` with `name` and `value` for anything else; the text "false" would count as true."""
+    if value is not True and value is not False:
+        raise ValueError(f"{name}={value!r}: give True or False")
+    return value
+
+
+def list_of_names(name: str, value) -> tuple[str, ...]:
+    """`value`, several names in their order or a single one, as a tuple.
+
+    Raises `ValueError` with `name` and `value` where it is neither, or has no order."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Iterable) or isinstance(value, bytes | Mapping | Set):
+        raise ValueError(f"{name}={value!r}: give a list of names")
+    names = tuple(value)
+    if bad := [one for one in names if not isinstance(one, str)]:
+        raise ValueError(f"{name}={list(names)!r}: {bad[0]!r} is not a name")
+    return names
+
+# %% ../nbs/00_core.ipynb #2ef1e7b6
+def _no_texts(texts) -> str | None:
+    "What `texts` is instead of an iterable of texts, and what to give; None where it may be one."
+    if isinstance(texts, str):
+        return "a single string; give an iterable of texts, e.g. [text]"
+    what = f"{' '.join(shortened(texts).split())}, a {type(texts).__name__}"
+    if isinstance(texts, (bytes, bytearray)):
+        return f"{what}; give an iterable of decoded texts"
+    if isinstance(texts, os.PathLike):
+        return f"{what}; read it first and give its texts"
+    if isinstance(texts, Mapping) or any(getattr(texts, name, None) is not None for name in ("columns", "column_names")):
+        return f"{what}; give one of its columns, a list of texts"
+    try:
+        iter(texts)
+    except TypeError:
+        return f"{what}; give an iterable of texts"
+
+
+def is_one_shot(texts: Iterable) -> bool:
+    "Whether `texts` can be read only once, as a generator, a file or a `map`: it starts with the same iterator every time."
+    return iter(texts) is iter(texts)
+
+
+def check_texts(texts, reader: str | None = None, name: str = "texts"):
+    """Raise `TypeError` where `texts`, called `name`, are no iterable of texts: a string, bytes, a path, a dict, a table, no iterable.
+
+    `reader`: who reads them a second time, if anybody does; `ValueError` where they can be read only once. Nothing is read here."""
+    if bad := _no_texts(texts):
+        raise TypeError(f"{name} is {bad}")
+    if reader and is_one_shot(texts):
+        raise ValueError(f"{reader} reads {name} a second time, but a {type(texts).__name__} can be read only once; "
+                         "give a list, not a one-shot iterator")
+
+
+def list_of_texts(texts, name: str = "texts") -> list[str]:
+    "`texts` as a list, read once. Raises `TypeError` as `check_texts` does, and for the first that is no text."
+    check_texts(texts, name=name)
+    result = list(texts)
+    if (bad := next((i for i, text in enumerate(result) if not is_text(text)), None)) is not None:
+        raise TypeError(f"{name}: text {bad} is {result[bad]!r}, not a string of whole characters")
+    return result
+
+# %% ../nbs/00_core.ipynb #43fb77ef
+class CannotPrune(ValueError):
+    "A cut that cannot be had with this model and tokenizer: another ratio or another remap may be possible."

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import quiet_transformers
+from .core import check_seed, positive_number, quiet_transformers
 from .data import Task, get_task
 from .ship import check_whole
 
@@ -62,24 +62,18 @@ def has_bf16() -> bool:
         return torch.cuda.is_bf16_supported()
     return device_name() == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
-# %% ../nbs/20_finetune.ipynb #a31190e4
-def _positive(name: str, value) -> int | float:
-    "`value`, a number or the text of one, as an int where it is whole. Raises `ValueError` that names it where it is no number above 0."
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = 0.0
-    if not number > 0:
-        raise ValueError(f"{name}={value!r}: must be a number above 0 (None takes the task's default)")
-    return int(number) if number.is_integer() else number
-
 # %% ../nbs/20_finetune.ipynb #a31190e5
 def make_recipe(task: str | Task, epochs: float | None = None, learning_rate: float | None = None, batch_size: int | None = None,
                 max_length: int = 128) -> dict:
-    "Settings of a fine-tuning run, JSON-ready: the task's defaults where an argument is None. Raises `ValueError` for one that is no number above 0."
+    """Settings of a fine-tuning run, JSON-ready: the task's defaults where an argument is None.
+
+    Raises `ValueError` for one that is no number above 0 (the text of a number is one), and a batch size or length that
+    is not whole."""
     task, given = get_task(task), dict(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size)
     given = {name: getattr(task, name) if value is None else value for name, value in given.items()} | dict(max_length=max_length)
-    return {name: _positive(name, value) for name, value in given.items()} | dict(precision="bf16" if has_bf16() else "fp32", device=device_name())
+    checked = {name: positive_number(name, value, whole=name in ("batch_size", "max_length")) for name,
+               value in given.items()}
+    return checked | dict(precision="bf16" if has_bf16() else "fp32", device=device_name())
 
 # %% ../nbs/20_finetune.ipynb #01438ff2
 def load_classifier(model: str, task: str | Task, seed: int = 42):
@@ -89,6 +83,7 @@ def load_classifier(model: str, task: str | Task, seed: int = 42):
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     task = get_task(task)
+    check_seed(seed)
     check_whole(AutoConfig.from_pretrained(model), model)
     names = dict(enumerate(task.labels or ("score",)))
     set_seed(seed)
@@ -186,8 +181,11 @@ def finetune(model, tokenizer, dataset, task: str | Task, recipe: dict, output_d
 
     `dataset` as `load_task` gives it; a new regression head starts at the mean label; the Trainer's own files go to `output_dir`; `callbacks` are its
     `TrainerCallback`s.
-    Raises `ValueError` when the loss is not finite."""
+    Raises `ValueError` when the loss is not finite, and for a recipe that `make_recipe` did not make."""
     task = get_task(task)
+    check_seed(seed)
+    if lacking := [name for name in make_recipe(task) if name not in recipe]:
+        raise ValueError(f"recipe={recipe!r} has no {lacking[0]!r}; make it with make_recipe")
     splits = {name: tokenize_split(split, tokenizer, recipe["max_length"]) for name, split in dataset.items()}
     train = splits.pop("train")
     if task.labels is None:

@@ -12,13 +12,21 @@ from collections.abc import Iterable
 import torch
 from tqdm.auto import tqdm
 
+from .core import list_of_texts, whole_number
 from .data import examples
 from .ship import PrunedModel, evaluating
 
 # %% ../nbs/15_frozen.ipynb #1e0e6c9e
 def sentence_vectors(model, tokenizer, texts: Iterable[str], batch_size: int = 64, max_length: int = 128, progress: bool = False) -> torch.Tensor:
-    "Mean-pooled outputs of the encoder of `model` for `texts` (n,), cut at `max_length` tokens: float32 (n, d) on the CPU."
-    encoder, texts, tokenizer = model.base_model, list(texts), copy.deepcopy(tokenizer)  # encoding sets truncation and padding
+    """Return mean-pooled outputs of the encoder of `model` for `texts` (n,): float32 (n, d) on the CPU.
+
+    `max_length`: where texts are cut, in tokens. `batch_size`: texts at a time. Raises `TypeError` for what holds no
+    texts, `ValueError` for a length or size that is no whole number from 1 on."""
+    texts, batch_size = list_of_texts(texts), whole_number("batch_size", batch_size)
+    max_length = whole_number("max_length", max_length)
+    encoder, tokenizer = model.base_model, copy.deepcopy(tokenizer)  # encoding sets truncation and padding
+    if not texts:
+        return torch.empty(0, encoder.config.hidden_size)
     encoded = tokenizer(texts, truncation=True, max_length=max_length)
     order = sorted(range(len(texts)), key=lambda i: len(encoded["input_ids"][i]))
     result = torch.empty(len(texts), encoder.config.hidden_size)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from .clusters import centroids, cluster_rows, kmeans_clusters, medoids
 from .codes import ENTRIES, ProductCodes, RoundedRows, RowCodes, product_codes, rounded_rows
-from .core import choose
+from .core import CannotPrune, choose
 from .pursuit import Products, pursue
 
 # %% ../nbs/11_oov.ipynb #610620fe
@@ -121,7 +121,7 @@ def _targets(keep: np.ndarray, reserved: np.ndarray | None) -> np.ndarray:
     "Positions in the sorted `keep` of the ordinary rows. Raises `ValueError` where there is none."
     ordinary = _position(keep, _ordinary(np.sort(keep), reserved))
     if not len(ordinary):
-        raise ValueError(f"none of the {len(keep)} kept rows is an ordinary token's (they are special, unused or no "
+        raise CannotPrune(f"none of the {len(keep)} kept rows is an ordinary token's (they are special, unused or no "
                          "token's); keep more rows, or choose oov='unk'")
     return ordinary
 
@@ -136,7 +136,7 @@ def _looked_for(order: np.ndarray, n_keep: int, only_seen: bool, seen: np.ndarra
     if not only_seen:
         return pruned, 0
     if unk_id is None:
-        raise ValueError("only_seen True: rows that no text reads go to the unknown token, which the tokenizer does "
+        raise CannotPrune("only_seen True: rows that no text reads go to the unknown token, which the tokenizer does "
                          "not have; leave the option out")
     if seen is None:
         raise ValueError("only_seen True needs `seen`, which rows the texts read: bool (V,)")
@@ -154,7 +154,7 @@ def remap_to_unk(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, unk_id: 
     if n_keep == len(order):
         return _remap(keep, n_keep)
     if unk_id is None:
-        raise ValueError("the tokenizer has no unknown token for oov='unk'; choose oov='nearest' or oov='cluster'")
+        raise CannotPrune("the tokenizer has no unknown token for oov='unk'; choose oov='nearest' or oov='cluster'")
     return _remap(keep, len(order), rest=int(_position(keep, unk_id)))
 
 # %% ../nbs/11_oov.ipynb #5f28ab50
@@ -193,7 +193,7 @@ def remap_to_sparse(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, m: in
         return _remap(keep, len(order), rest=rest)
     targets = _targets(keep, reserved)
     if len(targets) < 2:
-        raise ValueError(f"m {m} of {len(targets)} kept rows: a mixture has 2 rows or more; oov='nearest' reads one")
+        raise CannotPrune(f"m {m} of {len(targets)} kept rows: a mixture has 2 rows or more; oov='nearest' reads one")
     index, mix = pursue(rows[ids].to(device), rows[keep[targets]].to(device), m)
     return _remap(keep, len(order), ids, targets[index.cpu()], mix.cpu(), rest=rest)
 
@@ -240,7 +240,7 @@ def remap_to_clusters(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, n_s
     members = _ordinary(_looked_for(order, n_keep, only_seen, seen, unk_id)[0], reserved)
     k = min(n_clusters, len(members), len(order) if outside_budget else n_keep - n_special)
     if k == 0 and n_keep < len(order) and unk_id is None:
-        raise ValueError(f"n_clusters {n_clusters} and {n_keep} rows, {n_special} of them special, leave no cluster, which is oov='unk', but the tokenizer has "
+        raise CannotPrune(f"n_clusters {n_clusters} and {n_keep} rows, {n_special} of them special, leave no cluster, which is oov='unk', but the tokenizer has "
                          "no unknown token; ask for more of either, or choose oov='nearest'")
     if k == 0:
         return remap_to_unk(rows, order, n_keep, unk_id=unk_id)
@@ -248,7 +248,7 @@ def remap_to_clusters(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, n_s
     ids, rest = _looked_for(order, by_score, only_seen, seen, unk_id)
     members = _ordinary(ids, reserved)
     if clusters is not cluster_pruned_tokens and len(zero := members[(rows[members] == 0).all(dim=1).cpu().numpy()]):
-        raise ValueError(f"row {zero[0]} of the embedding has length 0.0, so it has no direction to compare; choose oov='cluster'")
+        raise CannotPrune(f"row {zero[0]} of the embedding has length 0.0, so it has no direction to compare; choose oov='cluster'")
     nearest, means, label = _represent(rows, ids, members, clusters(rows[members], k, seed))
     if representative == "mean":
         means = means.to(rows.dtype)

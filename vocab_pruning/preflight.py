@@ -9,18 +9,20 @@ __all__ = ['COLUMNS', 'KINDS', 'mapped_error', 'growth', 'measure', 'preflight',
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import product
+from numbers import Real
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .budget import count_rows, special_mask
+from .budget import check_ratio, count_rows, special_mask
+from .core import CannotPrune, check_texts, list_of_names
 from .oov import OOV
-from .prune import check_oov, lost, prune_with_stats, size_with
+from .prune import _check_model, check_oov, lost, prune_with_stats, size_with
 from .rebuild import plain_embedding
 from .scoring import compute_token_scores, reads_n_rows
 from .ship import PrunedModel
-from .stats import TokenStats, check_texts, token_stats
+from .stats import TokenStats, token_stats
 
 # %% ../nbs/16_preflight.ipynb #97e83bbc
 @torch.no_grad()
@@ -66,29 +68,50 @@ KINDS = [*(kind for kind in OOV if kind != "dbscan"), "resegment"]  # DBSCAN tak
 
 def _one(model, tokenizer, ratio: float, base: str, oov: str, score: Callable[[int], np.ndarray], seed: int, special: np.ndarray,
          train: TokenStats, dev: TokenStats, texts, held_out) -> dict:
-    "`measure` of one cut, or `reason` why there is none; `score` gives the scores for a number of rows."
+    "`measure` of one cut, or `reason` why it cannot be had; `score` gives the scores for a number of rows."
     try:
-        scores = score(count_rows(ratio, base, size_with(model, oov), special, train.seen))
-        return measure(prune_with_stats(model, tokenizer, train, scores, ratio, base, oov, seed, texts=texts, share=True), train, dev, held_out)
-    except ValueError as error:
+        n_rows = count_rows(ratio, base, size_with(model, oov), special, train.seen)
+    except CannotPrune as error:
         return dict(reason=str(error))
+    scores = score(n_rows)
+    try:
+        pruned = prune_with_stats(model, tokenizer, train, scores, ratio, base, oov, seed, texts=texts, share=True)
+    except CannotPrune as error:
+        return dict(reason=str(error))
+    return measure(pruned, train, dev, held_out)
 
 
-def preflight(model, tokenizer, texts: Sequence[str], held_out: Sequence[str], ratios: Iterable[float] = (0.5, 0.75, 0.9, 0.95), base: str = "vocab",
-              oovs: Iterable[str] = KINDS, scorer: str = "tfidf", seed: int = 0, progress: bool = False):
+def _cuts(ratios, base: str, oovs) -> list[tuple[float, str]]:
+    "Every cut that is asked for. Raises `ValueError` for a ratio, a base or a kind that does not exist, and for none."
+    ratios, oovs = [ratios] if isinstance(ratios, Real) else [*ratios], list_of_names("oovs", oovs)
+    if not ratios or not oovs:
+        raise ValueError(f"ratios={ratios}, oovs={list(oovs)}: give one or more of both")
+    for ratio in ratios:
+        if not isinstance(ratio, Real) or isinstance(ratio, bool):
+            raise ValueError(f"ratio={ratio!r}: give a number, the fraction that goes")
+        check_ratio(ratio, base)
+    for oov in oovs:
+        check_oov(oov)
+    return list(product(ratios, oovs))
+
+
+def preflight(model, tokenizer, texts: Sequence[str], held_out: Sequence[str],
+              ratios: float | Iterable[float] = (0.5, 0.75, 0.9, 0.95),
+              base: str = "vocab", oovs: str | Iterable[str] = KINDS,
+              scorer: str = "tfidf", seed: int = 0, progress: bool = False):
     """What pruning `model` for `texts` would leave, a DataFrame with one row for each of `ratios` (fractions of `base` to remove)
     and `oovs`; nothing is trained or changed.
 
     Columns: `rows` kept; `coverage_train`, `coverage_held_out`, shares of occurrences whose token keeps its row; `mapped_held_out`, the rest; `error`, mean of
-    1 - cosine of the mapped ones; `growth` of sequences; `params`, `params_removed`, `bytes`; `reason` where a cut cannot be had. Raises `ValueError` for
-    an unknown kind or scorer, and what `token_stats` raises."""
+    1 - cosine of the mapped ones; `growth` of sequences; `params`, `params_removed`, `bytes`; `reason` where a cut
+    cannot be had. Raises what `prune` raises
+    for a model, a tokenizer, texts or a choice that no cut can use."""
     import pandas as pd
 
     for name, split in (("texts", texts), ("held_out", held_out)):
         check_texts(split, "every cut", name)
-    cuts = list(product(ratios, oovs))
-    for _, oov in cuts:
-        check_oov(oov)
+    cuts, _ = _cuts(ratios, base, oovs), reads_n_rows(scorer)
+    _check_model(model, tokenizer)
     train, dev = (token_stats(split, tokenizer, len(plain_embedding(model).weight), progress=progress) for split in (texts, held_out))
     special = special_mask(model, tokenizer)
     score = _scoring(train, scorer, model=model, seed=seed, texts=texts, tokenizer=tokenizer, special=special)

@@ -15,9 +15,7 @@ import torch
 from vocab_pruning.budget import (
     Size,
     break_even,
-    check_flags,
     check_ratio,
-    check_seed,
     count_rows,
     max_ratio,
     model_size,
@@ -27,12 +25,12 @@ from vocab_pruning.budget import (
     special_mask,
 )
 from .card import base_model
-from .core import call_declared, choose
+from .core import call_declared, check_seed, check_texts, choose, is_one_shot, truth_value
 from .oov import OOV, check_options, get_oov, options_of, trained_params
 from .rebuild import dropped_ids, plain_embedding, rebuild_model_with_vocab, rebuild_plain, sizes
 from .scoring import TUNED, check_scorer, check_scores, compute_token_scores, reads_texts
 from .ship import PrunedModel
-from .stats import TokenStats, check_texts, is_one_shot, token_stats
+from .stats import TokenStats, token_stats
 from .surgery import read_tokenizer, resegment, token_kind, unasked_tokens
 
 # %% ../nbs/14_prune.ipynb #7dc8cb74
@@ -172,7 +170,8 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     Raises `ValueError` for a choice that does not exist, a ratio that cannot be had, texts without a token, texts that can be read only
     once where they are read twice, rows that are not finite and a token without a row that is needed; `TypeError` for a model pruned
     already, texts that are not strings, a slow tokenizer, an unknown option and a value of another type. Choices are checked first."""
-    check_oov(oov, **oov_options), check_ratio(ratio, base), check_seed(seed), check_flags(share=share, progress=progress)
+    check_oov(oov, **oov_options), check_ratio(ratio, base), check_seed(seed), truth_value("share", share)
+    truth_value("progress", progress)
     check_scorer(scorer, scorer_options)
     if scores is not None and scorer_options:
         raise ValueError(f"scorer_options {dict(scorer_options)} are for a scorer, but scores are given; leave one of the two out")

@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from .budget import configurations, renumber_tokens
 from .codes import RowCodes
+from .core import CannotPrune
 from .oov import Remap
 
 # %% ../nbs/12_rebuild.ipynb #39347c15
@@ -399,7 +400,8 @@ def _check_rows(model, rows: torch.Tensor, n_old: int, pad: int | None, new_pad:
         raise ValueError(f"{len(rows)} rows, {len(rows.unique())} of them different, from {int(rows.min())} to {int(rows.max())}: "
                          f"give each of 0 .. {n_old - 1} once at most")
     if new_pad != pad and any(hasattr(part, "create_position_ids_from_input_ids") for part in model.modules()):
-        raise ValueError(f"this model counts positions from its padding id, which would move from {pad} to {new_pad}; choose another oov, e.g. 'sparse'")
+        raise CannotPrune(f"this model counts positions from its padding id, which would move from {pad} to "
+                          f"{new_pad}; choose another oov, e.g. 'sparse'")
 
 
 def _check_padding(model, head: nn.Linear, n_old: int):

@@ -60,14 +60,18 @@ def check_run(task: str, ratio: float, base: str, scorer: str, oov: str, scorer_
         _check_losparse(method, base, vocabulary_tasks, vocab_share, **(losparse_options or {}))
 
 # %% ../nbs/23_results.ipynb #b06b9dbb
+from .core import whole_number
+
+
 def subset(dataset, max_train_examples: int | None, held_out_examples: int | None = None):
     """`dataset` with only the first `max_train_examples` of train (None: all); the `held_out_examples` after them become the split `dev_from_train`.
 
     A dev set of some hundred examples resolves a difference of points, twenty thousand one of tenths; those of SST-2 are phrases, though, many of them parts
-    of phrases trained on. Raises `ValueError` for fewer than 1 of either, and where train is too short for what is to be held out."""
+    of phrases trained on. Raises `ValueError` for either that is no whole number from 1 on, and where train is too
+    short for what is to be held out."""
     train, asked = dataset["train"], dict(max_train_examples=max_train_examples, held_out_examples=held_out_examples)
-    if bad := [f"{name}={value}" for name, value in asked.items() if value is not None and value < 1]:
-        raise ValueError(f"{', '.join(bad)}: give 1 or more, or None")
+    for name, value in asked.items():
+        whole_number(name, value, none=True)
     n, held = min(max_train_examples or len(train), len(train)), held_out_examples or 0
     if n + held > len(train):
         raise ValueError(f"held_out_examples={held}: train has {len(train)} examples, {n} of them to train on; lower one or the other")

@@ -8,13 +8,13 @@ __all__ = ['PARAPHRASE', 'METRICS', 'check_retrieval', 'read_beir', 'write_beir'
 
 # %% ../nbs/29_retrieval.ipynb #a70a506a
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from .core import choose, whole_directory
+from .core import check_seed, choose, is_text, list_of_names, whole_directory, whole_number
 from .data import examples, load_task
 from .frozen import sentence_vectors
 from .ship import PrunedModel
@@ -56,7 +56,16 @@ def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
 
 # %% ../nbs/29_retrieval.ipynb #cbb30311
 def check_retrieval(corpus: dict[str, str], queries: dict[str, str], qrels: dict[str, dict[str, int]]):
-    "Raise `ValueError` for an empty corpus, for `qrels` that name a query or document that is not there, or that call nothing relevant."
+    """Raise `ValueError` for data that nothing can be retrieved from.
+
+    An empty corpus, `qrels` that name a query or document that is not there, or that call nothing relevant. Raises
+    `TypeError` for what is no mapping of ids, and for a text that is none."""
+    for name, given in (("corpus", corpus), ("queries", queries), ("qrels", qrels)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{name} is a {type(given).__name__}; give a dict with ids for keys, as read_beir does")
+        bad = next((one for one, value in given.items() if name != "qrels" and not is_text(value)), None)
+        if bad is not None:
+            raise TypeError(f"{name} {bad!r} is {given[bad]!r}, not a string of whole characters")
     if not corpus:
         raise ValueError("the corpus is empty; give at least one document")
     if unknown := [query for query in qrels if query not in queries]:
@@ -105,13 +114,14 @@ def write_beir(directory: str | Path, corpus: dict[str, str], queries: dict[str,
 PARAPHRASE: dict[str, float] = {"mrpc": 1, "qqp": 1, "stsb": 4}  # the label from which a pair is one
 
 
-def paraphrases(tasks: Iterable[str] = ("mrpc", "stsb"), data: str = "auto") -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
+def paraphrases(tasks: str | Iterable[str] = ("mrpc", "stsb"),
+                data: str = "auto") -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
     """`(corpus, queries, qrels)`, as `read_beir` gives, of the task "find its paraphrase" made of `tasks`, keys of `PARAPHRASE`.
 
     `data` as `load_task` takes it. Queries are of dev, documents of all splits, equal texts are one. Raises `ValueError` for another
     task, and as `check_retrieval` does."""
     pairs, seconds = [], {}
-    for task in tasks:
+    for task in list_of_names("tasks", tasks):
         least, splits = choose(PARAPHRASE, "task of paraphrases", task), load_task(task, data)
         seconds |= dict.fromkeys(second for split in splits.values() for _, second in examples(split))
         labels = splits["dev"]["label"][:]
@@ -156,19 +166,33 @@ def _measures():
     return ir_measures
 
 # %% ../nbs/29_retrieval.ipynb #7d1d2920
-def _encoder(model, tokenizer, batch_size: int, max_length: int, progress: bool) -> Callable[[list[str]], torch.Tensor]:
-    "What makes vectors, float32 (n, d) of length 1, of texts, on the device of `model`; `TypeError` for a model without a tokenizer."
-    if hasattr(model, "encode"):
-        return lambda texts: F.normalize(model.encode(texts, batch_size=batch_size, show_progress_bar=progress, convert_to_tensor=True).float(), dim=1)
-    model, tokenizer = (model.model, model.tokenizer) if isinstance(model, PrunedModel) else (model, tokenizer)
+def _encoder(model, tokenizer, batch_size: int, max_length: int | None,
+             progress: bool) -> Callable[[list[str]], torch.Tensor]:
+    """Return what makes vectors of texts, float32 (n, d) of length 1, on the device of `model`.
+
+    Raises `TypeError` for a model without a tokenizer, and for an option that `model` brings itself."""
+    whole_number("batch_size", batch_size)
+    own = hasattr(model, "encode"), isinstance(model, PrunedModel)
+    if any(own) and tokenizer is not None or own[0] and max_length is not None:
+        option = "tokenizer" if tokenizer is not None else f"max_length={max_length!r}"
+        raise TypeError(f"{option}: a {type(model).__name__} has its own; leave it out")
+    if own[0]:
+        options = dict(batch_size=batch_size, show_progress_bar=progress, convert_to_tensor=True)
+        return lambda texts: F.normalize(model.encode(texts, **options).float(), dim=1)
+    model, tokenizer = (model.model, model.tokenizer) if own[1] else (model, tokenizer)
     if tokenizer is None:
         raise TypeError(f"a {type(model).__name__} alone cannot read texts; give its tokenizer, too")
-    return lambda texts: F.normalize(sentence_vectors(model, tokenizer, texts, batch_size, max_length, progress), dim=1).to(model.device)
+    options = (batch_size, whole_number("max_length", 128 if max_length is None else max_length), progress)
+    return lambda texts: F.normalize(sentence_vectors(model, tokenizer, texts, *options), dim=1).to(model.device)
 
 # %% ../nbs/29_retrieval.ipynb #60845375
-def rank(model, corpus: dict[str, str], queries: dict[str, str], tokenizer=None, k: int = 100, batch_size: int = 64, max_length: int = 128,
-         progress: bool = False) -> dict[str, dict[str, float]]:
-    "The `k` documents nearest to each query with their cosines, by ids; a document with the query's own id is left out, as BEIR does."
+def rank(model, corpus: dict[str, str], queries: dict[str, str], tokenizer=None, k: int = 100, batch_size: int = 64,
+         max_length: int | None = None, progress: bool = False) -> dict[str, dict[str, float]]:
+    """Return the `k` documents nearest to each query with their cosines, by ids.
+
+    A document with the query's own id is left out, as BEIR does. `max_length`: of texts in tokens (None: 128, or what
+    an object with `encode` does itself). Raises `TypeError` for a `tokenizer` or `max_length` that `model` has."""
+    whole_number("k", k)
     encode, names = _encoder(model, tokenizer, batch_size, max_length, progress), [*corpus]
     documents, asked = (encode([*texts.values()]) for texts in (corpus, queries))
     values, index = (found.tolist() for found in top_k(asked, documents, k + 1))
@@ -202,6 +226,7 @@ def bootstrap_retention(pruned, full, metric: str = "nDCG@10", n_draws: int = 10
 
     from vocab_pruning.compare import retention_interval
 
+    choose(METRICS, "metric", metric), whole_number("n_draws", n_draws), check_seed(seed)
     if not pruned.index.equals(full.index):
         raise ValueError(f"the two tables are of different queries ({len(pruned)} and {len(full)}); evaluate both models with the same qrels")
     ours, theirs = pruned[metric].to_numpy(), full[metric].to_numpy()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 
 from .budget import max_ratio, special_mask
 from .compare import read_predictions, resampled_scores, retention_interval
-from .core import resolve_model
+from .core import check_seed, list_of_texts, resolve_model, whole_number
 from .data import Task, documents, get_task, load_task, resolve_data
 from .finetune import load_classifier, make_recipe
 from .frozen import sentence_vectors
@@ -33,6 +34,7 @@ from .stats import TokenStats, token_stats
 # %% ../nbs/33_search.ipynb #08f68b7e
 def drift(pruned: PrunedModel, texts: Sequence[str], vectors: torch.Tensor, **options) -> float:
     "Mean of 1 - cosine between the full model's `vectors` (n, d) of `texts` and the pruned model's, without training; `options` go to `sentence_vectors`."
+    texts = list_of_texts(texts)
     moved = sentence_vectors(pruned.model, pruned.tokenizer, texts, **options)
     return float((1 - torch.cosine_similarity(vectors.double(), moved.double())).mean().clamp(min=0))
 
@@ -197,8 +199,6 @@ def _case(task: str | Task, base: str, scorer: str, oov: str, model: str, data: 
 # %% ../nbs/33_search.ipynb #c620df0c
 def _candidates(case: _Case, step: float) -> list[float]:
     "The multiples of `step` that can be had, ascending, from one step on."
-    if not 0 < step < 1:
-        raise ValueError(f"step {step}: give a fraction between 0 and 1")
     oov, base = case.options["oov"], case.options["base"]
     most = max_ratio(size_with(case.model, oov), int(case.special.sum()), base)
     return [round(i * step, 10) for i in range(1, int(1 / step) + 1) if i * step < min(most, 1)]
@@ -228,6 +228,23 @@ def _curve(case: _Case, looks: dict[float, dict], rows: dict[float, dict], full:
     columns = ["ratio", "rows", "drift", "score", "retention", "low", "high", "run"]
     return pd.DataFrame([looks[ratio] for ratio in sorted(looks)], columns=columns)
 
+# %% ../nbs/33_search.ipynb #a83c1e8d
+def _check_asked(retention, max_runs, step, n_texts, seed, max_train_examples, held_out_examples):
+    "Raise `ValueError` with its name for an argument of `find_ratio` that is no number of its kind."
+    for name, value in (("retention", retention), ("step", step)):
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}: give a number")
+    if not 0 < retention <= 1 or isinstance(max_runs, int) and max_runs < 1:
+        raise ValueError(f"retention={retention}, max_runs={max_runs}: give a retention above 0 and at most 1, and at "
+                         f"least 1 run")
+    if not 0 < step < 1:
+        raise ValueError(f"step {step}: give a fraction between 0 and 1")
+    check_seed(seed)
+    for name, value in (("max_runs", max_runs), ("n_texts", n_texts)):
+        whole_number(name, value)
+    for name, value in (("max_train_examples", max_train_examples), ("held_out_examples", held_out_examples)):
+        whole_number(name, value, none=True)
+
 # %% ../nbs/33_search.ipynb #b9e5b49e
 def find_ratio(task: str | Task, retention: float = 0.99, max_runs: int = 5, base: str = "params", scorer: str = "tfidf", oov: str = "pq", step: float = 0.01,
                model: str = "auto", data: str = "auto", seed: int = 42, max_train_examples: int | None = None, held_out_examples: int | None = None,
@@ -241,8 +258,7 @@ def find_ratio(task: str | Task, retention: float = 0.99, max_runs: int = 5, bas
 
     Raises `ValueError` where no ratio that was trained keeps `retention`, where the full model's score is not above 0, for a scorer whose ranking is not
     fixed, and for what `check_run` refuses."""
-    if not 0 < retention <= 1 or max_runs < 1:
-        raise ValueError(f"retention={retention}, max_runs={max_runs}: give a retention above 0 and at most 1, and at least 1 run")
+    _check_asked(retention, max_runs, step, n_texts, seed, max_train_examples, held_out_examples)
     case = _case(task, base, scorer, oov, model, data, seed, out, progress, scorer_options or {}, oov_options or {}, max_train_examples,
                  held_out_examples, **recipe)
     ratios, rows, looks = _candidates(case, step), {}, {}

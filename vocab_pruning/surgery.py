@@ -25,7 +25,8 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from tqdm.auto import tqdm
 
-from .stats import TokenStats, backend, check_ids, check_texts
+from .core import CannotPrune, check_texts
+from .stats import TokenStats, backend, check_ids
 
 # %% ../nbs/08_surgery.ipynb #71aabcce
 @contextmanager
@@ -127,7 +128,8 @@ def token_kind(tokenizer) -> str:
     encoder = tokenizer.backend_tokenizer
     kind, why = type(encoder.model).__name__, _obstacle(encoder.model, (encoder.normalizer, encoder.pre_tokenizer))
     if why:
-        raise ValueError(f"a {kind} tokenizer like this cannot be re-segmented: {why}; choose a way that leaves the tokenizer as it is, e.g. oov='sparse'")
+        raise CannotPrune(f"a {kind} tokenizer like this cannot be re-segmented: {why}; choose a way that leaves the "
+                          f"tokenizer as it is, e.g. oov='sparse'")
     return kind
 
 # %% ../nbs/08_surgery.ipynb #204e4c12
@@ -303,7 +305,8 @@ def rows_to_keep(order: np.ndarray, n_keep: int, needs: Needs) -> np.ndarray:
     if not np.array_equal(np.sort(order), np.arange(len(order))):
         raise ValueError(f"order {np.shape(order)} is not a ranking: it must hold each of the ids 0 .. V - 1 once")
     if len(needs.always) > n_keep:
-        raise ValueError(f"special tokens and alphabet alone take {len(needs.always)} rows, more than the {n_keep} to keep; remove a smaller fraction")
+        raise CannotPrune(f"special tokens and alphabet alone take {len(needs.always)} rows, more than the {n_keep} "
+                          f"to keep; remove a smaller fraction")
     kept = set(needs.always)
     for i in order.tolist():
         if len(kept) == n_keep:
@@ -365,7 +368,8 @@ def _cut(tokenizer, m: Written, keep: set[str], ignore_merges: bool) -> Tokenize
     new = _spell(m, keep, sorted(outside, key=m.added.get), ignore_merges or whole)
     lost = (unmade | _unmade(new, own) if bpe else unmade) - m.added.keys()
     if lost:
-        raise ValueError(f"the merges that are left never make the token {min(lost)!r}: keep what closure() gives for it, or leave it out")
+        raise CannotPrune(f"the merges that are left never make the token {min(lost)!r}: keep what closure() gives "
+                          f"for it, or leave it out")
     return new
 
 # %% ../nbs/08_surgery.ipynb #d33d6a4e
@@ -400,7 +404,8 @@ def _load_with(tokenizer, new: Tokenizer):
             with _silence("transformers"):
                 loaded = PreTrainedTokenizerFast.from_pretrained(directory, model_input_names=tokenizer.model_input_names)
         if loaded.backend_tokenizer.to_str() != new.to_str():
-            raise ValueError(f"a {type(tokenizer).__name__} with another vocabulary does not load again as it was saved; choose another oov, e.g. oov='sparse'")
+            raise CannotPrune(f"a {type(tokenizer).__name__} with another vocabulary does not load again as it was "
+                              f"saved; choose another oov, e.g. oov='sparse'")
     loaded.name_or_path = loaded.init_kwargs["name_or_path"] = tokenizer.name_or_path
     for name in ("padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces"):
         if getattr(loaded, name, None) != getattr(tokenizer, name, None):

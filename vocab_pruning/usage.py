@@ -11,8 +11,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from .budget import BASES, break_even, max_ratio, model_size, special_mask
+from .core import check_texts
 from .ship import PrunedModel
-from .stats import TokenStats, batch_stats, check_texts, coverage_curve, token_batches, token_stats
+from .stats import TokenStats, batch_stats, coverage_curve, token_batches, token_stats
 
 # %% ../nbs/17_usage.ipynb #910fd457
 def spending(model, tokenizer, stats: TokenStats | None = None) -> dict:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..stats import TokenStats, check_ids, is_one_shot
+from ..core import is_one_shot
+from ..stats import TokenStats, check_ids
 
 # %% ../../nbs/scorers/attention.ipynb #51e4ff98
 WATCHED = "vocab_pruning_watched"
