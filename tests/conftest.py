@@ -5,13 +5,22 @@ import os
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import contextlib
 import random
+import sys
+import warnings
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
+import matplotlib as mpl
+import nbformat
+import pandas as pd
+import papermill
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from papermill.engines import Engine, papermill_engines
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -26,6 +35,7 @@ from transformers import (
 from transformers.utils import logging
 
 NOISE = ["ignore::DeprecationWarning", "ignore:.*lr_scheduler.step.*:UserWarning"]
+NBS = Path(__file__).parent.parent / "nbs"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TASKS = {"bare": AutoModel, "classification": AutoModelForSequenceClassification, "masked": AutoModelForMaskedLM}
 
@@ -240,10 +250,24 @@ def draw_ids(pool: torch.Tensor, seed: int, shape: tuple[int, int] = (2, 12)) ->
 
 @torch.no_grad()
 def outputs(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    "Everything the model gives by name: each layer's hidden states and the logits or the pooled output."
+    """Return what the model gives by name: each layer's hidden states and the logits or the pooled output.
+
+    Values (n, length, …) are given at the real positions alone, (positions, …): what stands at padding is read by nobody."""
     result = model(**inputs, output_hidden_states=True)
     layers = {f"layer {i}": hidden for i, hidden in enumerate(result.hidden_states)}
-    return layers | {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
+    values = layers | {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
+    ids = inputs["input_ids"]
+    real = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+    return {name: value[real] if value.dim() == 3 else value for name, value in values.items()}
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor, rel: float = 1e-5):
+    """Assert that no entry of `actual` is farther from `expected` than `rel` times the largest of `expected`'s magnitudes.
+
+    Kernels differ in the order of their float32 sums. What that changes grows with the summands, not with their sum, so entries
+    near 0 have no relative precision of their own. 1e-5 is 84 float32 epsilons, for sums of some tens of terms in a few layers."""
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    torch.testing.assert_close(actual, expected, rtol=0, atol=rel * scale)
 
 
 def state(model) -> dict[str, torch.Tensor]:
@@ -254,3 +278,72 @@ def state(model) -> dict[str, torch.Tensor]:
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
     "Names of the tensors that are not bit-equal."
     return [name for name in a.keys() | b.keys() if name not in a or name not in b or not torch.equal(a[name], b[name])]
+
+
+# Notebooks
+
+
+class InThisProcess(Engine):
+    "papermill's engine without a kernel: the cells run here, where everything that a new process would import is there already."
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, execution_timeout=None, **kwargs):
+        from execnb.shell import CaptureShell
+
+        shell = CaptureShell()
+        warnings.resetwarnings()
+        for silent in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):  # as Python's own filters do
+            warnings.simplefilter("ignore", silent)
+        warnings.showwarning = lambda text, kind, file, line, *_: sys.stderr.write(warnings.formatwarning(text, kind, file, line))
+        for number, cell in enumerate(nb_man.nb.cells):
+            if cell.cell_type != "code":
+                continue
+            nb_man.cell_start(cell, number)
+            cell.outputs = [nbformat.from_dict(output) for output in shell.run(cell.source)]
+            if shell.exc:
+                nb_man.cell_exception(cell, cell_index=number, exception=shell.exc)
+                break
+            nb_man.cell_complete(cell, cell_index=number)
+
+
+papermill_engines.register("here", InThisProcess)
+
+
+@contextlib.contextmanager
+def undone(directory: Path):
+    "A block in `directory` after which what a notebook sets for its whole process is as it was."
+    from IPython.core.interactiveshell import InteractiveShell
+
+    main, shell, environment = sys.modules["__main__"], InteractiveShell._instance, dict(os.environ)
+    shown = pd.option_context("display.float_format", pd.get_option("display.float_format"))
+    backend = mpl.get_backend()
+    try:
+        with contextlib.chdir(directory), warnings.catch_warnings(), shown, mpl.rc_context(), torch.random.fork_rng():
+            yield
+    finally:
+        mpl.use(backend)
+        sys.modules["__main__"], InteractiveShell._instance = main, shell
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def run_notebook(name: str, executed: Path, kernel: bool = False, **parameters) -> Path:
+    """Execute `name` of nbs/ with `parameters` as papermill does, and return the `executed` page.
+
+    It runs in this process, which saves the seconds that a new one takes to import everything; warnings reach the page all the same.
+    What only a process of its own shows, such as progress bars that are widgets, needs `kernel`. Raises `PapermillExecutionError` where a cell fails."""
+    how = dict(cwd=str(NBS)) if kernel else dict(engine_name="here")
+    with contextlib.nullcontext() if kernel else undone(NBS):
+        papermill.execute_notebook(NBS / name, executed, parameters, progress_bar=False, **how)
+    return executed
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory) -> str:
+    "The directory of a small random BERT that reads letters and a few words: for runs of which the weights do not matter."
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    family = FAMILIES["wordpiece"]
+    sizes = dict(hidden_size=32, intermediate_size=64, max_position_embeddings=160, initializer_range=0.02)
+    TASKS["bare"].from_config(family.config(**sizes)).save_pretrained(directory)
+    family.tokenizer.save_pretrained(directory)
+    return str(directory)

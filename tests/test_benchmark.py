@@ -1,5 +1,7 @@
 "What is measured, and that measuring changes nothing; no time is asserted."
 
+import contextlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES, TEXTS, shared, state
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vocab_pruning import prune
 from vocab_pruning.benchmark import beside_first, bytes_on_disk, in_turn, latency, peak_memory, step_time, table3, text_batches
@@ -49,22 +51,30 @@ def test_bytes_are_those_of_the_file(family, tmp_path):
         assert sum(t.nbytes for t in load_file(file).values()) == sizes(model)["bytes"] < bytes_on_disk(model)
 
 
-def test_shards_count_together(monkeypatch):
+def test_shards_count_together(monkeypatch, tmp_path):
     model = shared("wordpiece", "classification")
-    one, save = bytes_on_disk(model), type(model).save_pretrained
+    save = type(model).save_pretrained
     monkeypatch.setattr(type(model), "save_pretrained", lambda self, directory, **kwargs: save(self, directory, max_shard_size="20KB", **kwargs))
-    assert abs(bytes_on_disk(model) - one) < 0.1 * one
+    monkeypatch.setattr("vocab_pruning.benchmark.TemporaryDirectory", lambda: contextlib.nullcontext(str(tmp_path)))
+    in_shards = bytes_on_disk(model)
+    written = [*tmp_path.glob("*.safetensors")]
+    assert len(written) > 1 and in_shards == sum(file.stat().st_size for file in written)
+    assert sum(t.nbytes for file in written for t in load_file(file).values()) == sizes(model)["bytes"] < in_shards
 
 
 @pytest.mark.parametrize("rounds, warm_up", [(1, 0), (4, 1), (7, 3)])
 def test_every_round_calls_each_once_and_another_first(rounds, warm_up):
-    called = []
-    seconds = in_turn({name: lambda number, name=name: called.append((number, name)) for name in "abc"}, rounds, warm_up)
+    called, ticks = [], itertools.count()
+    calls = {name: lambda number, name=name: called.append((number, name)) for name in "abc"}
+    seconds = in_turn(calls, rounds, warm_up, clock=lambda: next(ticks) ** 2)
     by_round = {number: [name for n, name in called if n == number] for number, _ in called}
     assert [*by_round] == [*range(-warm_up, rounds)] and all(sorted(names) == [*"abc"] for names in by_round.values())
     firsts = [names[0] for names in by_round.values()]
     assert all(a != b for a, b in zip(firsts, firsts[1:], strict=False))
-    assert all(len(taken) == rounds and (taken > 0).all() for taken in seconds.values())
+    timed = [(number, name) for number, name in called if number >= 0]
+    began = {call: 2 * rank + 3 * warm_up for rank, call in enumerate(timed)}  # readings before: one a call that warms up, two a timed one
+    assert {name: taken.tolist() for name, taken in seconds.items()} == {
+        name: [2 * began[number, name] + 1 for number in range(rounds)] for name in "abc"}
 
 
 def test_ratios_are_taken_within_a_round():
@@ -132,15 +142,53 @@ def test_a_step_trains_what_is_not_frozen(monkeypatch):
         part.requires_grad_(True)
 
 
-def test_memory_is_that_of_a_fresh_process():
-    "Whatever this process holds does not count; a process that fails says why."
+def test_memory_is_that_of_a_fresh_process(monkeypatch):
+    "It reads the model and the batch from a directory, and what it says is what comes back; one that fails says why."
+    import vocab_pruning.benchmark as benchmark
+
     models, batches = models_and_batches("wordpiece")
-    ballast = torch.ones(100 * 2**20)  # 400 MiB
+    programs, real = [], benchmark.subprocess.run
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda program, **how: programs.append(program) or real(program, **how))
     found = peak_memory(models["cluster"], batches["cluster"][0], "cpu")
-    ours = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 if Path("/proc/self/status").is_file() else 0
-    assert 50 * 2**20 < found["before_bytes"] < found["memory_bytes"] < max(ours, 2**30) and len(ballast)
-    with pytest.raises(RuntimeError, match="index"):
-        peak_memory(models["full"], dict(input_ids=torch.full((1, 3), 10_000)), "cpu")
+    assert found.keys() == {"memory_bytes", "before_bytes"} and 0 < found["before_bytes"] <= found["memory_bytes"]
+    (program,) = programs
+    assert program[0] == sys.executable and program[-1] == "cpu" and not Path(program[-2]).exists(), "the directory goes with the process"
+
+
+def test_a_process_is_measured_before_and_after_the_model(monkeypatch, tmp_path, capsys):
+    "Every tensor is read, and the batch runs, between the two readings."
+    import vocab_pruning.benchmark as benchmark
+
+    models, batches = models_and_batches("wordpiece")
+    models["cluster"].save_pretrained(tmp_path)
+    save_file(batches["cluster"][0], tmp_path / "batch.pt")
+    events, real = [], benchmark._load_model
+
+    def read(*args):
+        model = real(*args)
+        model.register_forward_hook(lambda *_: events.append("forward"))
+        events.append("read")
+        return model
+
+    monkeypatch.setattr(benchmark, "_load_model", read)
+    monkeypatch.setattr(benchmark, "process_peak", lambda: events.append("peak") or len(events))
+    benchmark._measure_peak(str(tmp_path), "cpu")
+    assert events == ["peak", "read", "forward", "peak"]
+    assert json.loads(capsys.readouterr().out) == dict(before_bytes=1, memory_bytes=4)
+
+
+def test_a_measurement_that_fails_says_why(tmp_path, monkeypatch):
+    import vocab_pruning.benchmark as benchmark
+
+    model, batch = shared("wordpiece"), dict(input_ids=torch.full((1, 3), 10_000))
+    model.save_pretrained(tmp_path)
+    save_file(batch, tmp_path / "batch.pt")
+    with pytest.raises(IndexError, match="index out of range"):
+        benchmark._measure_peak(str(tmp_path), "cpu")
+    failed = SimpleNamespace(returncode=1, stderr="x" * 600 + "IndexError: index out of range in self")
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *args, **how: failed)
+    with pytest.raises(RuntimeError, match="the process that was to be measured failed: x+IndexError: index out of range"):
+        peak_memory(model, batch, "cpu")
 
 
 def test_table3_has_a_line_for_each_model(monkeypatch):

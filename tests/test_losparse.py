@@ -3,15 +3,13 @@
 import copy
 import json
 import math
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import papermill
 import pytest
 import torch
-from conftest import FAMILIES, TEXTS, build, draw_ids, outputs, same, shared, state
+from conftest import FAMILIES, TEXTS, assert_near, build, draw_ids, outputs, run_notebook, same, shared, state
 from safetensors import safe_open
 from transformers import (
     AutoModel,
@@ -35,8 +33,12 @@ from vocab_pruning.lowrank import compact, encoder_linears, install_losparse, lo
 from vocab_pruning.rebuild import sizes
 from vocab_pruning.results import METHODS, check_run, row_of_notebook, subset
 
-ROOT = Path(__file__).parent.parent
 needs_minilm = pytest.mark.skipif(minilm_directory() is None, reason="needs the extra `offline` (MiniLM weights)")
+
+
+# Relative to the largest output: another factorization of every weight is another order of float32 sums, which each of four layers
+# passes on. Ten times what a weight is allowed; a row or a rank too few changes outputs by whole percents.
+THROUGH_LAYERS = 1e-4
 
 
 class Examples(torch.utils.data.Dataset):
@@ -79,9 +81,9 @@ def test_a_split_model_is_the_model(family, task):
     assert not same(before, state(model)) and encoder_linears(model).keys() == losparse_linears(split).keys()
     full, got = outputs(model, inputs), outputs(split, inputs)
     for name, part in losparse_linears(split).items():
-        torch.testing.assert_close(part.weight, encoder_linears(model)[name].weight, atol=1e-6, rtol=1e-5)
+        assert_near(part.weight, encoder_linears(model)[name].weight)
     for name, value in full.items():
-        torch.testing.assert_close(got[name], value, atol=1e-5, rtol=1e-5)
+        assert_near(got[name], value, THROUGH_LAYERS)
 
 
 def test_low_rank_part_is_the_best_of_its_rank():
@@ -225,7 +227,7 @@ def test_compact_gives_what_was_trained(trained):
     small = compact(copy.deepcopy(trained))
     assert sizes(small)["params"] < sizes(trained)["params"] and sizes(small)["bytes"] < sizes(trained)["bytes"]
     for name, value in outputs(trained, inputs).items():
-        torch.testing.assert_close(outputs(small, inputs)[name], value, atol=1e-5, rtol=1e-5)
+        assert_near(outputs(small, inputs)[name], value, THROUGH_LAYERS)
     again = compact(copy.deepcopy(small))
     assert not same(state(again), state(small))
 
@@ -240,7 +242,7 @@ def test_a_layer_may_lose_all_its_rows(trained):
     before = outputs(bare, inputs)
     assert compact(bare).config.losparse["rows"][0] == 0
     for name, value in outputs(bare, inputs).items():
-        torch.testing.assert_close(value, before[name], atol=1e-5, rtol=1e-5)
+        assert_near(value, before[name], THROUGH_LAYERS)
 
 
 def test_both_forms_go_to_disk_and_back(trained, tmp_path):
@@ -282,7 +284,7 @@ def test_a_combined_model_encodes_sentences(oov, tmp_path):
     train(both.model, tmp_path, [LoSparseCallback(settings)], steps=6, rows=len(both.keep))
     expected = sentence_vectors(both.model, both.tokenizer, TEXTS, max_length=40)
     made = sentence_transformer(both, max_seq_length=40).encode(TEXTS, convert_to_tensor=True, device="cpu")
-    torch.testing.assert_close(made.cpu(), expected, rtol=0, atol=1e-5)
+    assert_near(made.cpu(), expected, THROUGH_LAYERS)
 
 
 def test_a_compacted_model_has_an_onnx_graph(tmp_path):
@@ -292,7 +294,9 @@ def test_a_compacted_model_has_an_onnx_graph(tmp_path):
 
     both, settings = combine(build("wordpiece", hidden_size=32, intermediate_size=64), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.25, 0.4, oov="nearest")
     train(both.model, tmp_path / "t", [LoSparseCallback(settings)], steps=6, rows=len(both.keep))
-    assert export_onnx(both, tmp_path / "graph", TEXTS[:4])["max_difference"] < 1e-5
+    made = export_onnx(both, tmp_path / "graph", TEXTS[:4])
+    inputs = dict(both.tokenizer(TEXTS[:4], padding=True, return_tensors="pt"))
+    assert made["max_difference"] < THROUGH_LAYERS * float(outputs(both.model, inputs)["logits"].abs().max())
 
 
 def test_the_vocabulary_bears_its_share():
@@ -494,18 +498,18 @@ def test_methods_name_rows():
     assert METHODS["vocab"].format(scorer="tfidf", oov="pq") == "tfidf+pq"
 
 
-@needs_minilm
 @pytest.mark.parametrize("method", ["losparse", "combine"])
-def test_a_run(method, tmp_path):
+def test_a_run(method, tiny_directory, tmp_path):
     quick = dict(data="sample", max_train_examples=64, epochs=1, batch_size=16, baseline=False, look_first=False)
-    asked = quick | dict(task="cola", ratio=0.4, method=method, oov="nearest", model=str(minilm_directory()), save_model=True, out=str(tmp_path / "runs"))
-    papermill.execute_notebook(ROOT / "nbs" / "run.ipynb", tmp_path / "run.ipynb", asked, progress_bar=False, cwd=str(ROOT / "nbs"))
+    asked = quick | dict(task="cola", ratio=0.4, method=method, oov="nearest", model=tiny_directory, save_model=True)
+    run_notebook("run.ipynb", tmp_path / "run.ipynb", **asked, out=str(tmp_path / "runs"))
     row = row_of_notebook(tmp_path / "run.ipynb")
     assert row["method"] == {"losparse": "losparse", "combine": "tfidf+nearest+losparse"}[method]
-    assert row["params_removed"] == pytest.approx(0.4, abs=1e-3)
+    assert 0 <= row["params_full"] - row["params"] - int(0.4 * row["params_full"]) < 64, "within one row of the widest linear"
     assert row["params_removed"] == 1 - row["params"] / row["params_full"]
     assert (row["rows"] < row["rows_full"]) == (method == "combine")
     saved = load(tmp_path / "runs" / row["run"] / "model")
     assert {name: row[name] for name in ("rows", "embedding_params", "params", "bytes")} == sizes(saved.model)
-    assert not [o for c in json.loads((tmp_path / "run.ipynb").read_text())["cells"] for o in c.get("outputs", []) if o.get("name") == "stderr"]
-    shutil.rmtree(tmp_path / "runs")
+    pages = json.loads((tmp_path / "run.ipynb").read_text())["cells"]
+    said = "".join("".join(o["text"]) for cell in pages for o in cell.get("outputs", []) if o.get("name") == "stderr")
+    assert "Warning" not in said
