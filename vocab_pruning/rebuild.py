@@ -19,6 +19,7 @@ from torch import nn
 
 from .budget import NAMES_TOKENS, configurations
 from .codes import RowCodes
+from .core import refuse_plain_loading
 from .oov import Remap
 
 # %% ../nbs/12_rebuild.ipynb #39347c15
@@ -199,6 +200,7 @@ def install(model, embedding: PrunedEmbedding, head: PrunedHead | None):
             if len(_places(part)) > 1:
                 part.register_state_dict_post_hook(_save_once)
                 part.register_load_state_dict_pre_hook(_load_everywhere)
+    refuse_plain_loading(model)
 
 # %% ../nbs/12_rebuild.ipynb #c7dc2f97
 def plain_embedding(model) -> nn.Embedding:
