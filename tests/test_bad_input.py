@@ -346,12 +346,16 @@ def test_an_output_directory_with_something_else_in_it(saved, tmp_path):
 
 
 def test_an_earlier_save_and_an_empty_directory_are_replaced(saved, tmp_path):
+    "What an earlier save left goes, files of others stay."
     p, directory = saved
-    (directory / "stray.txt").write_text("from before")
+    (directory / "model-00001-of-00002.safetensors").write_text("from before")
+    (directory / "stray.txt").write_text("from somebody else")
     (tmp_path / "empty").mkdir()
+    before = files(directory).keys() - {"model-00001-of-00002.safetensors"}
     for path in (directory, tmp_path / "empty"):
         p.save_pretrained(path)
-        assert "stray.txt" not in files(path) and same(state(load(path).model), state(p.model)) == []
+        assert same(state(load(path).model), state(p.model)) == []
+        assert files(path).keys() == (before if path == directory else before - {"stray.txt"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "model"]
 
 

@@ -28,14 +28,22 @@ def lines(cell: str) -> int:
     return sum(bool(line.strip()) for line in cell.splitlines())
 
 
+def modules(project: Path) -> dict[Path, str]:
+    "The modules of the package in `project`, by their paths in it."
+    return {p.relative_to(project): p.read_text(encoding="utf-8") for p in (project / "vocab_pruning").rglob("*.py")}
+
+
 @pytest.fixture(scope="module")
 def processed(tmp_path_factory) -> Path:
-    "A copy of the project, exported and cleaned."
+    "A copy of the project, cleaned, and exported into an empty package, for an export deletes no module."
     copy = tmp_path_factory.mktemp("project")
     for name in ("nbs", "vocab_pruning"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for name in ("settings.ini", "README.md"):
         shutil.copy(ROOT / name, copy)
+    for name in modules(copy):
+        if name != Path("vocab_pruning/__init__.py"):
+            (copy / name).unlink()
     scripts = Path(sys.executable).parent
     for command in ("nbdev_export", "nbdev_clean"):
         subprocess.run([scripts / command], cwd=copy, check=True, capture_output=True)
@@ -43,8 +51,16 @@ def processed(tmp_path_factory) -> Path:
 
 
 def test_package_is_what_the_notebooks_export(processed):
-    modules = {p.relative_to(processed): p.read_text() for p in (processed / "vocab_pruning").rglob("*.py")}
-    assert modules == {p.relative_to(ROOT): p.read_text() for p in (ROOT / "vocab_pruning").rglob("*.py")}
+    assert modules(processed) == modules(ROOT), "run nbdev_export; remove a module that no notebook exports any more"
+
+
+@pytest.mark.parametrize("name", ["stale.py", "scorers/stale.py", "wing/__init__.py"])
+def test_a_module_that_no_notebook_exports_is_found(name, processed, tmp_path):
+    shutil.copytree(processed / "vocab_pruning", tmp_path / "vocab_pruning")
+    stale = tmp_path / "vocab_pruning" / name
+    stale.parent.mkdir(exist_ok=True)
+    stale.write_text('"An earlier export."\n', encoding="utf-8")
+    assert modules(tmp_path).keys() - modules(processed).keys() == {Path("vocab_pruning") / name}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)

@@ -279,7 +279,7 @@ def run(task: Annotated[str, typer.Argument(help="A GLUE task, a file of texts a
       vocab-prune run cola --ratio 0.2
       vocab-prune run reviews.yaml --ratio 0.4 --oov sparse -p oov_options='{m: 8}' -p save_model=true
     """
-    from vocab_pruning.core import call_declared, project_root
+    from vocab_pruning.core import call_declared, under_root
     from vocab_pruning.results import check_run, row_of_notebook, summarize_notebook
     from vocab_pruning.sweep import run_notebook
 
@@ -288,7 +288,7 @@ def run(task: Annotated[str, typer.Argument(help="A GLUE task, a file of texts a
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / "run.ipynb"
         _execute(run_notebook(notebook), executed, given)
-        page = project_root() / out / "notebooks" / f"{row_of_notebook(executed)['run']}.ipynb"
+        page = under_root(out) / "notebooks" / f"{row_of_notebook(executed)['run']}.ipynb"
         page.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(executed, page)
     typer.echo(summarize_notebook(page, out))

@@ -15,15 +15,24 @@ import torch
 from torch import nn
 
 from .core import library_versions, to_json, whole_directory
-from .ship import MARKER, PrunedModel, _magnitude, evaluating, trial_length
+from vocab_pruning.ship import (
+    MARKER, OURS, PrunedModel, _as_it_was, _columns, _write_tokenizer, difference, evaluating, kept_columns, rounding,
+    trial_length,
+)
 from .surgery import _silence
 
 # %% ../nbs/19_export.ipynb #a8a42259
+def _encoded(pruned: PrunedModel, texts: list) -> dict[str, torch.Tensor]:
+    "What the tokenizer of `pruned` gives for `texts`, and `attention_mask`, whether the model takes it or not."
+    tokenizer = pruned.tokenizer
+    some = dict(padding=tokenizer.pad_token is not None, truncation=True, max_length=trial_length(pruned.model.config))
+    with _as_it_was(tokenizer):
+        return dict(tokenizer(texts, **some, return_attention_mask=True, return_tensors="pt"))
+
+
 def encode(pruned: PrunedModel, texts: list) -> dict[str, torch.Tensor]:
     "`texts`, strings or pairs of them, each cut at `trial_length` tokens, as one padded batch of what the model takes: int64 (n, length) each."
-    tokenizer = copy.deepcopy(pruned.tokenizer)  # encoding sets truncation and padding, which a tokenizer is saved with
-    some = dict(padding=tokenizer.pad_token is not None, truncation=True, max_length=trial_length(pruned.model.config))
-    batch = tokenizer(texts, **some, return_tensors="pt")
+    batch = _encoded(pruned, texts)
     return {name: value for name, value in batch.items() if name in inspect.signature(pruned.model.forward).parameters}
 
 # %% ../nbs/19_export.ipynb #e78982d6
@@ -96,23 +105,38 @@ def run_onnx(session, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return dict(zip(names, map(torch.as_tensor, got), strict=True))
 
 # %% ../nbs/19_export.ipynb #0f46c0aa
-def compare_onnx(pruned: PrunedModel, session, texts: list, tolerance: float = 1e-5) -> float:
+def _of_text(outputs: dict[str, torch.Tensor], mask: torch.Tensor, n_labels: int) -> dict[str, torch.Tensor]:
+    "`outputs` where `mask` (n, length) is 1: what has a position comes as (positions, ...), the rest as it is."
+
+    def placed(value: torch.Tensor) -> bool:
+        return value.shape[:2] == mask.shape and (value.ndim > 2 or value.shape[1] != n_labels)
+
+    return {name: value.cpu()[mask.bool()] if placed(value) else value.cpu() for name, value in outputs.items()}
+
+
+def compare_onnx(pruned: PrunedModel, session, texts: list, tolerance: float | None = None) -> float:
     """The largest difference of the outputs of `session` and of the model of `pruned` for `texts` (strings or pairs), one by one and as one batch.
 
-    Raises `ValueError` where it is above `tolerance` times the largest output (logits of pruned tokens aside) or 1, whichever is more."""
+    Positions of padding and logits of pruned tokens are not looked at. Raises `ValueError` where the difference is
+    above `tolerance` (None: `rounding` of the model) times the largest output or 1, whichever is more."""
     worst, batches = 0.0, [[text] for text in texts] + ([texts] if pruned.tokenizer.pad_token is not None else [])
-    for batch in (encode(pruned, some) for some in batches):
+    tolerance, columns = rounding(pruned.model) if tolerance is None else tolerance, _columns(pruned)
+    for some in batches:
+        batch, mask = encode(pruned, some), _encoded(pruned, some)["attention_mask"]
         with evaluating(pruned.model):
             wanted = pruned.model(**{name: value.to(pruned.model.device) for name, value in batch.items()}, return_dict=True)
-        for name, ours in run_onnx(session, batch).items():
-            difference = float((ours.float() - wanted[name].float().cpu()).abs().max())
-            if not difference <= tolerance * _magnitude(wanted[name]):
-                raise ValueError(f"{name} of the ONNX graph differs by {difference:.3g} from the model's for ids {batch['input_ids'][0, :8].tolist()} …")
-            worst = max(worst, difference)
+        ours = run_onnx(session, batch)
+        theirs, ours = ({name: outputs[name] for name in ours} for outputs in (wanted, ours))
+        labels = pruned.model.config.num_labels
+        theirs, ours = (_of_text(kept_columns(outputs, columns), mask, labels) for outputs in (theirs, ours))
+        what = f"the ONNX graph beside the model, ids {batch['input_ids'][0, :8].tolist()} …"
+        worst = max(worst, difference(ours, theirs, what, tolerance))
     return worst
 
 # %% ../nbs/19_export.ipynb #67991da8
-def export_onnx(pruned: PrunedModel, directory: str | Path, texts: list | None = None, tolerance: float = 1e-5) -> dict:
+def export_onnx(
+    pruned: PrunedModel, directory: str | Path, texts: list | None = None, tolerance: float | None = None,
+) -> dict:
     """Write `pruned` to `directory` as `model.onnx` with its tokenizer, `config.json` and `vocab_pruning.json`, whole or not at all.
 
     What was written is compared with the model on `texts` (None: those it was pruned with, at most 16). Returns `bytes` of the graph, `texts` compared and
@@ -124,10 +148,10 @@ def export_onnx(pruned: PrunedModel, directory: str | Path, texts: list | None =
         raise ValueError(f"the model is in {pruned.model.dtype}, for which ONNX has few operations on the CPU; export model.float() and convert the graph")
     if not texts:
         raise ValueError("there is no text to compare the graph with the model on: give texts=[…]")
-    with whole_directory(directory, MARKER, unlike="*.safetensors") as new:
+    with whole_directory(directory, MARKER, unlike="*.safetensors", ours=OURS) as new:
         _onnx_program(pruned).save(new / "model.onnx")
         pruned.model.config.save_pretrained(new)
-        pruned.tokenizer.save_pretrained(new)
+        _write_tokenizer(pruned.tokenizer, new)
         report = dict(bytes=sum(file.stat().st_size for file in new.glob("model.onnx*")), texts=len(texts),
                       max_difference=compare_onnx(pruned, onnx_session(new), texts, tolerance))
         info = pruned.info | {"onnx": report, "versions": library_versions()}

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .core import refuse_plain_loading
 from .rebuild import _copy
 
 # %% ../nbs/13_lowrank.ipynb #e8f4dfea
@@ -121,6 +122,7 @@ def split_model(model, rho: float):
     for name, linear in linears.items():
         _encoder(result).set_submodule(name, split_linear(linear, rho).train(linear.training))
     result.config.losparse = {"rho": rho, "rows": None}
+    refuse_plain_loading(result)
     return result
 
 # %% ../nbs/13_lowrank.ipynb #6d84d021
@@ -146,3 +148,4 @@ def install_losparse(model, rho: float, rows: list[int] | None):
         h, w = linear.weight.shape
         made = dict(bias=linear.bias is not None, device=linear.weight.device, dtype=linear.weight.dtype)
         _encoder(model).set_submodule(name, LoSparseLinear(w, h, rank_of(rho, h, w), n, **made))
+    refuse_plain_loading(model)

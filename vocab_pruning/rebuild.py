@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from .budget import configurations, renumber_tokens
 from .codes import RowCodes
-from .core import CannotPrune
+from .core import CannotPrune, refuse_plain_loading
 from .oov import Remap
 
 # %% ../nbs/12_rebuild.ipynb #39347c15
@@ -265,6 +265,7 @@ def install(model, embedding: PrunedEmbedding, head: PrunedHead | None):
             if len(_places(part)) > 1:
                 part.register_state_dict_post_hook(_save_once)
                 part.register_load_state_dict_pre_hook(_load_everywhere)
+    refuse_plain_loading(model)
 
 # %% ../nbs/12_rebuild.ipynb #862c0443
 def _refuse_adapter(module, name: str, part):

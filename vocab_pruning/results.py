@@ -19,7 +19,10 @@ from pathlib import Path
 import torch
 
 from .budget import check_ratio
-from .core import call_declared, choose, directory_lock, fingerprint, library_versions, model_fingerprint, project_root, whole_directory
+from vocab_pruning.core import (
+    call_declared, choose, directory_lock, fingerprint, library_versions, model_fingerprint, under_root,
+    whole_directory,
+)
 from .data import Task, data_fingerprint, documents, get_task, load_task
 from .finetune import FineTuned, finetune, retention
 from .prune import check_oov
@@ -118,7 +121,7 @@ def run_name(parameters: dict) -> str:
 # %% ../nbs/23_results.ipynb #57e127bf
 def run_directory(out: str | Path, parameters: dict) -> Path:
     "Where the run of `parameters` lives: `out` is relative to the project's root where there is one, else to the working directory."
-    return project_root() / out / run_name(parameters)
+    return under_root(out) / run_name(parameters)
 
 # %% ../nbs/23_results.ipynb #2cecfe5d
 def provenance() -> dict:
@@ -142,7 +145,7 @@ def read_rows(out: str | Path = "runs"):
     "The rows of all runs below `out` (relative to the project's root where there is one), as a DataFrame; empty where there are none."
     import pandas as pd
 
-    return pd.DataFrame([read_row(path.parent) for path in sorted((project_root() / out).glob(f"[!.]*/{ROW}"))])
+    return pd.DataFrame([read_row(path.parent) for path in sorted(under_root(out).glob(f"[!.]*/{ROW}"))])
 
 # %% ../nbs/23_results.ipynb #f7e29bf8
 def read_history(directory: str | Path):
@@ -192,7 +195,7 @@ def record_run(directory: str | Path, parameters: dict, model, tokenizer, datase
     with directory_lock(directory), tempfile.TemporaryDirectory() as scratch:
         if (row := _row_there(directory, save)) is not None:
             return row
-        with whole_directory(directory, ROW) as new:
+        with whole_directory(directory, ROW, ours=("model/*", "model/*/*")) as new:
             result = finetune(model, tokenizer, dataset, task, recipe, scratch, parameters["seed"], progress, callbacks)
             kept, reason = retention(result.metrics[task.metrics[0]], full_score)
             scores = dict(metric=task.metrics[0], score=result.metrics[task.metrics[0]], full_score=full_score, retention=kept, retention_reason=reason)

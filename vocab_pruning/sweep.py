@@ -31,7 +31,10 @@ import yaml
 from filelock import Timeout
 from tqdm.auto import tqdm
 
-from .core import MINILM, call_declared, choose, directory_lock, fingerprint, parse_yaml, project_root, resolve_model, whole_directory
+from vocab_pruning.core import (
+    MINILM, call_declared, choose, directory_lock, fingerprint, parse_yaml, project_root, resolve_model, under_root,
+    whole_directory,
+)
 from .data import SAMPLE, Task, data_fingerprint, get_task, resolve_data
 from .results import ROW, check_run, read_row, read_rows, row_of_notebook
 from .scoring import TUNED
@@ -190,7 +193,7 @@ def cell_directory(out: str | Path, run: dict, defaults: dict, own: dict | None 
     """Where a sweep below `out` keeps what came of `run`; the name ends in 8 hex digits of the hash of its parameters, the `defaults` of the others, and
     what the files of a task of one's `own` say."""
     asked = {name: value for name, value in (defaults | run).items() if name != "out"} | ({"own": own} if own else {})
-    return project_root() / out / CELLS / f"{_label(run)}-{fingerprint(asked)[:8]}"
+    return under_root(out) / CELLS / f"{_label(run)}-{fingerprint(asked)[:8]}"
 
 # %% ../nbs/30_sweep.ipynb #d547571b
 def _as_now(asked: dict, row: dict) -> bool:
@@ -290,7 +293,7 @@ def _record_cell(new: Path, run: dict, name: str | None, error: str | None, seco
 
 def _make_cell(directory: Path, run: dict, notebook: Path, cwd: Path, threads: int, leash: int):
     "Make the cell in `directory`, whole or not at all."
-    with whole_directory(directory, CELL) as new:
+    with whole_directory(directory, CELL, ours=(PAGE,)) as new:
         started = time.perf_counter()
         error, name = _execute(notebook, new / PAGE, run, cwd, threads, leash), None
         _stop_where_nothing_fits(error)
@@ -402,7 +405,7 @@ def _outcome(future: Future, directory: Path, run: dict) -> str:
     except Exception as error:  # noqa: BLE001
         with directory_lock(directory):
             if cell_state(directory) != "done":
-                with whole_directory(directory, CELL) as new:
+                with whole_directory(directory, CELL, ours=(PAGE,)) as new:
                     _record_cell(new, run, None, f"{type(error).__name__}: {error}", None)
         return cell_state(directory)
 
