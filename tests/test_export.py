@@ -199,7 +199,7 @@ def test_onnx_finds_another_model(exported):
 
 
 def test_onnx_logits_that_differ_are_found(monkeypatch):
-    "Beside those of pruned tokens, which are the dtype's minimum, any difference is small."
+    "Beside those of pruned tokens, which hold the floor, any difference is small."
     p = pruned("BERT", "mapped", "AutoModelForMaskedLM")
     for by in (0, 0.01):
         monkeypatch.setattr(export, "run_onnx", lambda session, batch, by=by: {name: v + by * (v > -1e30) for name, v in wanted(p, batch).items()})

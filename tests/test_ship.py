@@ -1171,7 +1171,7 @@ def test_a_model_that_gives_something_else_in_memory_is_found(oov, with_original
 
 
 def test_logits_that_differ_beside_rows_that_only_fill_up_are_found(tmp_path):
-    "Those rows' logits are the dtype's minimum, beside which any difference is small."
+    "Those rows' logits hold the floor, beside which any difference is small."
     p = PrunedModel(rebuild_plain(shared("wordpiece", "masked"), np.arange(50), 16), info={"original_ids": [*range(50)]})
     p.model.get_output_embeddings().register_forward_hook(lambda part, hidden, logits: logits + 0.01 * (logits > -1e30))
     refuse(p, tmp_path, "read back from disk.* logits differs by 0.01")
