@@ -69,7 +69,7 @@ from vocab_pruning.oov import Remap
 from vocab_pruning.preflight import KINDS, plot_preflight
 from vocab_pruning.rebuild import PrunedEmbedding, rebuild_model_with_vocab, rebuild_plain, sizes
 from vocab_pruning.scoring import compute_token_scores
-from vocab_pruning.ship import _changed, _ids, _outputs, _read_back, _write_tokenizer, rounding
+from vocab_pruning.ship import _changed, _ids, _outputs, _read_back, _write_tokenizer, difference, rounding
 from vocab_pruning.stats import backend
 
 KIND = {
@@ -1108,6 +1108,45 @@ def test_a_changed_row_is_found(oov, task, family, tmp_path):
     with torch.no_grad():
         p.model.get_input_embeddings().weight[int(p.remap.index[row, 0]) if oov == "nearest" else row, 3] += 1
     refuse(p, tmp_path, "beside the full model, '.*' differs|beside the full model, '.*': hidden state 0 differs")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("what", ["two rows swapped", "an id that reads another row"])
+def test_a_wrong_place_is_found(what, dtype, family, tmp_path):
+    "In every data type: what is off is a row, not the last place of a number."
+    p = fresh_model(family, "classification", "nearest", ratio=0.2)
+    if dtype != torch.float32:
+        p = pruned(family, "classification", "nearest", ratio=0.2, full=build(family).to(dtype))
+    rows, kept = p.model.get_input_embeddings(), set(p.keep.tolist())
+    p.sample = texts_of_kept_tokens(p, 1)
+    first, second = (int(rows.index[i, 0]) for i in [*dict.fromkeys(p.tokenizer(p.sample[0])["input_ids"][1:-1])][:2])
+    assert first != second and {*p.tokenizer(p.sample[0])["input_ids"]} <= kept
+    with torch.no_grad():
+        if what == "two rows swapped":
+            rows.weight[[first, second]] = rows.weight[[second, first]]
+        else:
+            rows.index[p.keep[first]] = second
+    found = {"two rows swapped": "beside the full model, '.*': hidden state 0 differs"}
+    refuse(p, tmp_path, found.get(what, f"id {int(p.keep[first])} has a row of its own but reads another"))
+
+
+def test_rounding_is_small_beside_what_is_compared():
+    "It grows with depth and width; in half precision it is a few units in the last place."
+    shapes = [dict(num_hidden_layers=1, intermediate_size=16), dict(num_hidden_layers=7, intermediate_size=16)]
+    shapes += [dict(num_hidden_layers=7, intermediate_size=64)]
+    small, deep, wide = (rounding(build("wordpiece", **shape)) for shape in shapes)
+    assert 1e-7 < small < deep < wide < 1e-4
+    for dtype, least in ((torch.float16, 2**-10), (torch.bfloat16, 2**-7)):
+        assert least <= rounding(build("wordpiece").to(dtype)) <= 4 * least
+    for scale in (1e-6, 1, 1e6):
+        value = scale * torch.arange(1.0, 9.0)[None]
+        assert difference({"hidden state 0": value * (1 + 5e-7)}, {"hidden state 0": value}, "x", 1e-6) <= 8e-6 * scale
+        with pytest.raises(ValueError, match="x: hidden state 0 differs by"):
+            difference({"hidden state 0": value * (1 + 2e-6)}, {"hidden state 0": value}, "x", 1e-6)
+    with pytest.raises(ValueError, match="x: a has another shape or is missing"):
+        difference({}, {"a": torch.ones(1)}, "x", 1)
+    with pytest.raises(ValueError, match="x: a differs by nan"):
+        difference({"a": torch.tensor([torch.nan])}, {"a": torch.ones(1)}, "x", 1)
 
 
 DAMAGE = [("nearest", "row", True), ("nearest", "index", True), ("nearest", "head", True), ("nearest", "head", False),

@@ -682,8 +682,21 @@ def _compare(self: PrunedModel, again: PrunedModel, texts: list[str]) -> dict:
     return dict(texts=len(texts), nothing_lost=same, growth=now / before if before else 1.0, compared=compared, max_difference=worst)
 
 # %% ../nbs/13_ship.ipynb #93c2fb69
+def _check_table(self: PrunedModel):
+    "Raise `ValueError` where an id whose row stays does not read it."
+    rows = self.model.get_input_embeddings()
+    if self.plain:
+        return
+    keep = rows.keep.long()
+    own = rows.is_kept(keep) if rows.mix is None else rows.is_kept(keep) & (rows.mix[keep, 0] == 1)
+    if not own.all():
+        what = f"id {int(keep[~own][0])} has a row of its own but reads another"
+        raise ValueError(f"{what}; the pruned model is not what it should be")
+
+
 def _checked(self: PrunedModel, directory: Path, texts: list[str], lossless: bool, tokenizer=None) -> dict:
     "What `verify` returns; the tokenizer of `directory` may have been read, and compared, already."
+    _check_table(self)
     again = _check_reload(self, directory, texts, tokenizer)
     report = _compare(self, again, texts) if self.original is not None and texts else dict(texts=len(texts), compared=0)
     if lossless and (changed := len(texts) - report.get("nothing_lost", 0)):
@@ -691,7 +704,7 @@ def _checked(self: PrunedModel, directory: Path, texts: list[str], lossless: boo
         raise ValueError(f"{what}; keep more rows, or do not ask for lossless=True")
     return report
 
-
+# %% ../nbs/13_ship.ipynb #2434398a
 def _verify(self: PrunedModel, texts: Iterable[str] | None = None, lossless: bool | None = None, directory: str | Path | None = None) -> dict:
     """Compare what `directory` holds (None: a copy saved for the purpose) with this model and with the original, on `texts` (None: the own sample).
 
