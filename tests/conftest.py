@@ -43,7 +43,18 @@ settings.register_profile("tiny", deadline=None, derandomize=True, database=None
 settings.load_profile("tiny")
 
 
+# What takes longest, first: then no worker is left alone with it at the end. Modules that are not named follow in their own order.
+SLOWEST = ["docs", "ship", "run", "export", "sweep", "first_law", "scorers", "resegment", "surgery", "site", "losparse", "report", "paper_facts",
+           "benchmark", "search", "retrieval", "families", "own_data"]
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def pytest_configure(config):
+    config.option.loadscopereorder = False  # xdist would begin with the modules of many tests, which are not those that take long
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     for line in NOISE:

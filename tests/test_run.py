@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from conftest import run_notebook
 
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.results import row_of_notebook, summarize_notebook
@@ -18,15 +19,14 @@ pytestmark = pytest.mark.skipif(minilm_directory() is None, reason="needs the ex
 
 def run(out: Path, **parameters) -> Path:
     "Execute the run notebook with its output under `out`; returns the executed notebook."
-    executed = out / "executed.ipynb"
-    papermill.execute_notebook(ROOT / "nbs" / "run.ipynb", executed, dict(out=str(out / "runs"), **parameters), progress_bar=False, cwd=str(ROOT / "nbs"))
-    return executed
+    return run_notebook("run.ipynb", out / "executed.ipynb", out=str(out / "runs"), **parameters)
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> Path:
+    "Under a kernel, as users run it; the others run in this process."
     out = tmp_path_factory.mktemp("first")
-    run(out, **QUICK | dict(model=str(minilm_directory()), save_model=True, look_first=True))
+    run(out, kernel=True, **QUICK | dict(model=str(minilm_directory()), save_model=True, look_first=True))
     return out
 
 
@@ -135,10 +135,10 @@ def test_the_scorers_side_by_side(tmp_path):
     executed = tmp_path / "page.ipynb"
     shared = {name: QUICK[name] for name in ("data", "max_train_examples", "epochs", "seed")}
     asked = shared | dict(task="mrpc", ratio=0.3, model=str(minilm_directory()), out=str(tmp_path / "runs"))
-    papermill.execute_notebook(ROOT / "nbs" / "scorers_side_by_side.ipynb", executed, asked, progress_bar=False, cwd=str(ROOT / "nbs"))
+    run_notebook("scorers_side_by_side.ipynb", executed, **asked)
     outputs = [o for c in json.loads(executed.read_text())["cells"] for o in c.get("outputs", [])]
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
-    assert not [o for o in outputs if o.get("name") == "stderr"]
+    assert "Warning" not in "".join("".join(o["text"]) for o in outputs if o.get("name") == "stderr")
     assert "mrpc (sample), seen 0.45, 1 epochs, first 64" in executed.read_text() and str(Path.home()) not in json.dumps(outputs)
 
 

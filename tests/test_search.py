@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FAMILIES, TASKS
+from conftest import FAMILIES, TASKS, run_notebook
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,13 +158,11 @@ def test_a_search_that_was_cut_off_goes_on(first, tiny, tmp_path):
 
 
 def test_the_run_notebook_reads_its_runs(first, tiny, tmp_path):
-    papermill = pytest.importorskip("papermill")
     found, out = first
     before, ratio = written(out), float(found.curve.dropna(subset="retention").ratio.iloc[0])
     shared = {name: QUICK[name] for name in ("base", "scorer", "oov", "data", "max_train_examples", "held_out_examples", "epochs")}
-    nbs = Path(__file__).parent.parent / "nbs"
-    papermill.execute_notebook(nbs / "run.ipynb", tmp_path / "run.ipynb", dict(task="sst2", ratio=ratio, model=tiny, out=str(out), look_first=False, **shared),
-                               progress_bar=False, cwd=str(nbs))
+    asked = dict(task="sst2", ratio=ratio, model=tiny, out=str(out), look_first=False)
+    run_notebook("run.ipynb", tmp_path / "run.ipynb", **asked, **shared)
     assert written(out) == before
     assert "was there already" in (tmp_path / "run.ipynb").read_text()
 
