@@ -33,7 +33,8 @@ from vocab_pruning.data import (
     resolve_data,
 )
 from vocab_pruning.finetune import METRICS, finetune, load_classifier, make_recipe
-from vocab_pruning.results import record_run, run_name, shared_parameters
+from vocab_pruning.results import record_run, run_name, shared_parameters, subset
+from vocab_pruning.stats import token_stats
 from vocab_pruning.table import read_table, read_texts
 
 AWKWARD = ['He said "no", twice', "first line\nsecond, line", "None", "NA", "naïve café — 数", "007", " two  spaces ", "'single'", "a\ttab", "nan", "1e5"]
@@ -550,6 +551,9 @@ def test_numbers_and_names_in_a_description(tmp_path):
     (tmp_path / "own.yaml").write_text("train: own.csv\nlabels: [no, yes]")
     with pytest.raises(ValueError, match="put the names in quotes"):
         get_task(tmp_path / "own.yaml")
+    (tmp_path / "own.yaml").write_text('train: own.csv\nlabels: ["no", "yes"]\nmetrics: accuracy\nepochs: three')
+    with pytest.raises(ValueError, match="^epochs='three': must be a number above 0$"):
+        get_task(tmp_path / "own.yaml")
 
 
 def test_a_misspelt_argument_of_a_description(tmp_path):
@@ -561,6 +565,57 @@ def test_a_misspelt_argument_of_a_description(tmp_path):
         load_task(own_task(rows(), **NAMED), "sample")
     with pytest.raises(FileNotFoundError, match=r"no\.yaml is not a file"):
         get_task(tmp_path / "no.yaml")
+
+
+# Recipes, and what is counted
+
+
+@pytest.mark.parametrize(("given", "named"), [
+    (dict(epochs="three"), "epochs='three': must be a number above 0"), (dict(epochs=-1), "epochs=-1: must be"),
+    (dict(learning_rate=math.nan), "learning_rate=nan: must be"), (dict(learning_rate=math.inf), "learning_rate=inf"),
+    (dict(batch_size=1.5), "batch_size=1.5: must be a whole number above 0"), (dict(batch_size=True),
+                                                                               "batch_size=True"),
+    (dict(max_length=0), "max_length=0: must be a whole number above 0"), (dict(epochs=[3]), "epochs=[3]: must be")])
+def test_a_recipe_names_what_it_cannot_use(given, named):
+    with pytest.raises(ValueError) as caught:
+        make_recipe("cola", **given)
+    assert str(caught.value).startswith(named)
+
+
+def test_a_recipe_that_was_made_by_hand_is_told_what_it_lacks(tmp_path):
+    task = own_task(rows(), **NAMED)
+    with pytest.raises(ValueError, match=r"^recipe=\{'epochs': 1\} has no 'learning_rate'; make it with make_recipe$"):
+        finetune(build("wordpiece"), FAMILIES["wordpiece"].tokenizer, load_task(task), task, dict(epochs=1), tmp_path)
+
+
+@pytest.mark.parametrize("few", ["64", 0, -3, 2.0, True])
+def test_a_number_of_examples_is_whole(few):
+    for name in ("max_train_examples", "held_out_examples"):
+        with pytest.raises(ValueError, match=rf"^{name}={few!r}: give a whole number, 1 or more, or None$"):
+            subset(own_task(rows(), **NAMED).dataset, **dict(max_train_examples=8) | {name: few})
+
+
+NO_TEXTS = [Path("a.txt"), b"abc", {"text": ["a"]}, pd.DataFrame({"text": ["a"]}), "a", 5,
+            datasets.Dataset.from_dict({"text": ["a"]})]
+
+
+@pytest.mark.parametrize("texts", NO_TEXTS, ids=lambda value: type(value).__name__)
+def test_what_holds_no_texts_is_not_counted(texts):
+    "Python would iterate over most of these, and count letters, bytes or names of columns."
+    tokenizer, model = FAMILIES["wordpiece"].tokenizer, build("wordpiece")
+    for ask in (lambda: token_stats(texts, tokenizer, len(tokenizer)),
+                lambda: prune(model, tokenizer, texts, 0.2, "vocab", "frequency", "nearest")):
+        with pytest.raises(TypeError, match="^texts is "):
+            ask()
+
+
+def test_a_column_of_a_table_holds_texts():
+    "Of pandas, NumPy and datasets, once read or many times."
+    tokenizer = FAMILIES["wordpiece"].tokenizer
+    words_of = WORDS[:5]
+    held = [pd.Series(words_of), np.array(words_of), datasets.Dataset.from_dict({"text": words_of})["text"],
+            iter(words_of)]
+    assert len({token_stats(texts, tokenizer, len(tokenizer)).n_tokens for texts in held}) == 1
 
 
 # All the way
@@ -629,6 +684,7 @@ def test_cells_of_a_csv_are_never_converted(tmp_path):
     assert read_table(text_file(tmp_path, "a,b\n007,1.0\n1e3,\n")).to_dict("list") == {"a": ["007", "1e3"], "b": ["1.0", ""]}
 
 
+@pytest.mark.slow
 def test_the_run_notebook_takes_a_description(tmp_path):
     "The row is named after the task, its data after nobody's directory, and the saved model's card has task and score."
     import papermill

@@ -31,6 +31,12 @@ def task_in_glue(task: str) -> str:
     return task
 
 
+@cache
+def glue(task: str):
+    "The splits of `task`, loaded once."
+    return load_task(task_in_glue(task), GLUE_DIR)
+
+
 # Table 2: MiniLM's vocabulary is bert-base-uncased's, which the paper counted with
 
 STATISTICS = ("tokens", "unique", "coverage_pct", "top20_pct")
@@ -75,7 +81,7 @@ ROWS_SEEN = {"cola": 6_366, "mrpc": 14_268, "rte": 17_184, "sst2": 13_709, "stsb
 def modernbert_stats(task: str):
     "Tokenizer and statistics of the train split over ModernBERT's rows."
     tokenizer = AutoTokenizer.from_pretrained(MODERNBERT_TOKENIZER)
-    return tokenizer, token_stats(documents(load_task(task_in_glue(task), GLUE_DIR)["train"]), tokenizer, V)
+    return tokenizer, token_stats(documents(glue(task)["train"]), tokenizer, V)
 
 
 @needs_glue
@@ -95,6 +101,9 @@ SPECIAL = np.isin(np.arange(V), np.arange(50_280, 50_285))  # [UNK] [CLS] [SEP] 
 TRAIN_TOKENS_ONLY = {"cola": 22.61, "sst2": 18.85, "mrpc": 18.56, "stsb": 18.76, "rte": 17.06}
 PRUNED = {"cola": 23.27, "sst2": 20.25, "stsb": 20.18, "mrpc": 20.02}
 PRUNED_BY_VOCABULARY = 20.02  # RTE, QQP, MNLI and QNLI alike
+# Counts and not measurements, equal on every machine. What remains is how the paper rounded and counted:
+PRINTED = 0.01  # per cent, the last digit that is printed: 20 of 50,368 rows
+COUNTED = 0.03  # per cent: 58 rows, by which the paper's count of train tokens differs from ours
 
 
 @cache
@@ -125,16 +134,16 @@ def test_modernbert_sizes():
 
 @pytest.mark.parametrize("task", TRAIN_TOKENS_ONLY)
 def test_table_1_train_tokens_only(task):
-    assert reduction(0, "seen", seen_rows(task)) == pytest.approx(TRAIN_TOKENS_ONLY[task], abs=0.03)
+    assert reduction(0, "seen", seen_rows(task)) == pytest.approx(TRAIN_TOKENS_ONLY[task], abs=COUNTED)
 
 
 @pytest.mark.parametrize("task", PRUNED)
 def test_table_1_a_fifth_of_the_seen_rows(task):
-    assert reduction(0.2, "seen", seen_rows(task)) == pytest.approx(PRUNED[task], abs=0.01)
+    assert reduction(0.2, "seen", seen_rows(task)) == pytest.approx(PRUNED[task], abs=PRINTED)
 
 
 def test_table_1_a_share_of_the_vocabulary():
-    assert reduction(0.7734, "vocab", SPECIAL) == pytest.approx(PRUNED_BY_VOCABULARY, abs=0.01)
+    assert reduction(0.7734, "vocab", SPECIAL) == pytest.approx(PRUNED_BY_VOCABULARY, abs=PRINTED)
 
 
 @needs_glue
@@ -144,8 +153,9 @@ def test_break_even_of_cola_on_modernbert():
     (tokenizer, stats), model = modernbert_stats("cola"), modernbert(ModernBertForSequenceClassification)
     size, special = model_size(model), np.isin(np.arange(V), get_special_tokens(model, tokenizer))
     assert not (SPECIAL & ~special).any()
-    assert 100 * break_even("params", size, special, stats.seen) == pytest.approx(22.6, abs=0.05)
-    assert 100 * max_ratio(size, int(special.sum())) == pytest.approx(25.85, abs=0.005)
+    assert 100 * break_even("params", size, special, stats.seen) == pytest.approx(22.6,
+                                                                                  abs=0.05)  # as printed, one digit
+    assert 100 * max_ratio(size, int(special.sum())) == pytest.approx(25.85, abs=PRINTED / 2)
 
 
 # GLUE's splits: a line is a row, and no quote swallows a line
@@ -166,13 +176,13 @@ SIZES = {
 @needs_glue
 @pytest.mark.parametrize("task", SIZES)
 def test_sizes_of_the_splits(task):
-    assert load_task(task_in_glue(task), GLUE_DIR).num_rows == SIZES[task]
+    assert glue(task).num_rows == SIZES[task]
 
 
 @needs_glue
 @pytest.mark.parametrize("task", sorted(SIZES.keys() - {"qqp"}))
 def test_every_line_is_a_row(task):
     "QQP is left out: a few of its lines are short."
-    folder, rows = Path(GLUE_DIR) / TASKS[task_in_glue(task)].folder, load_task(task, GLUE_DIR).num_rows
+    folder, rows = Path(GLUE_DIR) / TASKS[task_in_glue(task)].folder, glue(task).num_rows
     lines = {split: (folder / file).read_bytes().strip().count(b"\n") + 1 for split, file in TASKS[task].files.items()}
     assert rows == {split: n - (task != "cola") for split, n in lines.items()}

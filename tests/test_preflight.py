@@ -47,7 +47,8 @@ def test_a_model_that_is_pruned_already_is_raised():
 RAISED = {
     "ratio 1.5": dict(ratios=[0.3, 1.5]), "ratio -0.1": dict(ratios=-0.1), "ratio='0.2'": dict(ratios=["0.2"]),
     "unknown base 'tokens'": dict(base="tokens"), "unknown oov 'pg'": dict(oovs=["unk", "pg"]),
-    "unknown oov 'p'": dict(oovs="p"), "unknown scorer 'pagerank'": dict(scorer="pagerank"), "ratios=[]": dict(ratios=[]),
+    "unknown oov 'p'": dict(oovs="p"), "unknown scorer 'pagerank'": dict(scorer="pagerank"),
+    "ratios=[]": dict(ratios=[]),
     "oovs=5": dict(oovs=5), "texts can be read only once": dict(texts=iter(TEXTS)),
     "held_out can be read only once": dict(held_out=(text for text in TEXTS)),
 }
@@ -76,7 +77,8 @@ def test_what_gives_its_texts_once_is_found_out_whatever_it_is():
         look(texts=Hidden(TEXTS))
 
 
-@pytest.mark.parametrize("texts", ["one text", b"bytes", {"text": TEXTS}, 5, None], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("texts", ["one text", b"bytes", {"text": TEXTS}, 5, None],
+                         ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("name", ["texts", "held_out"])
 def test_what_holds_no_texts_is_raised(name, texts):
     with pytest.raises(TypeError, match="^texts is "):

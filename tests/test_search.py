@@ -86,7 +86,7 @@ def test_bisection_finds_the_last_within():
 
 
 def test_where_to_look_next_is_between():
-    assert aim(0.99, (0.0, 1.0), None) == pytest.approx(0.01)
+    assert aim(0.99, (0.0, 1.0), None) == pytest.approx(0.01, rel=1e-12)
     assert 0.02 <= aim(0.99, (0.01, 1.2), None) <= 0.04
     for left in (-1.0, 0.5, 0.98):
         assert 0.1 < aim(0.99, (0.1, 0.995), (0.2, left)) < 0.2
@@ -94,7 +94,7 @@ def test_where_to_look_next_is_between():
 
 def test_noise_is_what_rises():
     assert rises({}) == 0 and rises({0.1: 1.0, 0.5: 0.5}) == 0
-    assert rises({0.3: 0.95, 0.1: 0.9, 0.2: 0.92}) == pytest.approx(0.05)
+    assert rises({0.3: 0.95, 0.1: 0.9, 0.2: 0.92}) == pytest.approx(0.05, rel=1e-12)
 
 
 # A tiny model
@@ -132,7 +132,8 @@ def test_what_was_found_is_in_the_rows(first):
     for line in trained.itertuples():
         row = read_row(out / line.run)
         assert (row["ratio"], row["rows"], row["accuracy_from_train"]) == (line.ratio, line.rows, line.score)
-        assert line.retention == pytest.approx(row["accuracy_from_train"] / full["accuracy_from_train"]) and line.low <= line.retention <= line.high
+        assert line.retention == row["accuracy_from_train"] / full["accuracy_from_train"]
+        assert line.low <= line.retention <= line.high
     assert found.curve.ratio.is_monotonic_increasing and found.curve.rows.is_monotonic_decreasing and found.ratio in set(found.curve.ratio)
     assert "trainings, noise" in repr(found)
 
@@ -184,6 +185,16 @@ def test_the_interval_is_that_of_the_examples(first, tmp_path):
     (dict(retention=1.5), "above 0 and at most 1"),
     (dict(max_runs=0), "at least 1 run"),
     (dict(step=0), "step 0"),
+    (dict(step="small"), "step='small': give a number"),
+    (dict(retention="0.9"), "retention='0.9': give a number"),
+    (dict(max_runs=2.0), "max_runs=2.0: give a whole number, 1 or more"),
+    (dict(n_texts=0), "n_texts=0: give a whole number, 1 or more"),
+    (dict(seed="one"), "seed='one': give a whole number, 0 or more"),
+    (dict(max_train_examples="64"), "max_train_examples='64': give a whole number, 1 or more, or None"),
+    (dict(max_train_examples=0), "max_train_examples=0: give a whole number, 1 or more, or None"),
+    (dict(held_out_examples=-3), "held_out_examples=-3: give a whole number, 1 or more, or None"),
+    (dict(epochs="three"), "epochs='three': must be a number above 0"),
+    (dict(batch_size=1.5), "batch_size=1.5: must be a whole number above 0"),
     (dict(oov="closest"), "unknown oov"),
     (dict(held_out_examples=10**6), "held_out_examples=1000000"),
 ], ids=lambda value: "-".join(map(str, next(iter(value.items())))) if isinstance(value, dict) else "")
