@@ -82,7 +82,13 @@ def test_help_waits_for_nothing_heavy():
 @pytest.mark.parametrize(("args", "named"), [
     (["prnue"], "prnue"), (["prune"], "MODEL"), (["prune", "m", "t", "out", "--ratio", "much"], "'--ratio'"),
     (["prune", "m", "t", "out", "--rato", "1"], "--rato"),
-    (["prune", "m", "t", "out", "-o", "m:3"], "'m:3' is not name=value")], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+    (["prune", "m", "t", "out", "-o", "m:3"], "'m:3' is not name=value"),
+    (["prune", "m", "t", "out", "-o", "m=[3"], "cannot be read as YAML"),
+    (["prune", "m", "t", "out", "-o", "m=3", "-o", "m=4"], "'m' is given twice"),
+    (["prune", "m", "t", "out", "--seed", "-1"], "'--seed'"), (["run", "cola", "--seed", "1.5"], "'--seed'"),
+    (["sweep", "r.yaml", "--workers", "0"], "'--workers'"), (["check", "m", "t", "--top", "-1"], "'--top'"),
+    (["run", "cola", "-p", "oov_options={m: 8"], "oov_options='{m: 8' cannot be read as YAML"),
+], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_a_wrong_command_line_exits_with_2(args, named):
     result = call(*args, code=2)
     assert named.lower() in result.stderr.lower() and "Traceback" not in result.stderr
@@ -135,6 +141,44 @@ def test_prune_then_check(oov, options, tiny, tmp_path):
         assert found["kept"] < 1
         call(*asked, "--at-least", found["kept"] - 0.01)
         assert "of the tokens have a row of their own, less than 100.00%; prune again" in refused(*asked, "--at-least", 1)
+
+
+@pytest.fixture(scope="module")
+def english(tiny):
+    "MiniLM's kind of failure, small: a model re-segmented for texts of half of the letters, and texts of the others."
+    latin = [text for text in TEXTS if set(text) <= set("abcdefghijklm ")] or ["abc", "ab cab", "lima made"]
+    (tiny / "latin.txt").write_text("\n".join(["abc dab cab", "made lame", *latin]))
+    cut = ["--ratio", 0.8, "--base", "vocab", "--oov", "resegment", "-o", "lossless=false"]
+    call("prune", tiny / "model", tiny / "latin.txt", tiny / "latin", *cut)
+    (tiny / "foreign.txt").write_text("zoo quux\nwxyz\n\nsturz von\nprost\n")
+    return tiny
+
+
+def test_texts_that_read_unknown_are_no_gain(english):
+    "They take fewer tokens than before, each unknown; every limit of growth was met."
+    asked = ["check", english / "latin", english / "foreign.txt", "--original", english / "model"]
+    seen = call(*asked, "--json")
+    found = json.loads(seen.stdout)
+    assert found["growth"] < 0.5 and found["unknown"] > 0.7 and found["unknown_original"] == 0
+    assert found["kept"] == 1 - found["unknown"] and found["touched"] == 1
+    assert {"token": "wxyz", "occurrences": 1, "reads": "[UNK]"} in found["lost"]
+    assert "of the tokens are unknown, 0.00% before" in seen.stderr and "a loss, not a gain" in seen.stderr
+    limited = call(*asked, "--max-growth", 1.1, code=1).stderr
+    assert "of the tokens are unknown (the original's: 0.00%), more than 1.00%; prune again" in limited
+    assert "more than 50.00%" in call(*asked, "--max-unknown", 0.5, code=1).stderr
+    call(*asked, "--max-growth", 1.1, "--max-unknown", 1)
+    alone = ["check", english / "latin", english / "foreign.txt"]
+    assert "more than 2.00%; prune again" in refused(*alone, "--max-unknown", 0.02)
+    home = ["check", english / "latin", english / "latin.txt", "--original", english / "model"]
+    assert call(*home, "--max-unknown", 0, "--max-growth", 3).stderr == ""
+
+
+@pytest.mark.parametrize(("option", "value"), [
+    ("--at-least", "1.5"), ("--at-least", "nan"), ("--max-unknown", "-0.1"), ("--max-unknown", "nan"),
+    ("--max-growth", "0.0"), ("--max-growth", "inf"), ("--max-growth", "nan")])
+def test_a_limit_that_is_none_is_refused_before_anything_is_read(option, value):
+    named = option.removeprefix("--").replace("-", "_")
+    assert refused("check", "no-such-model", "no-such-texts.txt", option, value).startswith(f"{named} {value}")
 
 
 def test_what_a_pruned_model_covers_is_counted(tiny, tmp_path):
@@ -198,6 +242,44 @@ def test_other_commands_refuse_in_one_line(tiny, tmp_path, monkeypatch):
     assert "unknown task 'colla'" in refused("run", "cola", "-p", "vocabulary_tasks={colla: null}")
     assert "unknown base 'tokens'" in refused("preflight", tiny / "model", tiny / "texts.txt", "--base", "tokens", "--ratio", 0.3, "--oov", "unk")
     assert "unknown oov 'pg'" in refused("preflight", tiny / "model", tiny / "texts.txt", "--oov", "pg")
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["run", "cola", "-p", "save_model=flase"], "save_model='flase': give true or false"),
+    (["run", "cola", "-p", "epochs=three"], "epochs='three': give a number above 0"),
+    (["run", "cola", "-p", "oov_options=8"], "oov_options=8: give a mapping, as in {m: 8}"),
+    (["run", "cola", "-p", "max_train_examples=2.5"], "max_train_examples=2.5: give a whole number"),
+    (["run", "cola", "-p", "ratio=a fifth"], "ratio='a fifth': give a fraction, as in 0.2 or 20%"),
+    (["run", "cola", "--scorer", "tf"], "unknown scorer 'tf'"),
+    (["run", "cola", "--ratio", "2"], "ratio 2.0 is outside"),
+    (["prune", "no-model", "no.txt", "out", "--ratio", "nan"], "ratio nan is outside"),
+    (["prune", "no-model", "no.txt", "out", "--base", "tokens"], "unknown base 'tokens'"),
+    (["prune", "no-model", "no.txt", "out", "--scorer", "tf"], "unknown scorer 'tf'"),
+    (["preflight", "no-model", "no.txt", "--ratio", "1.5"], "ratio 1.5 is outside"),
+    (["preflight", "no-model", "no.txt", "--scorer", "tf"], "unknown scorer 'tf'"),
+    (["preflight", "no-model", "no.txt", "--csv", "no/such/place.csv"], "no/such/place.csv cannot be written"),
+    (["sweep", "recipe.yaml", "--engine", "slurm"], "unknown engine 'slurm'; choose one of local, ray"),
+    (["sweep", "recipe.yaml", "-o", "gpus=1"], "the engine 'local' has no option 'gpus'"),
+    (["report", "out", "--format", "pdf"], "unknown format 'pdf'; choose one of md, tex, html"),
+], ids=lambda v: "" if isinstance(v, str) else " ".join(v))
+def test_a_bad_value_is_refused_before_anything_is_read(args, message, tmp_path, monkeypatch):
+    "Neither model nor texts exist, so they cannot have been read; and nothing is written."
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(*args)
+    assert not list(tmp_path.iterdir())
+
+
+def test_home_is_what_a_tilde_means(tiny, tmp_path, monkeypatch):
+    "A shell leaves it in `--csv=~/x`; a directory of that name is nobody's wish."
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    call("prune", tiny / "model", tiny / "texts.txt", "~/small", *CUT, "--oov", "unk")
+    call("check", "~/small", tiny / "texts.txt")
+    call("preflight", tiny / "model", tiny / "texts.txt", "--ratio", 0.3, "--oov", "unk", "--csv", "~/cuts.csv")
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["cuts.csv", "small"]
+    assert not list((tmp_path / "work").iterdir())
 
 
 def test_debug_shows_where(tiny):

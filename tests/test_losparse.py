@@ -31,7 +31,8 @@ from vocab_pruning.finetune import finetune, make_recipe
 from vocab_pruning.losparse import LoSparseCallback, add_losparse, combine, entries_kept, losparse_settings, most_important, vocabulary_ratio
 from vocab_pruning.lowrank import compact, encoder_linears, install_losparse, losparse_linears, rank_of, split_model
 from vocab_pruning.rebuild import sizes
-from vocab_pruning.results import METHODS, check_run, row_of_notebook, subset
+from vocab_pruning.results import row_of_notebook, subset
+from vocab_pruning.spec import METHODS, RunSpec
 
 needs_minilm = pytest.mark.skipif(minilm_directory() is None, reason="needs the extra `offline` (MiniLM weights)")
 
@@ -488,7 +489,7 @@ def test_adding_to_what_cannot_bear_it_changes_nothing():
 def test_runs_that_cannot_be_made_are_refused(parameters, message):
     asked = dict(task="cola", ratio=0.2, base="params", scorer="tfidf", oov="unk")
     with pytest.raises((ValueError, TypeError), match=message):
-        check_run(**asked | parameters)
+        RunSpec.parse(**asked | parameters).check()
 
 
 # Runs

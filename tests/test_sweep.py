@@ -208,12 +208,50 @@ def test_an_own_task_is_read_once(own, monkeypatch):
     ("cuts: [", "# cuts: [", r"methods\[0\] has no cuts"),
     ("tfidf", "tf-idf", "unknown scorer 'tf-idf'; choose one of random"),
     ("tfidf", "frequency", "frequency-vocab-0.9-0: it is asked for twice"),
+    ("ratio: 0.9", "ratio: most", r"recipe.yml: cuts\[0\]: ratio='most': give a fraction"),
+    ("ratio: 0.9", "ratio: 0.9, epochs: three", r"recipe.yml: cuts\[0\]: epochs='three': give a number above 0"),
+    ("tfidf", "tfidf, save_model: flase", r"recipe.yml: methods\[1\]: save_model='flase': give true or false"),
+    ("tfidf", "tfidf, oov_options: 8", r"recipe.yml: methods\[1\]: oov_options=8: give a mapping"),
+    ("tfidf", "tfidf, cuts: [0.9]", r"recipe.yml: methods\[1\].cuts\[0\]: 0.9 is no mapping"),
+    ("tasks: [cola]", "tasks: [[cola]]", r"recipe.yml: task=\['cola'\]: give the name of a task"),
+    ("{seeds}", "[first]", "recipe.yml: seeds: seed='first': give a whole number"),
+    ("seeds:", "model: [null]\nseeds:", "recipe.yml: model: model=None: give a name or a path"),
+    ("out: {out}", "out:", "recipe.yml: out=None: give a name or a path"),
+    ("out: {out}", "out: [a]", r"recipe.yml: out=\['a'\]: give a name or a path"),
 ])
 def test_a_recipe_that_cannot_be_run_writes_nothing(tmp_path, old, new, message):
-    recipe = write_recipe(tmp_path / "recipe.yml", 1, TWO.replace("out: sweep", "out: {out}").replace(old, new))
+    changed = TWO.replace("out: sweep", "out: {out}").replace(old, new)
+    assert old in TWO.replace("out: sweep", "out: {out}"), "else the recipe would be run"
+    recipe = write_recipe(tmp_path / "recipe.yml", 1, changed)
     with pytest.raises(ValueError, match=message):
         sweep(recipe, notebook=ROOT / "nbs" / "run.ipynb")
     assert not (tmp_path / "sweep").exists()
+
+
+def test_values_of_a_recipe_that_are_text_name_the_cells_of_what_they_mean(tmp_path):
+    "Cells are named by a hash of their parameters, so `20%` and 0.2 must be one parameter."
+    meant = "defaults: {{epochs: 2, save_model: false, oov_options: {{}}}}\n" + TWO
+    text = "defaults: {{epochs: '2', save_model: 'no', oov_options: ''}}\n" + TWO.replace("0.9", "90%")
+    recipes = [write_recipe(tmp_path / f"{i}.yml", 1, recipe) for i, recipe in enumerate((meant, text))]
+    first, second = (sweep_cells(recipe, ROOT / "nbs" / "run.ipynb") for recipe in recipes)
+    assert first == second and len(first) == 2
+
+
+def test_a_recipe_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "recipe.yml").write_bytes(b"out: caf\xe9")
+    with pytest.raises(ValueError, match="^recipe.yml: 'utf-8' codec can't decode"):
+        sweep_cells(tmp_path / "recipe.yml", ROOT / "nbs" / "run.ipynb")
+
+
+CELLS_OF_MINILM = {"sst2-tfidf-unk-vocab-0.95-42-981bd623", "sst2-tfidf-int4-vocab-0.95-42-e922ae56",
+                   "sst2-losparse-params-0.4-42-62a220a4", "sst2-tfidf-unk-seen-0-42-22fe1775",
+                   "sst2-tfidf-pq-vocab-0.95-42-425cd547"}
+
+
+def test_the_cells_of_the_shipped_recipe_keep_their_names():
+    "A sweep that was begun must find its cells again: the names of some, as they have always been."
+    names = {cell.name for cell in sweep_cells(ROOT / "recipes" / "minilm.yaml", ROOT / "nbs" / "run.ipynb")}
+    assert names >= CELLS_OF_MINILM and len(names) == 765
 
 
 def test_other_engines_and_missing_ones(two, monkeypatch):
@@ -221,8 +259,17 @@ def test_other_engines_and_missing_ones(two, monkeypatch):
 
     with pytest.raises(ValueError, match="unknown engine 'dask'; choose one of local, ray"):
         sweep(**two(), engine="dask")
-    with pytest.raises(ValueError, match="workers 0"):
-        sweep(**two(), workers=0)
+    for room in (dict(workers=0), dict(workers="two"), dict(threads=0), dict(workers=True)):
+        (name, value), = room.items()
+        with pytest.raises(ValueError, match=f"{name}={value!r}: give a whole number, 1 or more"):
+            sweep(**two(), **room)
+    with pytest.raises(ValueError, match="the engine 'local' has no option 'gpus'; it has none"):
+        sweep(**two(), gpus=1)
+    for option in (dict(gpus="all"), dict(gpus=-1), dict(max_retries=1.5)):
+        (name, value), = option.items()
+        with pytest.raises(ValueError, match=f"{name}={value!r}: give "):
+            sweep(**two(), engine="ray", **option)
+    assert not Path("sweep").exists()
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "ray" else True)
     with pytest.raises(ImportError, match=r"vocab_pruning\[cluster\]"):
         sweep(**two(), engine="ray", progress=False)

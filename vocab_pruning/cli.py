@@ -9,6 +9,7 @@ __all__ = ['app', 'Model', 'Texts', 'Columns', 'Data', 'Base', 'Scorer', 'Oov', 
 # %% ../nbs/92_cli.ipynb #788289a7
 import inspect
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -21,12 +22,15 @@ import typer
 # %% ../nbs/92_cli.ipynb #dd01e729
 app = typer.Typer(help="Task-specific vocabulary pruning for pretrained encoders.", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
                   pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+_LONGEST = 600
 
 
-def one_line(error: Exception) -> str:
-    "What an error says, in one line; its kind stands before it unless it is one that says what to do."
+def one_line(error: BaseException) -> str:
+    "What an error says, in one line of at most 600 characters, after its kind unless that says what to do."
     said = " ".join(str(error).split())
-    return said if said and isinstance(error, ValueError | TypeError | OSError | ImportError) else f"{type(error).__name__}: {said}".rstrip(": ")
+    said = said if len(said) <= _LONGEST else said[: _LONGEST - 2].rstrip() + " …"
+    ours = isinstance(error, ValueError | TypeError | OSError | ImportError) and not isinstance(error, UnicodeError)
+    return said if said and ours else f"{type(error).__name__}: {said}".rstrip(": ")
 
 
 _DEBUG = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, annotation=bool,
@@ -60,7 +64,7 @@ Data = Annotated[str, typer.Option(help="Where a GLUE task comes from: a directo
 Base = Annotated[str, typer.Option(help="What the ratio is a fraction of: params, vocab or seen.")]
 Scorer = Annotated[str, typer.Option(help="What ranks the tokens: tfidf, frequency, random, clustering, attention, vatp.")]
 Oov = Annotated[str, typer.Option(help="What a pruned token becomes: unk, cluster, dbscan, nearest, sparse, pq, int8, int4, resegment.")]
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Notebook = Annotated[Path | None, typer.Option(help="The run notebook.  [default: nbs/run.ipynb of the project]", show_default=False)]
 
@@ -109,12 +113,51 @@ def _progress() -> bool:
 
 
 def _options(given: list[str] | None) -> dict:
-    "`name=value` pairs, the values as YAML. A pair that is none is a wrong command line."
+    "`name=value` pairs, the values as YAML. A pair that cannot be read is a wrong command line."
+    from yaml import YAMLError
+
     from vocab_pruning.core import parse_yaml
 
     if bad := next((pair for pair in given or () if "=" not in pair), None):
         raise typer.BadParameter(f"{bad!r} is not name=value")
-    return {name: parse_yaml(value) for name, value in (pair.split("=", 1) for pair in given or ())}
+    read = {}
+    for name, value in (pair.split("=", 1) for pair in given or ()):
+        if name in read:
+            raise typer.BadParameter(f"{name!r} is given twice")
+        try:
+            read[name] = parse_yaml(value)
+        except (YAMLError, ValueError) as error:
+            raise typer.BadParameter(f"{name}={value!r} cannot be read as YAML ({one_line(error)})") from None
+    return read
+
+# %% ../nbs/92_cli.ipynb #41e7c74e
+def _check_cut(ratios: list[float], base: str, scorer: str, remaps: list[str], seed: int):
+    "Raise `ValueError` for a ratio, base, scorer, remap or seed that there is not."
+    from vocab_pruning.budget import check_ratio
+    from vocab_pruning.prune import check_oov
+    from vocab_pruning.scoring import get_scorer
+    from vocab_pruning.spec import RunSpec
+
+    for ratio in ratios:
+        check_ratio(ratio, base)
+    for oov in remaps:
+        check_oov(oov)
+    get_scorer(scorer)
+    RunSpec.parse(seed=seed)
+
+
+def _home(path: Path | str | None) -> Path | None:
+    "`path` with `~` read as home, as the shell reads it where it stands at the beginning of a word."
+    return path and Path(path).expanduser()
+
+
+def _check_file(path: Path | None):
+    "Raise `OSError` where no file can be written at `path`."
+    if not path:
+        return
+    there = path if path.exists() else path.parent
+    if path.is_dir() or not path.parent.is_dir() or not os.access(there, os.W_OK):
+        raise OSError(f"{path} cannot be written; name a file in a directory that is there")
 
 # %% ../nbs/92_cli.ipynb #3e1ed35d
 def _print(facts: dict, as_json: bool = False):
@@ -178,7 +221,9 @@ def preflight(model: Model, texts: Texts, held_out: Annotated[str | None, typer.
     from vocab_pruning.preflight import KINDS
     from vocab_pruning.preflight import preflight as look
 
-    task = not is_file_of_texts(texts)
+    csv, task = _home(csv), not is_file_of_texts(texts)
+    _check_cut(ratio, base, scorer, oov or [], seed)
+    _check_file(csv)
     train = _read(texts, *_own(texts, held_out, text, data))
     if held_out:
         columns, place = _own(held_out, texts, text, data)
@@ -216,8 +261,10 @@ def prune(model: Model, texts: Texts, out: Annotated[Path, typer.Argument(help="
     from vocab_pruning.prune import prune as cut
     from vocab_pruning.ship import MARKER
 
-    options = _options(option)
-    check_oov(oov, **options), check_replaceable(out, MARKER, unlike="*.onnx")
+    options, out = _options(option), _home(out)
+    _check_cut([ratio], base, scorer, [oov], seed)
+    check_oov(oov, **options)
+    check_replaceable(out, MARKER, unlike="*.onnx")
     documents = _read(texts, text, data)
     pruned = cut(*_load_model(model), documents, ratio, base, scorer, oov, seed, share=True, progress=_progress(), **options)
     pruned.info |= {"task": Path(texts).stem} | ({"data_id": resolve_data(data)[1]} if texts in TASKS else {})
@@ -226,43 +273,54 @@ def prune(model: Model, texts: Texts, out: Annotated[Path, typer.Argument(help="
     _print({"written": out, **{name: f"{pruned.info['before'][name]:,} → {after:,}" for name, after in pruned.info["after"].items()}, **lost})
 
 # %% ../nbs/92_cli.ipynb #54bb5b20
+def _note_unknown(found: dict):
+    "Say on stderr that texts got shorter because parts of them are unknown now."
+    if found["growth"] is not None and found["growth"] < 1 and found["unknown"] > found["unknown_original"]:
+        typer.echo(f"note: {found['unknown']:.2%} of the tokens are unknown, {found['unknown_original']:.2%} before; "
+                   "that the texts take fewer tokens is a loss, not a gain", err=True)
+
+
 @_command
 def check(directory: Annotated[Path, typer.Argument(help="A pruned model.", show_default=False)], texts: Texts,
-          at_least: Annotated[float, typer.Option(help="Exit with 1 where a smaller share of tokens has a row of its own.")] = 0.0,
-          original: Annotated[str | None, typer.Option(help="The model that was pruned: how much longer texts are now (resegment).")] = None,
-          max_growth: Annotated[float | None, typer.Option(help="Exit with 1 where texts take more times the tokens; needs --original.")] = None,
-          top: Annotated[int, typer.Option(help="Lost tokens to show.")] = 10, text: Columns = None,
+          at_least: Annotated[float | None, typer.Option(
+              help="Exit with 1 where a smaller share of tokens has a row of its own.")] = None,
+          original: Annotated[str | None, typer.Option(
+              help="The model that was pruned: how texts were read before (resegment).")] = None,
+          max_growth: Annotated[float | None, typer.Option(
+              help="Exit with 1 where texts take more times the tokens; needs --original.")] = None,
+          max_unknown: Annotated[float | None, typer.Option(
+              help="Exit with 1 where a larger share of tokens is unknown.  [default: with another limit, 0.01 above "
+                   "the original's]", show_default=False)] = None,
+          top: Annotated[int, typer.Option(min=0, help="Lost tokens to show.")] = 10, text: Columns = None,
           split: Annotated[str | None, typer.Option(help="Of a GLUE task.  [default: dev]", show_default=False)] = None,
           data: Data = "auto", as_json: Json = False):
     """How much of new texts a pruned model covers.
 
-    Far less than of the texts it was pruned for means that they have drifted.
+    Far less than of the texts it was pruned for means that they have drifted, and so do unknown tokens.
 
     \b
     Examples:
       vocab-prune check small today.csv --text review --at-least 0.97
-      vocab-prune check plain today.txt --original bert-base-uncased --max-growth 1.1
+      vocab-prune check plain today.txt --original bert-base-uncased --max-growth 1.1 --max-unknown 0.02
     """
     from vocab_pruning.core import resolve_model
     from vocab_pruning.data import is_file_of_texts
     from vocab_pruning.ship import load
-    from vocab_pruning.usage import coverage_of
+    from vocab_pruning.usage import check_coverage, check_limits, coverage_of
 
+    check_limits(at_least, max_growth, max_unknown)
+    directory, source = _home(directory), original and resolve_model(original)[0]
     documents = _read(texts, text, data, split or (None if is_file_of_texts(texts) else "dev"))
-    source = original and resolve_model(original)[0]
     from transformers import AutoTokenizer
 
     pruned = load(directory)
     if at_least and pruned.plain:
-        raise ValueError(f"{directory} has a row for every token of its tokenizer, whatever the texts; ask for --max-growth, beside --original")
+        raise ValueError(f"{directory} has a row for every token of its tokenizer, whatever the texts; "
+                         "ask for --max-growth, with --original, and --max-unknown")
     found = coverage_of(pruned, documents, top, source and AutoTokenizer.from_pretrained(source), progress=_progress())
     _print(found, as_json)
-    if max_growth is not None and found["growth"] is None:
-        raise ValueError(f"how much longer texts are in {directory} is known beside the original tokenizer only; give --original")
-    if found["kept"] < at_least:
-        raise ValueError(f"{found['kept']:.2%} of the tokens have a row of their own, less than {at_least:.2%}; prune again with texts like these")
-    if max_growth is not None and found["growth"] > max_growth:
-        raise ValueError(f"texts take {found['growth']:.2f} times the tokens, more than {max_growth:.2f}; prune again with texts like these")
+    _note_unknown(found)
+    check_coverage(found, at_least, max_growth, max_unknown)
 
 # %% ../nbs/92_cli.ipynb #7c82f5b8
 @_command
@@ -279,19 +337,22 @@ def run(task: Annotated[str, typer.Argument(help="A GLUE task, a file of texts a
       vocab-prune run cola --ratio 0.2
       vocab-prune run reviews.yaml --ratio 0.4 --oov sparse -p oov_options='{m: 8}' -p save_model=true
     """
-    from vocab_pruning.core import call_declared, under_root
-    from vocab_pruning.results import check_run, row_of_notebook, summarize_notebook
+    from vocab_pruning.core import under_root
+    from vocab_pruning.results import row_of_notebook, summarize_notebook
+    from vocab_pruning.spec import RunSpec, parameter_kinds, read_values
     from vocab_pruning.sweep import run_notebook
 
     given = dict(task=task, ratio=ratio, base=base, scorer=scorer, oov=oov, model=model, data=data, seed=seed, out=out) | _options(parameter)
-    call_declared(check_run, offered=given)
+    kinds = parameter_kinds()
+    ours = read_values(kinds, {name: value for name, value in given.items() if name in kinds})
+    RunSpec(**ours).check()
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / "run.ipynb"
-        _execute(run_notebook(notebook), executed, given)
-        page = under_root(out) / "notebooks" / f"{row_of_notebook(executed)['run']}.ipynb"
+        _execute(run_notebook(_home(notebook)), executed, given | ours)
+        page = under_root(ours["out"]) / "notebooks" / f"{row_of_notebook(executed)['run']}.ipynb"
         page.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(executed, page)
-    typer.echo(summarize_notebook(page, out))
+    typer.echo(summarize_notebook(page, ours["out"]))
 
 # %% ../nbs/92_cli.ipynb #b49118be
 def _execute(notebook: Path, executed: Path, parameters: dict):
@@ -312,8 +373,9 @@ def _execute(notebook: Path, executed: Path, parameters: dict):
 @_command
 def sweep(recipe: Annotated[Path, typer.Argument(help="A recipe (.yaml).", show_default=False)],
           engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
-          workers: Annotated[int, typer.Option(help="Runs at a time; a Ray cluster that is there makes as many as it has room for.")] = 2,
-          retry: Annotated[bool, typer.Option(help="Make runs again that failed.")] = False,
+          workers: Annotated[int, typer.Option(
+              min=1, help="Runs at a time; a Ray cluster that is there makes as many as it has room for.")] = 2,
+          retry: Annotated[bool, typer.Option(help="Rerun failed runs.")] = False,
           option: Annotated[list[str] | None, typer.Option("--option", "-o", help="Option of the engine, as name=value; may be given again.")] = None,
           notebook: Notebook = None):
     """Every run of a recipe that is not there yet.
@@ -330,6 +392,7 @@ def sweep(recipe: Annotated[Path, typer.Argument(help="A recipe (.yaml).", show_
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* runs failed")  # said below
+        recipe, notebook = _home(recipe), _home(notebook)
         make_all(recipe, engine, workers, retry, progress=_progress(), notebook=notebook, **_options(option))
     status = sweep_status(recipe, notebook)
     typer.echo(status.drop(columns="error").to_string(index=False, na_rep=""))
@@ -351,4 +414,4 @@ def report(out: Annotated[Path, typer.Argument(help="Directory for the report.",
     """
     from vocab_pruning.report import report as write
 
-    typer.echo(f"written  {write(runs, out, formats=formats, apart=apart)}")
+    typer.echo(f"written  {write(_home(runs), _home(out), formats=formats, apart=apart)}")

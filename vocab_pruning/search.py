@@ -26,9 +26,10 @@ from .frozen import sentence_vectors
 from .preflight import growth
 from .prune import lost, prune_with_stats, size_with
 from .rebuild import sizes
-from .results import asked_for, check_run, pruned_facts, record_run, run_directory, shared_parameters, subset
+from .results import asked_for, pruned_facts, record_run, run_directory, shared_parameters, subset
 from .scoring import TUNED, compute_token_scores, reads_n_rows
 from .ship import PrunedModel
+from .spec import RunSpec
 from .stats import TokenStats, token_stats
 
 # %% ../nbs/33_search.ipynb #08f68b7e
@@ -179,9 +180,13 @@ class Found:
 # %% ../nbs/33_search.ipynb #10076002
 def _case(task: str | Task, base: str, scorer: str, oov: str, model: str, data: str, seed: int, out, progress: bool, scorer_options: dict, oov_options: dict,
           max_train_examples: int | None, held_out_examples: int | None, **recipe) -> _Case:
-    "Everything read and counted; `ValueError` for a scorer whose ranking is not fixed, and what `check_run`, `subset` and `make_recipe` raise."
+    """Return everything read and counted.
+
+    Raises `ValueError` for a scorer whose ranking is not fixed, and what `RunSpec`, `subset`, `make_recipe` raise."""
     task = get_task(task)
-    check_run(task, 0, base, scorer, oov, scorer_options, oov_options)
+    chosen = RunSpec.parse(task=task, base=base, scorer=scorer, oov=oov, scorer_options=scorer_options,
+                           oov_options=oov_options)
+    chosen.check(task)
     if scorer in TUNED or reads_n_rows(scorer):
         raise ValueError(f"scorer {scorer!r} has no ranking that is fixed before training and for every number of rows; choose frequency, tfidf or random")
     recipe, (source, model_id), (_, data_id) = make_recipe(task, **recipe), resolve_model(model), resolve_data(data, task)
@@ -257,7 +262,7 @@ def find_ratio(task: str | Task, retention: float = 0.99, max_runs: int = 5, bas
     `epochs`, `learning_rate`, `batch_size`, `max_length`. Other arguments as in run.ipynb.
 
     Raises `ValueError` where no ratio that was trained keeps `retention`, where the full model's score is not above 0, for a scorer whose ranking is not
-    fixed, and for what `check_run` refuses."""
+    fixed, and for what `RunSpec` refuses."""
     _check_asked(retention, max_runs, step, n_texts, seed, max_train_examples, held_out_examples)
     case = _case(task, base, scorer, oov, model, data, seed, out, progress, scorer_options or {}, oov_options or {}, max_train_examples,
                  held_out_examples, **recipe)

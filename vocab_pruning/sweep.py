@@ -9,6 +9,7 @@ __all__ = ['KEYS', 'CELLS', 'CELL', 'PAGE', 'ENGINES', 'run_notebook', 'run_para
 # %% ../nbs/30_sweep.ipynb #44cf21bd
 import ast
 import errno
+import inspect
 import json
 import math
 import os
@@ -32,12 +33,20 @@ from filelock import Timeout
 from tqdm.auto import tqdm
 
 from vocab_pruning.core import (
-    MINILM, call_declared, choose, directory_lock, fingerprint, parse_yaml, project_root, resolve_model, under_root,
+    MINILM,
+    choose,
+    directory_lock,
+    fingerprint,
+    parse_yaml,
+    project_root,
+    resolve_model,
+    under_root,
     whole_directory,
 )
 from .data import SAMPLE, Task, data_fingerprint, get_task, resolve_data
-from .results import ROW, check_run, read_row, read_rows, row_of_notebook
+from .results import ROW, read_row, read_rows, results_home, row_of_notebook
 from .scoring import TUNED
+from .spec import Kind, RunSpec, as_number, as_whole, at_least, parameter_kinds, read_values
 
 # %% ../nbs/30_sweep.ipynb #1febc517
 def run_notebook(notebook: str | Path | None = None) -> Path:
@@ -69,11 +78,13 @@ def _listed(value) -> list:
 # %% ../nbs/30_sweep.ipynb #71aabcce
 @contextmanager
 def _within(where: str | Path):
-    "Errors in what was written at `where` say so."
+    "Say of errors in what was written at `where` that they are there."
     try:
         yield
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{where}: {error}") from None
+    except TypeError as error:
+        raise TypeError(f"{where}: {error}") from None
+    except ValueError as error:  # one of its kin, such as a UnicodeDecodeError, takes more than a sentence
+        raise ValueError(f"{where}: {error}") from None
 
 # %% ../nbs/30_sweep.ipynb #73fe67f6
 def _read_yaml(path: Path) -> dict:
@@ -88,32 +99,50 @@ def _read_yaml(path: Path) -> dict:
         choose(dict.fromkeys(KEYS), "key", key)
     if missing := [key for key in ("out", "tasks", "methods") if key not in raw]:
         raise ValueError(f"the key {missing[0]!r} is missing; a recipe needs `out`, `tasks` and `methods`")
-    return raw
+    return {key: value for key, value in raw.items() if value is not None or key in ("out", "tasks", "methods")}
 
 # %% ../nbs/30_sweep.ipynb #9be4b24c
-def _check_parameters(given, known: dict):
-    "Raise `ValueError` unless `given` is a mapping of run parameters, all of them in `known` and without a key of their own in a recipe."
+def _read_parameters(given, known: dict) -> dict:
+    """Return the run parameters `given`, each as what it takes.
+
+    Raises `ValueError` unless they are a mapping, all are in `known`, and none has a key of its own in a recipe."""
     if not isinstance(given, dict):
         raise ValueError(f"{given!r} is no mapping; write parameters of a run, as in {{scorer: tfidf, oov: unk}}")
     for name in given:
         if name in _OWN_KEY:
             raise ValueError(f"{name!r} has a key of its own, {_OWN_KEY[name]!r} at the top of the recipe")
         choose(known, "parameter", name)
+    return given | _as_meant(given)
+
+
+def _as_meant(run: dict) -> dict:
+    "Return those of `run` that are parameters of `RunSpec`, as what they take; a notebook may have others."
+    kinds = parameter_kinds()
+    return read_values(kinds, {name: value for name, value in run.items() if name in kinds})
 
 # %% ../nbs/30_sweep.ipynb #a49a6f0e
-def _places(recipe: dict) -> Iterator[tuple[str, object]]:
-    "Every place of `recipe` where run parameters stand, as `(where, parameters)`."
-    yield "defaults", recipe["defaults"]
-    yield from ((f"tasks.{task}", own) for task, own in recipe["tasks"].items())
-    yield from ((f"cuts[{i}]", cut) for i, cut in enumerate(recipe["cuts"]))
-    for i, method in enumerate(recipe["methods"]):
-        yield f"methods[{i}]", {k: v for k, v in method.items() if k != "cuts"} if isinstance(method, dict) else method
-        yield from ((f"methods[{i}].cuts[{j}]", cut) for j, cut in enumerate(_cuts(recipe, method)))
-
-
 def _cuts(recipe: dict, method) -> list:
     "The cuts of `method`: its own, or those of the recipe."
     return _listed(method["cuts"]) if isinstance(method, dict) and "cuts" in method else recipe["cuts"]
+
+
+def _read_all(recipe: dict, known: dict) -> dict:
+    "Return `recipe` with every run parameter read as what it takes. Raises `ValueError` that says where it cannot be."
+    def read(where: str, given) -> dict:
+        with _within(where):
+            return _read_parameters(given, known)
+
+    def read_method(i: int, method) -> dict:
+        if not isinstance(method, dict) or "cuts" not in method:
+            return read(f"methods[{i}]", method)
+        made = read(f"methods[{i}]", {name: value for name, value in method.items() if name != "cuts"})
+        return made | {"cuts": [read(f"methods[{i}].cuts[{j}]", cut) for j, cut in enumerate(_cuts(recipe, method))]}
+
+    return recipe | dict(
+        defaults=read("defaults", recipe["defaults"]),
+        tasks={task: read(f"tasks.{task}", own) for task, own in recipe["tasks"].items()},
+        cuts=[read(f"cuts[{i}]", cut) for i, cut in enumerate(recipe["cuts"])],
+        methods=[read_method(i, method) for i, method in enumerate(recipe["methods"])])
 
 # %% ../nbs/30_sweep.ipynb #d1888fdb
 def _read_tasks(names: Iterable[str]) -> dict[str, Task]:
@@ -126,40 +155,55 @@ def _read_tasks(names: Iterable[str]) -> dict[str, Task]:
 
 
 def _check_recipe(recipe: dict, known: dict) -> dict[str, Task]:
-    "The tasks of `recipe` by name. Raises `ValueError` or `TypeError` that names the key where something in it is empty, unknown, impossible, or there twice."
-    if empty := [key for key in ("model", "data", "tasks", "methods", "seeds") if not recipe[key]]:
-        raise ValueError(f"{empty[0]} is empty; give at least one")
-    for where, given in _places(recipe):
-        with _within(where):
-            _check_parameters(given, known)
-    for i, method in enumerate(recipe["methods"]):
-        if not _cuts(recipe, method):
-            raise ValueError(f"methods[{i}] has no cuts; list some under `cuts`, at the top or in the method, as in [{{base: vocab, ratio: 0.773}}]")
+    "Return its tasks by name. Raises `ValueError` or `TypeError` for a run that cannot be or is there twice."
     tasks, runs = _read_tasks(recipe["tasks"]), {}
+    defaults = {name: value for name, value in known.items() if value is not None}
     for run in grid(recipe):
         with _within(f"the run {_label(run)}"):
-            call_declared(check_run, offered=known | run | {"task": tasks[run["task"]]})
+            RunSpec(**_as_meant(defaults | run)).check(tasks[run["task"]])
             if runs.setdefault(fingerprint(known | run), run) is not run:
                 raise ValueError("it is asked for twice; leave one out")
     return tasks
 
 # %% ../nbs/30_sweep.ipynb #b38789d6
+def _read_places(raw: dict, known: dict) -> dict:
+    "Return `out`, the tasks, models, data and seeds of the recipe `raw`, each as what a run takes."
+    tasks = raw["tasks"] if isinstance(raw["tasks"], dict) else _listed(raw["tasks"] or [])
+    read = dict(out=_as_meant({"out": raw["out"]})["out"], tasks=[_as_meant({"task": task})["task"] for task in tasks])
+    for key, name in (("model", "model"), ("data", "data"), ("seeds", "seed")):
+        with _within(key):
+            read[key] = [_as_meant({name: value})[name] for value in _listed(raw.get(key, known.get(name)))]
+    own = raw["tasks"] if isinstance(raw["tasks"], dict) else {}
+    return read | {"tasks": {task: own.get(task) or {} for task in read["tasks"]}}
+
+
+def _check_filled(recipe: dict):
+    "Raise `ValueError` where `recipe` has nothing to run."
+    if empty := [key for key in ("model", "data", "tasks", "methods", "seeds") if not recipe[key]]:
+        raise ValueError(f"{empty[0]} is empty; give at least one")
+    for i, method in enumerate(recipe["methods"]):
+        if not _cuts(recipe, method):
+            raise ValueError(f"methods[{i}] has no cuts; list some under `cuts`, at the top or in the method, "
+                             "as in [{base: vocab, ratio: 0.773}]")
+
+# %% ../nbs/30_sweep.ipynb #82618246
 def _read(path: Path, known: dict) -> tuple[dict, dict[str, Task]]:
     "The recipe in `path`, as `read_recipe` gives it, and its tasks by name; `known` are the parameters that a run has."
     with _within(path.name):
-        raw = {key: value for key, value in _read_yaml(path).items() if value is not None or key in ("tasks", "methods")}
-        tasks = raw["tasks"] if isinstance(raw["tasks"], dict) else dict.fromkeys(_listed(raw["tasks"] or []))
-        recipe = dict(out=str(raw["out"]), defaults=raw.get("defaults", {}), tasks={str(task): own or {} for task, own in tasks.items()})
-        recipe |= {key: _listed(raw.get(key, known.get(name, ""))) for key, name in (("model", "model"), ("data", "data"), ("seeds", "seed"))}
-        recipe |= dict(methods=_listed(raw["methods"] or []), cuts=_listed(raw.get("cuts", [])))
+        raw = _read_yaml(path)
+        recipe = _read_places(raw, known) | dict(defaults=raw.get("defaults", {}), cuts=_listed(raw.get("cuts", [])),
+                                                 methods=_listed(raw["methods"] or []))
+        _check_filled(recipe)
+        recipe = _read_all(recipe, known)
         return recipe, _check_recipe(recipe, known)
 
 
 def read_recipe(path: str | Path, notebook: str | Path | None = None) -> dict:
-    """The recipe in the YAML file `path`, checked whole before anything runs, with every key there and every list a list.
+    """Return the recipe in the YAML file `path`, checked before anything runs, with every key and every list a list.
 
-    Raises `FileNotFoundError` where there is no such file, `ValueError` or `TypeError`, which name the key, for an unknown key or parameter,
-    an empty list, a run that `check_run` refuses and one that is asked for twice."""
+    Raises `FileNotFoundError` where there is no such file. Raises `ValueError` or `TypeError`, which name the key, for
+    an unknown key or parameter, a value that a parameter does not take, an empty list, and a run that cannot be made or
+    is there twice."""
     return _read(Path(path), run_parameters(run_notebook(notebook)))[0]
 
 # %% ../nbs/30_sweep.ipynb #2eefa665
@@ -362,6 +406,21 @@ def _ray(workers: int, threads: int, address: str | None = None, gpus: float | N
 
 # %% ../nbs/30_sweep.ipynb #00b1a100
 ENGINES: dict[str, Callable] = {"local": _local, "ray": _ray}
+_ENGINE_OPTIONS = {
+    "address": Kind("the address of a Ray cluster, as text, or None", str, True),
+    "gpus": Kind("each run's share of GPUs, 0 or more, or None", at_least(0, as_number), True),
+    "max_retries": Kind("a whole number, -1 (no end) or more", at_least(-1, as_whole)),
+}
+
+
+def _read_options(engine: str, options: dict) -> dict:
+    "Return the `options` of `engine`, each as what it takes. Raises `ValueError` for one it lacks, or a bad value."
+    declared = inspect.signature(choose(ENGINES, "engine", engine)).parameters
+    for name in options:
+        if name not in _ENGINE_OPTIONS or name not in declared:
+            takes = ", ".join(known for known in _ENGINE_OPTIONS if known in declared)
+            raise ValueError(f"the engine {engine!r} has no option {name!r}; it has {takes or 'none'}")
+    return read_values(_ENGINE_OPTIONS, options)
 
 # %% ../nbs/30_sweep.ipynb #91df9b20
 def _order(cells: dict[Path, dict], todo: set[Path]) -> dict[Path, list[Path]]:
@@ -446,6 +505,14 @@ def _keep(path: Path, out: Path):
         new.write_bytes(path.read_bytes())
         new.replace(kept)
 
+# %% ../nbs/30_sweep.ipynb #72f038b1
+def _read_room(workers, threads) -> dict:
+    "Return how many `workers` and `threads` of each a sweep has. Raises `ValueError` for fewer than one."
+    whole = at_least(1, as_whole)
+    kinds = dict(workers=Kind("a whole number, 1 or more", whole),
+                 threads=Kind("a whole number, 1 or more, or None", whole, True))
+    return read_values(kinds, dict(workers=workers, threads=threads))
+
 # %% ../nbs/30_sweep.ipynb #cb8bea56
 def sweep(recipe: str | Path, engine: str = "local", workers: int = 2, retry: bool = False, progress: bool = True,
           threads: int | None = None, notebook: str | Path | None = None, **options):
@@ -458,14 +525,13 @@ def sweep(recipe: str | Path, engine: str = "local", workers: int = 2, retry: bo
     Raises as `read_recipe` does, `ImportError` for a missing extra, and `OSError` where nothing can be written."""
     from joblib import cpu_count
 
+    start, options, room = ENGINES.get(engine), _read_options(engine, options), _read_room(workers, threads)
     recipe, notebook, cwd = Path(recipe), run_notebook(notebook), Path.cwd()
-    cells, start = sweep_cells(recipe, notebook), choose(ENGINES, "engine", engine)
-    if workers < 1:
-        raise ValueError(f"workers {workers}: give 1 or more")
+    cells = sweep_cells(recipe, notebook)
     if find_spec("papermill") is None:
         raise ImportError("a sweep needs papermill; install vocab_pruning[notebooks]")
     out = next(iter(cells)).parent.parent
-    threads = threads or max(1, cpu_count() // workers)
+    workers, threads = room["workers"], room["threads"] or max(1, cpu_count() // room["workers"])
     with _writing(out):
         _keep(recipe, out)
     todo = {directory for directory in cells if cell_state(directory) in ("missing", "failed" if retry else "missing")}
