@@ -44,7 +44,7 @@ from vocab_pruning.core import (
     whole_directory,
 )
 from .data import SAMPLE, Task, data_fingerprint, get_task, resolve_data
-from .results import ROW, read_row, read_rows, results_home, row_of_notebook
+from .results import ROW, read_row, read_rows, row_of_notebook
 from .scoring import TUNED
 from .spec import Kind, RunSpec, as_number, as_whole, at_least, parameter_kinds, read_values
 
