@@ -27,12 +27,15 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     ModernBertConfig,
     PreTrainedTokenizerFast,
     XLMRobertaConfig,
 )
 from transformers.utils import logging
+
+from vocab_pruning.core import minilm_directory
 
 NOISE = ["ignore::DeprecationWarning", "ignore:.*lr_scheduler.step.*:UserWarning"]
 NBS = Path(__file__).parent.parent / "nbs"
@@ -355,6 +358,22 @@ def tiny_directory(tmp_path_factory) -> str:
     directory = tmp_path_factory.mktemp("models") / "tiny"
     family = FAMILIES["wordpiece"]
     sizes = dict(hidden_size=32, intermediate_size=64, max_position_embeddings=160, initializer_range=0.02)
-    TASKS["bare"].from_config(family.config(**sizes)).save_pretrained(directory)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        TASKS["bare"].from_config(family.config(**sizes)).save_pretrained(directory)
     family.tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
+def narrow_minilm(tmp_path_factory) -> str:
+    "The directory of a random model of 16 columns and two layers that has MiniLM's tokenizer and rows: for what its size and its words decide."
+    if minilm_directory() is None:
+        pytest.skip("needs the extra `offline` (MiniLM's tokenizer)")
+    directory = tmp_path_factory.mktemp("models") / "narrow-minilm"
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(BertConfig.from_pretrained(minilm_directory(), **sizes)).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(minilm_directory()).save_pretrained(directory)
     return str(directory)
