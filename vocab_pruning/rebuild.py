@@ -271,7 +271,7 @@ def install(model, embedding: PrunedEmbedding, head: PrunedHead | None):
 def _refuse_adapter(module, name: str, part):
     "Registration hook of all modules: raise `TypeError` where an adapter would wrap a pruned embedding or head."
     if name == "base_layer" and isinstance(part, PrunedEmbedding | PrunedHead):
-        what = f"a {type(module).__name__} adapter cannot wrap a {type(part).__name__}, whose rows are not numbered by token id"
+        what = f"an adapter ({type(module).__name__}) cannot wrap a {type(part).__name__}, whose rows have no token ids"
         raise TypeError(f"{what}; target the encoder's linears (for example 'query' and 'value'), or train the rows whole "
                         "with modules_to_save")
 
