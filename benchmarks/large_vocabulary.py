@@ -76,7 +76,7 @@ def write(path: Path, results: dict):
     if path.suffix == ".json":
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         return
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, results["rows"][0], lineterminator="\n")
         table.writeheader()
         table.writerows(results["rows"])

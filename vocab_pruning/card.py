@@ -71,6 +71,7 @@ def _made(info: dict) -> str:
     rows += [("data", f"`{info['data_id']}`")] if "data_id" in info else []
     rows += [("texts", f"{train['documents']:,} documents, {train['occurrences']:,} tokens")] if "documents" in train else []
     rows += [("lost in them", f"{train['tokens']:,} distinct tokens, {train['share']:.2%} of the occurrences")]
+    rows += [("not in them", f"{train['unseen']:,} of the pruned tokens")] if "unseen" in train else []
     rows += [("break-even", f"{info['break_even']:.2%}: below it, a ranking by counts loses no token of the texts")]
     return "## How it was made\n\n" + markdown_table(("", ""), rows)
 
