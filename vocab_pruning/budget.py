@@ -46,13 +46,14 @@ def named_ids(model, n_rows: int) -> Iterator[tuple[str, int]]:
     for config in configurations(model, n_rows):
         for name, value in config.to_dict().items():
             if name.endswith(NAMES_TOKENS):
-                yield from ((name, i) for i in (value if isinstance(value, list) else [value]) if isinstance(i, int) and i >= 0)
+                listed = value if isinstance(value, list) else [value]
+                yield from ((name, i) for i in listed if isinstance(i, int) and i >= 0)
 
 
 def get_special_tokens(model, tokenizer) -> np.ndarray:
     """Ids of the rows that are always kept: int64, ascending (paper Algorithm 1, line 1).
 
-    All special tokens of the tokenizer and every `*_token_id` of the model's configurations, where they are rows of its embedding."""
+    Special tokens of the tokenizer and every `*_token_id` of the model's configurations, where the embedding has them."""
     n_rows = model.get_input_embeddings().weight.shape[0]
     added = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
     named = [i for _, i in named_ids(model, n_rows)]
@@ -133,7 +134,7 @@ def check_ratio(ratio: float, base: str):
 
 # %% ../nbs/10_budget.ipynb #9d227b90
 def check_seed(seed: int):
-    "Raise `TypeError` for a `seed` that is not a whole number, `ValueError` for one outside 0 .. 2**32 - 1, which not every generator takes."
+    "Raise `TypeError` for a `seed` that is not a whole number, `ValueError` for one that not every generator takes."
     if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise TypeError(f"seed {seed!r} is not a whole number")
     if not 0 <= seed < 2**32:
@@ -141,7 +142,7 @@ def check_seed(seed: int):
 
 
 def check_flags(**flags: bool):
-    "Raise `TypeError` for one of `flags`, by name, that is neither True nor False: the text \"no\" would count as true."
+    "Raise `TypeError` for one of `flags`, by name, that is neither True nor False: the text 'no' would count as true."
     for name, value in flags.items():
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name} {value!r} is neither True nor False")

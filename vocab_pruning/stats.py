@@ -41,7 +41,8 @@ def _no_texts(texts) -> str | None:
         return f"{what}; give an iterable of decoded texts"
     if isinstance(texts, os.PathLike):
         return f"{what}; read it first and give its texts"
-    if isinstance(texts, Mapping) or any(getattr(texts, name, None) is not None for name in ("columns", "column_names")):
+    columns = [getattr(texts, name, None) for name in ("columns", "column_names")]
+    if isinstance(texts, Mapping) or columns != [None, None]:
         return f"{what}; give one of its columns, a list of texts"
     try:
         iter(texts)
@@ -50,14 +51,15 @@ def _no_texts(texts) -> str | None:
 
 
 def is_one_shot(texts: Iterable) -> bool:
-    "Whether `texts` can be read only once, as a generator, a file or a `map`: it starts with the same iterator every time."
+    "Whether `texts` can be read only once, as a generator, a file or a `map`: its iterator is the same every time."
     return iter(texts) is iter(texts)
 
 
 def check_texts(texts, reader: str | None = None, name: str = "texts"):
-    """Raise `TypeError` where `texts`, called `name`, are no iterable of texts: a string, bytes, a path, a dict, a table, no iterable.
+    """Raise `TypeError` where `texts`, called `name`, are no iterable of texts but a string, a path, a dict or a table.
 
-    `reader`: who reads them a second time, if anybody does; `ValueError` where they can be read only once. Nothing is read here."""
+    `reader`: who reads them a second time, if anybody does. Raise `ValueError` where they can be read only once then.
+    Nothing is read here."""
     if bad := _no_texts(texts):
         raise TypeError(f"{name} is {bad}")
     if reader and is_one_shot(texts):
@@ -78,8 +80,8 @@ def _encode(encoder, texts: tuple[str, ...], first: int) -> tuple[np.ndarray, np
 def token_batches(texts: Iterable[str], tokenizer, batch_size: int = 1024, progress: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield `(ids, lengths)` for batches of documents: ids int64 (tokens,), lengths int64 (documents,).
 
-    `texts` is read once, `batch_size` documents at a time. Raises `TypeError` for a text that is no string, a slow tokenizer and
-    as `check_texts` does."""
+    `texts` is read once, `batch_size` documents at a time. Raises `TypeError` for a text that is no string
+    or a slow tokenizer, and as `check_texts` does."""
     check_texts(texts)
     encoder, stream, coming = backend(tokenizer), iter(texts), None
     chunks = iter(lambda: tuple(islice(stream, batch_size)), ())
@@ -130,8 +132,8 @@ class TokenStats:
 def check_ids(ids: np.ndarray, n_rows: int):
     "Raise `ValueError` where one of `ids`, of any shape, is one that none of `n_rows` rows has."
     if ids.size and ids.max() >= n_rows:
-        raise ValueError(f"the tokenizer emits id {ids.max()} but the embedding has {n_rows} rows: they do not belong together; "
-                         "leave out the texts that use it, or give the model a row for it")
+        raise ValueError(f"the tokenizer emits id {ids.max()} but the embedding has {n_rows} rows: they do not belong "
+                         "together; leave out the texts that use it, or give the model a row for it")
 
 
 def batch_stats(ids: np.ndarray, lengths: np.ndarray, n_rows: int) -> TokenStats:
