@@ -77,7 +77,7 @@ class Unread:
         yield
 
 
-FREQUENCY, AVERAGE = dict(scorer="frequency"), dict(scorer="clustering")
+FREQUENCY, AVERAGE, ATTENTION = (dict(scorer=name) for name in ("frequency", "clustering", "attention"))
 BAD_CHOICES = {
     "negative ratio": (dict(ratio=-0.1), ValueError, ["-0.1", "[0, 1)"]),
     "ratio 1": (dict(ratio=1.0), ValueError, ["1.0", "[0, 1)"]),
@@ -110,20 +110,20 @@ BAD_CHOICES = {
     "a number as option": (dict(scorer_options={3: None}), TypeError, ["3", "norm"]),
     "unknown norm": (dict(scorer_options={"norm": "l1"}), ValueError, ["l1", "l2"]),
     "unknown clustering": (dict(AVERAGE, scorer_options={"method": "ward"}), ValueError, ["ward", "average", "kmeans"]),
-    "clustering in a list": (dict(AVERAGE, scorer_options={"method": ["average"]}), ValueError, ["['average']", "kmeans"]),
+    "clustering in a list": (dict(AVERAGE, scorer_options={"method": ["dbscan"]}), ValueError, ["['dbscan']"]),
     "option of another clustering": (dict(AVERAGE, scorer_options={"eps": 0.3}), TypeError, ["eps", "pool"]),
     "a distance as text": (dict(AVERAGE, scorer_options={"method": "dbscan", "eps": "0.3"}), ValueError, ["eps '0.3'"]),
     "unknown pool": (dict(AVERAGE, scorer_options={"pool": "train"}), ValueError, ["train", "seen"]),
-    "a batch of a fraction": (dict(scorer="attention", scorer_options={"batch_size": 2.0}), ValueError, ["batch_size 2.0"]),
+    "a batch of a fraction": (dict(ATTENTION, scorer_options={"batch_size": 2.0}), ValueError, ["batch_size 2.0"]),
     "a flag as text": (dict(scorer="attention", scorer_options={"divide": "no"}), ValueError, ["divide 'no'"]),
     "what vatp is": (dict(scorer="vatp", scorer_options={"by_value": False}), TypeError, ["by_value", "divide"]),
-    **{f"{name} as scorer option": (dict(scorer="clustering", scorer_options={name: 5}), TypeError, [repr(name), "leave it out"])
+    **{f"{name} as scorer option": (dict(AVERAGE, scorer_options={name: 5}), TypeError, [repr(name), "leave it out"])
        for name in ("stats", "model", "n_rows", "seed", "texts", "tokenizer", "special", "examples")},
     "scores of another shape": (dict(scores=np.ones(3)), ValueError, ["(3,)", "(177,)"]),
     "a NaN among the scores": (dict(scores=scores_with(math.nan)), ValueError, ["row 5", "nan"]),
     "an infinity among the scores": (dict(scores=scores_with(-math.inf)), ValueError, ["row 5", "-inf"]),
     "scores as text": (dict(scores="high"), TypeError, ["scores are 'high'"]),
-    "scores and options of a scorer": (dict(scores=np.ones(177), scorer_options={"norm": None}), ValueError, ["scorer_options", "norm"]),
+    "scores and scorer options": (dict(scores=np.ones(177), scorer_options={"norm": None}), ValueError, ["'norm'"]),
 }
 BAD_TEXTS = {
     "unknown representative": (dict(representative="mode"), ValueError, ["mode", "medoid"]),
@@ -160,8 +160,8 @@ def test_bad_texts(model, tokenizer, tmp_path, arguments, error, named):
 
 def test_texts_of_every_kind_of_iterable(model, tokenizer):
     "What is a column of a table or an array is as good as a list, also where it is read twice."
-    columns = [tuple(TEXTS), np.array(TEXTS), pd.Series(TEXTS), dict.fromkeys(TEXTS).keys(), Dataset.from_dict({"text": TEXTS})["text"]]
-    for texts in columns:
+    column = Dataset.from_dict({"text": TEXTS})["text"]
+    for texts in (tuple(TEXTS), np.array(TEXTS), pd.Series(TEXTS), dict.fromkeys(TEXTS).keys(), column):
         assert len(prune(model, tokenizer, texts).sample) == 16
 
 
@@ -216,7 +216,8 @@ def test_other_readers_of_texts_refuse_them_at_once(model, tokenizer, tmp_path, 
     once, stats = make(tmp_path), token_stats(TEXTS, tokenizer, 177)
     plain = prune(model, tokenizer, TEXTS, 0.1, oov="resegment")
     for read in (lambda: preflight(model, tokenizer, once, TEXTS), lambda: preflight(model, tokenizer, TEXTS, once),
-                 lambda: coverage_of(plain, once, original=tokenizer), lambda: compute_token_scores(stats, texts=once, tokenizer=tokenizer)):
+                 lambda: coverage_of(plain, once, original=tokenizer),
+                 lambda: compute_token_scores(stats, texts=once, tokenizer=tokenizer)):
         with pytest.raises(ValueError, match="second time"):
             read()
     assert len(list(once)) == len(TEXTS)

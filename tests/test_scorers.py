@@ -27,7 +27,7 @@ from vocab_pruning.scoring import SCORERS, TUNED, compute_token_scores
 from vocab_pruning.stats import token_stats
 
 CLOSE = 1e-5  # of distances 1 - cosine, whose scale is 1: some tens of float32's unit there
-ATTENTION = 1e-4  # relative, of sums of attention: float32's rounding of a logit of some tens is 1e-6 of it, and so of exp(logit)
+ATTENTION = 1e-4  # relative, of sums of attention: float32 rounds a logit of some tens by 1e-6 to 1e-5, so its exp
 needs_minilm = pytest.mark.skipif(minilm_directory() is None, reason="needs the extra `offline` (MiniLM weights)")
 needs_glue = pytest.mark.skipif("GLUE_DIR" not in os.environ, reason="needs GLUE's files: set GLUE_DIR")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -45,7 +45,7 @@ def minilm_rows() -> torch.Tensor:
 
 
 def apart(tree: np.ndarray, k: int) -> int:
-    "The number of clusters next to `k` where the heights of the last merge done and the first one left differ most clearly."
+    "The number of clusters next to `k` where the last merge done and the first one left differ most in height."
     merges = np.arange(max(1, len(tree) + 1 - k - 10), min(len(tree), len(tree) + 1 - k + 10))
     return len(tree) + 1 - int(merges[np.diff(tree[:, 2])[merges - 1].argmax()])
 
@@ -226,7 +226,7 @@ def test_what_is_received_is_the_plain_sum(family, padded, by_value):
 @pytest.mark.parametrize("by_value", [False, True], ids=["attention", "vatp"])
 @pytest.mark.parametrize("data", ["sample", pytest.param("auto", marks=needs_glue)])
 def test_minilm_on_real_pairs(data, by_value):
-    "Twelve heads, trained weights, and batches of other sizes and order, which other float32 kernels multiply: hence ten times the tolerance."
+    "Twelve heads, trained weights; batches of other sizes, so other float32 kernels: hence ten times the tolerance."
     directory = minilm_directory()
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
     pairs = examples(load_task("mrpc", data)["train"].select(range(40)))
@@ -284,7 +284,7 @@ def test_half_precision(family):
     model, tokenizer = build(family).bfloat16(), FAMILIES[family].tokenizer
     got, count = attention_received(model, tokenizer, TEXTS, model.config.vocab_size)
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    assert got.sum() == pytest.approx(count.sum() * layers * heads, rel=0.01)  # bfloat16 keeps 8 bits: a weight is off by 0.4 % at most
+    assert got.sum() == pytest.approx(count.sum() * layers * heads, rel=0.01)  # bfloat16's 8 bits: 0.4 % of a weight
 
 
 def test_model_and_tokenizer_are_left_as_they_were(family):

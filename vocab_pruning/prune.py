@@ -35,9 +35,9 @@ from .surgery import read_tokenizer, resegment, token_kind, unasked_tokens
 
 # %% ../nbs/14_prune.ipynb #7dc8cb74
 def without_row(model, tokenizer) -> dict[str, int]:
-    """Tokens that the fast `tokenizer` knows and the embedding of `model` has no row for: their ids by token, ascending.
+    """Tokens that the fast `tokenizer` knows and the embedding of `model` has no row for: ids by token, ascending.
 
-    Raises `ValueError` for one that comes without being written (see `unasked_tokens`) or that a configuration of `model` names."""
+    Raises `ValueError` for one that comes without being written (`unasked_tokens`) or that a configuration names."""
     n_rows = len(plain_embedding(model).weight)
     beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= n_rows}
     if beyond:
@@ -46,22 +46,24 @@ def without_row(model, tokenizer) -> dict[str, int]:
         needed |= {i: f"the configuration names it as {name}" for name, i in named_ids(model, n_rows) if i in beyond}
         if needed:
             i = max(needed)
-            raise ValueError(f"token {beyond[i]!r} has id {i} but the embedding has {n_rows} rows, and {needed[i]}: they do not belong "
-                             "together; give the model a row for it, e.g. with resize_token_embeddings")
+            raise ValueError(f"token {beyond[i]!r} has id {i} but the embedding has {n_rows} rows, and {needed[i]}: "
+                             "they do not belong together; give the model a row, e.g. with resize_token_embeddings")
     return {beyond[i]: i for i in sorted(beyond)}
 
 
 def _check_model(model, tokenizer):
-    """Raise `TypeError` for what is no model, a model pruned already or a slow tokenizer, `ValueError` where a row is not finite or not
-    there, and as `without_row` does."""
+    """Raise `TypeError` for what is no model, a model pruned already or a slow tokenizer, and as `without_row` does.
+
+    Raise `ValueError` where weights are on the device meta and where a row is not finite."""
     if not hasattr(model, "get_input_embeddings"):
-        raise TypeError(f"model is {model!r}, a {type(model).__name__}; load it first, e.g. with transformers' AutoModel.from_pretrained")
+        what = f"{model!r}, a {type(model).__name__}"
+        raise TypeError(f"model is {what}; load it first, e.g. with AutoModel.from_pretrained")
     rows = plain_embedding(model).weight.detach()
     if not getattr(tokenizer, "is_fast", False):
-        raise TypeError(f"{type(tokenizer).__name__} is no fast tokenizer or a slow one; give a fast one (a tokenizer.json, "
-                        "PreTrainedTokenizerFast)")
+        raise TypeError(f"{type(tokenizer).__name__} is a slow tokenizer or none; give a fast one "
+                        "(a tokenizer.json, PreTrainedTokenizerFast)")
     if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
-        raise ValueError(f"{empty[0]} is on the device meta, where there are no numbers; load the weights before pruning")
+        raise ValueError(f"{empty[0]} is on the device meta, which holds no numbers; load the weights before pruning")
     without_row(model, tokenizer)
     finite = torch.isfinite(torch.stack(rows.aminmax(dim=1))).all(dim=0)
     if not finite.all():
@@ -110,7 +112,8 @@ def check_oov(oov: str, width: int | None = None, /, **options):
     check_options(oov, ["lossless", "pad_to_multiple_of"] if oov == "resegment" else options_of(oov), options, width)
 
 # %% ../nbs/14_prune.ipynb #548c9f46
-def _check_readings(texts, examples, scorer: str | None, options: Mapping | None, oov: str, lossless: bool = True, **others):
+def _check_readings(texts, examples, scorer: str | None, options: Mapping | None, oov: str, lossless: bool = True,
+                    **others):
     """Raise as `check_texts` does for `texts` and `examples`: they can be read as often as the scorer and the remap do.
 
     `scorer`: None where scores are given."""
@@ -164,8 +167,8 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     `texts`: documents, each a string; tf-idf, attention and "resegment" read them twice.
     `share`: the encoder is the very one of `model`, which saves its copy where the result is only written or run; training it would train `model`.
 
-    Tokens that the tokenizer knows and the embedding has no row for are listed in `info["without_row"]`, their ids by token; "resegment"
-    leaves them out of the new tokenizer.
+    Tokens that the tokenizer knows and the embedding has no row for are listed in `info["without_row"]`, ids by token.
+    "resegment" leaves them out of the new tokenizer.
 
     Raises `ValueError` for a choice that does not exist, a ratio that cannot be had, texts without a token, texts that can be read only
     once where they are read twice, rows that are not finite and a token without a row that is needed; `TypeError` for a model pruned
@@ -174,7 +177,7 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     truth_value("progress", progress)
     check_scorer(scorer, scorer_options)
     if scores is not None and scorer_options:
-        raise ValueError(f"scorer_options {dict(scorer_options)} are for a scorer, but scores are given; leave one of the two out")
+        raise ValueError(f"scorer_options {dict(scorer_options)} are for a scorer, but scores are given; leave out one")
     _check_readings(texts, examples, None if scores is not None else scorer, scorer_options, oov, **oov_options)
     _check_model(model, tokenizer)
     check_oov(oov, plain_embedding(model).embedding_dim, **oov_options)

@@ -41,7 +41,7 @@ def reads_n_rows(scorer: str) -> bool:
     return "n_rows" in inspect.signature(get_scorer(scorer)).parameters
 
 # %% ../nbs/09_scoring.ipynb #242d891a
-OFFERED = ("stats", "model", "n_rows", "seed", "texts", "tokenizer", "special", "examples")  # what the caller of a scorer gives
+OFFERED = ("stats", "model", "n_rows", "seed", "texts", "tokenizer", "special", "examples")  # what the caller gives
 
 
 def _whole(value) -> bool:
@@ -53,19 +53,28 @@ def _flag(value) -> bool:
 
 
 def _one_of(*choices) -> tuple[Callable, str]:
-    return lambda value: any(value is c or isinstance(value, str) and value == c for c in choices), f"choose {' or '.join(map(repr, choices))}"
+    advice = f"choose {' or '.join(map(repr, choices))}"
+    return lambda value: value is None and None in choices or isinstance(value, str) and value in choices, advice
+
+
+def _positive(value) -> bool:
+    return isinstance(value, Real) and not _flag(value) and 0 < value < np.inf
 
 
 VALUES: dict[str, tuple[Callable, str]] = {  # option: whether a value is one that it can have, and what to do where not
-    "norm": _one_of("l2", None), "method": _one_of(*CLUSTERINGS), "pool": _one_of("seen", "all"), "init": _one_of("random", "k-means++"),
-    "eps": (lambda value: isinstance(value, Real) and not _flag(value) and 0 < value < np.inf, "give a number above 0"),
-    **dict.fromkeys(("min_samples", "max_iter", "batch_size", "max_length"), (_whole, "give a whole number, 1 or more")),
-    **dict.fromkeys(("by_value", "divide", "progress"), (_flag, "give True or False"))}
+    "norm": _one_of("l2", None),
+    "method": _one_of(*CLUSTERINGS),
+    "pool": _one_of("seen", "all"),
+    "init": _one_of("random", "k-means++"),
+    "eps": (_positive, "give a number above 0"),
+    **dict.fromkeys(["min_samples", "max_iter", "batch_size", "max_length"], (_whole, "give a whole number above 0")),
+    **dict.fromkeys(["by_value", "divide", "progress"], (_flag, "give True or False"))}
 
 # %% ../nbs/09_scoring.ipynb #242d891b
 def _takes(scorer: str, options: Mapping) -> set[str] | None:
     "Names of the options that `scorer` takes where it is given `options`; None where it takes any."
-    declared = dict(islice(inspect.signature(get_scorer(scorer)).parameters.items(), 1, None))  # the first are the statistics
+    parameters = inspect.signature(get_scorer(scorer)).parameters
+    declared = dict(islice(parameters.items(), 1, None))  # the first are the statistics
     names = {name for name, parameter in declared.items() if parameter.kind is not parameter.VAR_KEYWORD} - set(OFFERED)
     if scorer == "clustering":
         method = inspect.signature(CLUSTERINGS[options.get("method", "average")])
@@ -74,14 +83,15 @@ def _takes(scorer: str, options: Mapping) -> set[str] | None:
 
 
 def check_scorer(scorer: str, options: Mapping | None = None):
-    """Raise `ValueError` for an unknown scorer and a value that an option cannot have, `TypeError` for an option that it does not take.
+    """Raise `ValueError` for an unknown scorer and a value that one of its `options` (by name, or None) cannot have.
 
-    `options` by name, or None."""
+    Raise `TypeError` for options that are no dict and for one that the scorer does not take."""
     get_scorer(scorer)
     if options is None:
         return
     if not isinstance(options, Mapping):
-        raise TypeError(f"scorer_options is {shortened(options)}, a {type(options).__name__}; give a dict of options by name")
+        what = f"{shortened(options)}, a {type(options).__name__}"
+        raise TypeError(f"scorer_options is {what}; give a dict of options by name")
     if taken := [name for name in options if name in OFFERED]:
         raise TypeError(f"scorer option {taken[0]!r} is given to every scorer and is none to choose; leave it out")
     for name, value in options.items():
@@ -90,17 +100,20 @@ def check_scorer(scorer: str, options: Mapping | None = None):
             raise ValueError(f"scorer {scorer!r} cannot have {name} {value!r}; {advice}")
     takes = _takes(scorer, options)
     if takes is not None and (unknown := [name for name in options if name not in takes]):
-        raise TypeError(f"scorer {scorer!r} got an unexpected option {unknown[0]!r}; it takes {', '.join(sorted(takes)) or 'none'}")
+        known = ", ".join(sorted(takes)) or "none"
+        raise TypeError(f"scorer {scorer!r} got an unexpected option {unknown[0]!r}; it takes {known}")
 
 
 def reads_texts(scorer: str, options: Mapping | None = None) -> bool:
-    "Whether `scorer` with `options` reads the texts, which the statistics have read before. Raises as `get_scorer` does."
+    "Whether `scorer` with `options` reads the texts, as the statistics have before. Raises as `get_scorer` does."
     needs = "texts" in inspect.signature(get_scorer(scorer)).parameters
     return needs and not (scorer == "tfidf" and (options or {}).get("norm", "l2") is None)
 
 # %% ../nbs/09_scoring.ipynb #4a77f0e5
 def check_scores(scores, n_rows: int) -> np.ndarray:
-    "`scores` as float64 (V,). Raises `ValueError` for another shape or a value that is not finite, `TypeError` for what is no array of numbers."
+    """`scores` as float64 (V,).
+
+    Raises `ValueError` for another shape or a value that is not finite, `TypeError` for what is no array of numbers."""
     try:
         scores = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:

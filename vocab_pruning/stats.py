@@ -95,8 +95,8 @@ class TokenStats:
 def check_ids(ids: np.ndarray, n_rows: int):
     "Raise `ValueError` where one of `ids`, of any shape, is one that none of `n_rows` rows has."
     if ids.size and ids.max() >= n_rows:
-        raise ValueError(f"the tokenizer emits id {ids.max()} but the embedding has {n_rows} rows: they do not belong together; "
-                         "leave out the texts that use it, or give the model a row for it")
+        raise ValueError(f"the tokenizer emits id {ids.max()} but the embedding has {n_rows} rows: they do not belong "
+                         "together; leave out the texts that use it, or give the model a row for it")
 
 
 def batch_stats(ids: np.ndarray, lengths: np.ndarray, n_rows: int) -> TokenStats:

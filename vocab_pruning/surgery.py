@@ -43,9 +43,10 @@ def _silence(name: str):
 
 @dataclass
 class Written:
-    """A fast tokenizer as its tokenizer.json has it: `parts`, the parsed file; `own`, the ids of the model's tokens by token.
+    """A fast tokenizer as its tokenizer.json has it: `parts`, the parsed file; `own`, the ids of the model's tokens.
 
-    `added`: those of the added tokens; `ids`: those of all; `names`: the token of each id; `unk`: the unknown token or None."""
+    `added`: the ids of the added tokens; `ids`: those of all; `names`: the token of each id; `unk`: the unknown token,
+    or None. Ids are by token."""
 
     parts: dict
     own: dict[str, int]
@@ -196,8 +197,8 @@ def _encodings(texts: Iterable[str], tokenizer, progress: bool = False, batch_si
 def parts_of_words(texts: Iterable[str], tokenizer, progress: bool = False, n_rows: int | None = None) -> np.ndarray:
     """Which ids occur in `texts` in words of two tokens or more: bool (V,), V being `n_rows`, else the largest id + 1.
 
-    A word is what the tokenizer's pre-tokenizer makes. Raises `TypeError` for a slow tokenizer and as `check_texts` does, `ValueError`
-    for an id that no row has."""
+    A word is what the tokenizer's pre-tokenizer makes. Raises `TypeError` for a slow tokenizer, `ValueError` for an id
+    that no row has, and as `check_texts` does."""
     parts = np.zeros(n_rows or max(tokenizer.get_vocab().values()) + 1, bool)
     for batch in _encodings(texts, tokenizer, progress):
         lengths = np.array([len(e.ids) for e in batch])
@@ -218,10 +219,10 @@ def _post_processor():
 
 
 def unasked_tokens(tokenizer, m: Written) -> set[str]:
-    "Tokens that come without being written in a text: the unknown and padding tokens, the post-processor's, and those with a role."
+    "Tokens that come without being written in a text: unknown and padding tokens, the post-processor's, and roles."
     from skeletoken.post_processors import get_tokens_from_post_processor
 
-    roles = type(tokenizer).SPECIAL_TOKENS_ATTRIBUTES  # of a tokenizer itself it names the tokens of images and the like, too
+    roles = type(tokenizer).SPECIAL_TOKENS_ATTRIBUTES  # the instance's own list has tokens for images and the like, too
     named = {m.unk, *(token for role, token in tokenizer.special_tokens_map.items() if role in roles)}
     if m.parts["padding"] is not None:
         named.add(m.parts["padding"]["pad_token"])
@@ -231,15 +232,16 @@ def unasked_tokens(tokenizer, m: Written) -> set[str]:
 
 
 def _required(tokenizer, m: Written, n_rows: int | None = None) -> set[int]:
-    "Ids that no rewritten tokenizer can do without: `unasked_tokens`, and other special tokens that are among `n_rows` rows."
+    "Ids that no rewritten tokenizer can do without: `unasked_tokens`, and other special tokens among `n_rows` rows."
     special = {m.ids[token] for token in tokenizer.all_special_tokens if token in m.ids}
     unasked = {m.ids[token] for token in unasked_tokens(tokenizer, m)}
     return unasked | {i for i in special if n_rows is None or i < n_rows}
 
 # %% ../nbs/08_surgery.ipynb #f1ce1c12
 def _merge_needs(m: Written, closed: Callable[[int], bool], n_rows: int) -> Callable[[int], set[int] | None]:
-    """What a BPE token needs besides itself where it is `closed`; None for an id without a token or a row, a token that is never emitted,
-    and one that needs a token without a row."""
+    """What a BPE token needs besides itself where it is `closed`.
+
+    None for an id without a token or a row, a token that is never emitted, and one that needs a token without a row."""
     ranks, whole, added = _ranks(m), m.model["ignore_merges"], set(m.added.values())
 
     @cache
@@ -271,15 +273,16 @@ class Needs:
 def find_needs(tokenizer, stats: TokenStats, special: np.ndarray, texts: Iterable[str] | None, lossless: bool, progress: bool = False) -> Needs:
     """`Needs` of a tokenizer whose texts have `stats` over V rows; `special` bool (V,). Only a lossless BPE reads `texts`.
 
-    Raises `ValueError` where the shapes or the tokenizer do not fit, a token that always stays has no row, or texts are wanted and
-    not given or others than those of `stats`."""
+    Raises `ValueError` where the shapes or the tokenizer do not fit, a token that always stays has no row, or texts are
+    wanted and not given or others than those of `stats`."""
     kind, m, n_rows = token_kind(tokenizer), read_tokenizer(tokenizer), stats.n_rows
     if special.shape != (n_rows,):
         raise ValueError(f"statistics over {n_rows} rows, special {special.shape}: they do not belong together")
     always = _required(tokenizer, m, n_rows) | _letters(m, stats.seen)
     always |= m.names.keys() & set(np.flatnonzero(special).tolist())
     if max(always) >= n_rows:
-        raise ValueError(f"the tokenizer needs {m.names[max(always)]!r}, id {max(always)}, but there are {n_rows} rows: "
+        largest = max(always)
+        raise ValueError(f"the tokenizer needs {m.names[largest]!r}, id {largest}, but there are {n_rows} rows: "
                          "they do not belong together; give the model a row for it")
     if kind != "BPE":
         return Needs(always, lambda i: set() if i in m.names and i < n_rows else None, m)
@@ -388,7 +391,7 @@ def _without(entry, gone: set[str]):
 
 
 def _load_with(tokenizer, new: Tokenizer):
-    """`tokenizer` with the backend `new`, loaded from a directory; of the same class where that class loads the backend as it is.
+    """`tokenizer` with the backend `new`, loaded from a directory; of its own class where that loads it as it is.
 
     Special tokens that `new` does not know are no longer named."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -398,7 +401,8 @@ def _load_with(tokenizer, new: Tokenizer):
         new.save(str(Path(directory) / "tokenizer.json"))
         if gone := set(tokenizer.all_special_tokens) - new.get_vocab().keys():
             config = Path(directory) / "tokenizer_config.json"
-            config.write_text(json.dumps(_without(json.loads(config.read_text(encoding="utf-8")), gone)), encoding="utf-8")
+            left = _without(json.loads(config.read_text(encoding="utf-8")), gone)
+            config.write_text(json.dumps(left), encoding="utf-8")
         loaded = AutoTokenizer.from_pretrained(directory)
         if loaded.backend_tokenizer.to_str() != new.to_str():
             with _silence("transformers"):
@@ -418,10 +422,10 @@ def rewrite_tokenizer(tokenizer, keep_ids: Iterable[int], *, ignore_merges: bool
                       written: Written | None = None, n_rows: int | None = None) -> tuple[object, np.ndarray]:
     """A tokenizer that emits only `keep_ids`, and `rows`, the original id of each of its ids 0 .. K - 1: int64 (K,).
 
-    `ignore_merges`: a BPE finds a word that is a token as a whole without merging. `written`: that of `Needs`, where known.
+    `ignore_merges`: a BPE finds a word that is a token as a whole without merging. `written`: that of `Needs`.
     `n_rows`: how many ids have a row, where not all have; a special token beyond, that no text needs, is left out.
-    Raises `ValueError` for an id without a token, a kept set that lacks a special token or the alphabet, and a kept token
-    that would never be emitted; else as `token_kind` does."""
+    Raises `ValueError` for an id without a token, a kept set that lacks a special token or the alphabet, and a kept
+    token that would never be emitted; else as `token_kind` does."""
     kind, kept, m = token_kind(tokenizer), set(map(int, keep_ids)), written or read_tokenizer(tokenizer)
     if unknown := kept - m.names.keys():
         raise ValueError(f"no token has the id {min(unknown)}; the tokenizer's ids are 0 .. {max(m.names)}")

@@ -113,15 +113,16 @@ def compute_attention_scores(stats: TokenStats, *, model=None, tokenizer=None, t
                              progress: bool = False) -> np.ndarray:
     """Mean attention that a row's occurrences receive from all queries, heads and layers: float64 (V,), 0 for rows without any (paper §3.1, Attention).
 
-    `model`: fine-tuned on the task's train split. `examples` (else `texts`): that split, as in `attention_received`, as are the other options. `divide=False`
-    gives sums instead of means. Raises `ValueError` without a model or examples, for a model of another size, for examples that can be read
-    only once, and for a model whose attention cannot be watched."""
+    `model`: fine-tuned on the task's train split. `examples` (else `texts`): that split, as in `attention_received`, as
+    are the other options. `divide=False` gives sums instead of means. Raises `ValueError` without a model or examples,
+    for examples that can be read only once, for a model of another size, and for one whose attention cannot be watched."""
     examples = texts if examples is None else examples
     if model is None or tokenizer is None or examples is None or is_one_shot(examples):
         raise ValueError("attention needs model= (fine-tuned on train), tokenizer=, and examples= or texts= that can be read again: a list, not a generator")
     if (rows := model.get_input_embeddings().num_embeddings) != stats.n_rows:
         raise ValueError(f"the statistics are over {stats.n_rows} rows, the embedding has {rows}: they do not belong together")
-    total, count = attention_received(model, tokenizer, examples, stats.n_rows, by_value, batch_size, max_length, progress)
+    options = dict(by_value=by_value, batch_size=batch_size, max_length=max_length, progress=progress)
+    total, count = attention_received(model, tokenizer, examples, stats.n_rows, **options)
     if not count.any():
         raise ValueError("there is no example to read attention from; give the texts of the train split")
     return total / np.maximum(count, 1) if divide else total
@@ -130,5 +131,6 @@ def compute_attention_scores(stats: TokenStats, *, model=None, tokenizer=None, t
 def vatp_scores(stats: TokenStats, *, model=None, tokenizer=None, texts: Iterable[str] | None = None, examples: Iterable | None = None,
                 divide: bool = True, batch_size: int = 32, max_length: int = 128, progress: bool = False) -> np.ndarray:
     "`compute_attention_scores` with each occurrence's attention weighted by the L1 norm of its value vector, per head: float64 (V,) (VATP)."
-    return compute_attention_scores(stats, model=model, tokenizer=tokenizer, texts=texts, examples=examples, by_value=True,
-                                    divide=divide, batch_size=batch_size, max_length=max_length, progress=progress)
+    options = dict(divide=divide, batch_size=batch_size, max_length=max_length, progress=progress)
+    corpus = dict(tokenizer=tokenizer, texts=texts, examples=examples)
+    return compute_attention_scores(stats, model=model, by_value=True, **corpus, **options)
