@@ -217,7 +217,7 @@ def choose(family: dict, kind: str, name: str):
         raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(family)}")
     return family[name]
 
-# %% ../nbs/00_core.ipynb #f38b7674
+# %% ../nbs/00_core.ipynb #2a3e1e8b
 def positive_number(name: str, value, whole: bool = False) -> int | float:
     """`value`, a finite number above 0 or the text of one (as YAML 1.1 has `2e-5`), as an int where it is whole.
 
@@ -230,7 +230,7 @@ def positive_number(name: str, value, whole: bool = False) -> int | float:
         raise ValueError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number above 0")
     return int(number) if number.is_integer() else number
 
-
+# %% ../nbs/00_core.ipynb #e10754ad
 def whole_number(name: str, value, least: int = 1, none: bool = False) -> int | None:
     """`value`, an integer from `least` on, as an int; with `none` None, too.
 
@@ -241,7 +241,7 @@ def whole_number(name: str, value, least: int = 1, none: bool = False) -> int | 
         raise ValueError(f"{name}={value!r}: give a whole number, {least} or more{', or None' if none else ''}")
     return int(value)
 
-
+# %% ../nbs/00_core.ipynb #2937eef0
 def truth_value(name: str, value) -> bool:
     """`value`, True or False.
 
@@ -250,7 +250,7 @@ def truth_value(name: str, value) -> bool:
         raise ValueError(f"{name}={value!r}: give True or False")
     return value
 
-
+# %% ../nbs/00_core.ipynb #f38b7674
 def list_of_names(name: str, value) -> tuple[str, ...]:
     """`value`, several names in their order or a single one, as a tuple.
 
@@ -264,7 +264,7 @@ def list_of_names(name: str, value) -> tuple[str, ...]:
         raise ValueError(f"{name}={list(names)!r}: {bad[0]!r} is not a name")
     return names
 
-# %% ../nbs/00_core.ipynb #2ef1e7b6
+# %% ../nbs/00_core.ipynb #b8f100ba
 def check_texts(texts, name: str = "texts"):
     """Raise `TypeError` with `name` unless `texts` may be an iterable of texts.
 
@@ -279,7 +279,7 @@ def check_texts(texts, name: str = "texts"):
     if not hasattr(texts, "__iter__") and not hasattr(texts, "__getitem__"):
         raise TypeError(f"{name} is {texts!r}; give an iterable of texts")
 
-
+# %% ../nbs/00_core.ipynb #65dc3231
 def list_of_texts(texts, name: str = "texts") -> list[str]:
     "`texts` as a list, read once. Raises `TypeError` as `check_texts` does, and for the first that is no text."
     check_texts(texts, name)
@@ -288,7 +288,7 @@ def list_of_texts(texts, name: str = "texts") -> list[str]:
         raise TypeError(f"{name}: text {bad} is {result[bad]!r}, not a string of whole characters")
     return result
 
-
+# %% ../nbs/00_core.ipynb #2ef1e7b6
 def reads_once(texts) -> bool:
     "Whether the iterable `texts` gives its texts a single time: an iterator, or what hands out the same one each time."
     return iter(texts) is iter(texts)
