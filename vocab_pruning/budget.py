@@ -267,8 +267,9 @@ def count_rows(ratio: float, base: str, size: Size, special: np.ndarray, seen: n
     rows = BASES[base](ratio, size, special, seen)
     if rows < special.sum():
         most = max_ratio(size, int(special.sum()), base)
-        raise CannotPrune(f"ratio {ratio} is more than the embedding holds: at most {most:.4%} of all parameters can go;"
-                          " choose a smaller ratio or prune the encoder too")
+        raise CannotPrune(
+            f"ratio {ratio} is more than the embedding holds: at most {most:.4%} of all parameters can go; "
+            "choose a smaller ratio or prune the encoder too")
     return rows
 
 # %% ../nbs/10_budget.ipynb #d39f25d3

@@ -378,7 +378,7 @@ def choose(family: dict, kind: str, name: str):
         raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(family)}")
     return family[name]
 
-# %% ../nbs/00_core.ipynb #f38b7674
+# %% ../nbs/00_core.ipynb #2a3e1e8b
 def positive_number(name: str, value, whole: bool = False) -> int | float:
     """`value`, a finite number above 0 or the text of one (as YAML 1.1 has `2e-5`), as an int where it is whole.
 
@@ -391,7 +391,7 @@ def positive_number(name: str, value, whole: bool = False) -> int | float:
         raise ValueError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number above 0")
     return int(number) if number.is_integer() else number
 
-
+# %% ../nbs/00_core.ipynb #e10754ad
 def whole_number(name: str, value, least: int = 1, none: bool = False) -> int | None:
     """`value`, an integer from `least` on, as an int; with `none` None, too.
 
@@ -417,7 +417,7 @@ def truth_value(name: str, value) -> bool:
         raise ValueError(f"{name}={value!r}: give True or False")
     return value
 
-
+# %% ../nbs/00_core.ipynb #f38b7674
 def list_of_names(name: str, value) -> tuple[str, ...]:
     """`value`, several names in their order or a single one, as a tuple.
 
@@ -464,7 +464,7 @@ def check_texts(texts, reader: str | None = None, name: str = "texts"):
         raise ValueError(f"{reader} reads {name} a second time, but a {type(texts).__name__} can be read only once; "
                          "give a list, not a one-shot iterator")
 
-
+# %% ../nbs/00_core.ipynb #65dc3231
 def list_of_texts(texts, name: str = "texts") -> list[str]:
     "`texts` as a list, read once. Raises `TypeError` as `check_texts` does, and for the first that is no text."
     check_texts(texts, name=name)

@@ -178,7 +178,7 @@ def _own_split(frame, where: str, classes: Sequence[str] | None):
     labels = quantities(label, where) if classes is None else class_numbers(label, classes, where)
     return Dataset.from_dict(_columns([texts_of(column, where) for column in texts], labels), features=_features(classes, len(texts) == 2))
 
-# %% ../nbs/02_data.ipynb #d4be2dfb
+# %% ../nbs/02_data.ipynb #6587f392
 def _with_every_class(train: list[int], dev: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
     """Return the row numbers `train` and `dev` with a row of each class in both.
 
@@ -193,7 +193,7 @@ def _with_every_class(train: list[int], dev: list[int], labels: list[int]) -> tu
             short[back], other[rare] = other[rare], short[back]
     return train, dev
 
-
+# %% ../nbs/02_data.ipynb #d4be2dfb
 def _divide(dataset, classes: Sequence[str] | None, where: str, dev_size: float, seed: int) -> dict:
     "Splits `train` and `dev` of one `Dataset`. Raises `ValueError` where a class (or the whole) is too small to be in both."
     n_dev, counts = math.ceil(dev_size * len(dataset)), Counter(dataset["label"])
@@ -220,7 +220,7 @@ def _check_metrics(metrics: Sequence[str], labels: Sequence[str] | None):
     if bad := [name for name in metrics if name not in fitting] or ([] if metrics else ["none"]):
         raise ValueError(f"metric {bad[0]!r} does not fit {'regression' if labels is None else f'{len(labels)} classes'}; choose from {', '.join(fitting)}")
 
-# %% ../nbs/02_data.ipynb #ab0bdcdf
+# %% ../nbs/02_data.ipynb #50e775d1
 def _two(train, dev):
     "The train and dev tables of what was given: a mapping of splits (`DatasetDict`) brings its own dev split."
     if not isinstance(train, Mapping):
@@ -230,7 +230,7 @@ def _two(train, dev):
     own = next((train[name] for name in ("dev", "validation") if name in train), None)
     return train["train"], own if dev is None else dev
 
-
+# %% ../nbs/02_data.ipynb #e0275b00
 def _drawn(dev, dev_size: float | None, seed: int | None) -> dict:
     """`dev_size` and `seed`, 0.1 and 0 where None, of the split that is drawn.
 
@@ -245,7 +245,7 @@ def _drawn(dev, dev_size: float | None, seed: int | None) -> dict:
         raise ValueError(f"dev_size={size!r}: give a fraction between 0 and 1")
     return dict(dev_size=size, seed=whole_number("seed", given.get("seed", 0), least=0))
 
-
+# %% ../nbs/02_data.ipynb #173835fd
 def _check_columns(text, pair, label):
     "Raise `ValueError` unless the names of the columns are single ones and differ."
     for option, name in (("text", text), ("pair", pair), ("label", label)):
@@ -255,7 +255,7 @@ def _check_columns(text, pair, label):
     if len(set(fields)) < len(fields):
         raise ValueError(f"text={text!r}, pair={pair!r}, label={label!r}: name different columns")
 
-
+# %% ../nbs/02_data.ipynb #ab0bdcdf
 def _own_name(name: str | None, train) -> str:
     """The name of a task of one's own: `name`, else that of its file.
 
@@ -267,13 +267,13 @@ def _own_name(name: str | None, train) -> str:
         raise ValueError(f"{name!r} is the name of a GLUE task; give your own another: name=…")
     return name
 
-# %% ../nbs/02_data.ipynb #4849a2a8
+# %% ../nbs/02_data.ipynb #354e2628
 def _checked(tables: dict, columns: tuple, drop_missing: bool) -> dict[str, tuple]:
     "The `columns` of each table, as `pick` gives them, and its name in messages, by split."
     read = {split: as_table(source) for split, source in tables.items() if source is not None}
     return {split: (pick(frame, columns, where, drop_missing), where) for split, (frame, where) in read.items()}
 
-
+# %% ../nbs/02_data.ipynb #993132ad
 def _own_classes(column, where: str, given: tuple[str, ...] | None) -> tuple[str, ...]:
     """The classes of a label column (Series), those `given` where there are some.
 
@@ -283,7 +283,7 @@ def _own_classes(column, where: str, given: tuple[str, ...] | None) -> tuple[str
         raise ValueError(f"{where}: the only class of column {column.name!r} is {classes[0]!r}; a classifier needs two")
     return classes
 
-
+# %% ../nbs/02_data.ipynb #4849a2a8
 def own_task(train, dev=None, text: str = "text", pair: str | None = None, label: str = "label", *,
              name: str | None = None, regression: bool = False, labels: Sequence[str] | None = None,
              metrics: str | Sequence[str] | None = None, dev_size: float | None = None, seed: int | None = None,
@@ -335,10 +335,10 @@ def read_description(path: str | Path) -> Task:
         said = str(error).replace("\n", " ")
         raise ValueError(f"{path.name} does not describe a task ({said}); it holds train: and the other arguments of own_task") from None
 
-# %% ../nbs/02_data.ipynb #1f71646c
+# %% ../nbs/02_data.ipynb #aec48291
 DESCRIPTIONS = (".yaml", ".yml", ".json")
 
-
+# %% ../nbs/02_data.ipynb #4cc80601
 def _unknown(task: str | Path):
     "Raise `ValueError` for a `task` that is neither a name nor a file that can be read as one."
     said = f"unknown task {str(task)!r}; choose one of {', '.join(TASKS)}"
@@ -348,7 +348,7 @@ def _unknown(task: str | Path):
         raise ValueError(f"{said}, a description ({', '.join(DESCRIPTIONS)}) or a table ({KINDS_OF_FILE})")
     raise ValueError(said)
 
-
+# %% ../nbs/02_data.ipynb #1f71646c
 def get_task(task, **columns) -> Task:
     """The row of `TASKS` called `task`; a `Task` as it is; else one's own, from a description (.yaml, .yml, .json) or a table, with `columns` for `own_task`.
 
@@ -459,12 +459,12 @@ def data_fingerprint(dataset) -> str:
     "Fingerprint of every value of every split of a `DatasetDict`, whatever file or hub it came from."
     return fingerprint({split: dataset[split].to_dict() for split in sorted(dataset)})
 
-# %% ../nbs/02_data.ipynb #1158120b
+# %% ../nbs/02_data.ipynb #9657b69b
 def is_file_of_texts(source) -> bool:
     "Whether `source` names a file of texts, by its ending; else it is a task or the description of one."
     return isinstance(source, str | Path) and endings(source)[0] in (".txt", *READERS)
 
-
+# %% ../nbs/02_data.ipynb #1158120b
 def load_texts(source, columns: str | Sequence[str] | None = None, split: str | None = None,
                data: str = "auto") -> list[str]:
     """Return the documents of a task's `split`, or the texts of a file.

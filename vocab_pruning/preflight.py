@@ -61,11 +61,11 @@ def _scoring(train: TokenStats, scorer: str, **options) -> Callable[[int], np.nd
 
     return lambda n_rows: score(n_rows if by_rows else None)
 
-# %% ../nbs/16_preflight.ipynb #9d80ad9b
+# %% ../nbs/16_preflight.ipynb #ce15b12a
 COLUMNS = ["ratio", "oov", "rows", "coverage_train", "coverage_held_out", "mapped_held_out", "error", "growth", "params", "params_removed", "bytes", "reason"]
 KINDS = [*(kind for kind in OOV if kind != "dbscan"), "resegment"]  # DBSCAN takes minutes where the others take seconds
 
-
+# %% ../nbs/16_preflight.ipynb #8840c39a
 def _one(model, tokenizer, ratio: float, base: str, oov: str, score: Callable[[int], np.ndarray], seed: int, special: np.ndarray,
          train: TokenStats, dev: TokenStats, texts, held_out) -> dict:
     "`measure` of one cut, or `reason` why it cannot be had; `score` gives the scores for a number of rows."
@@ -80,7 +80,7 @@ def _one(model, tokenizer, ratio: float, base: str, oov: str, score: Callable[[i
         return dict(reason=str(error))
     return measure(pruned, train, dev, held_out)
 
-
+# %% ../nbs/16_preflight.ipynb #500b93b7
 def _cuts(ratios, base: str, oovs) -> list[tuple[float, str]]:
     "Every cut that is asked for. Raises `ValueError` for a ratio, a base or a kind that does not exist, and for none."
     ratios, oovs = [ratios] if isinstance(ratios, Real) else [*ratios], list_of_names("oovs", oovs)

@@ -25,17 +25,17 @@ from pathlib import Path
 
 from .core import is_text, list_of_names
 
-# %% ../nbs/01_table.ipynb #01dec39e
+# %% ../nbs/01_table.ipynb #160fa103
 def _unpack_zst(data: bytes) -> bytes:
     import pyarrow
 
     return pyarrow.input_stream(pyarrow.py_buffer(data), compression="zstd").read()
 
-
+# %% ../nbs/01_table.ipynb #136377c9
 COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress, ".zst": _unpack_zst}
 
-
+# %% ../nbs/01_table.ipynb #c4369816
 def endings(path: str | Path) -> tuple[str, str]:
     """Return how the name of `path` ends, in lower case: the kind of file and how it is compressed.
 
@@ -43,12 +43,12 @@ def endings(path: str | Path) -> tuple[str, str]:
     outer = Path(path).suffix.lower()
     return (Path(Path(path).stem).suffix.lower(), outer) if outer in COMPRESSED else (outer, "")
 
-
+# %% ../nbs/01_table.ipynb #96db2901
 def stem(path: str | Path) -> str:
     "The name of `path` without its endings: `reviews` for `reviews.csv.gz`."
     return Path(Path(path).stem).stem if endings(path)[1] else Path(path).stem
 
-
+# %% ../nbs/01_table.ipynb #635b84ba
 def read_bytes(path: str | Path) -> bytes:
     """The content of a file, decompressed where its name says so.
 
@@ -63,14 +63,14 @@ def read_bytes(path: str | Path) -> bytes:
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"it cannot be decompressed as {how} ({error}); fetch or compress it again") from None
 
-
+# %% ../nbs/01_table.ipynb #01dec39e
 def read_content(path: str | Path) -> str:
     """The text of a UTF-8 file, line ends as they are, a mark of the encoding left out.
 
     Raises as `read_bytes` does, and `UnicodeDecodeError`."""
     return read_bytes(path).decode("utf-8-sig")
 
-# %% ../nbs/01_table.ipynb #7e2965fe
+# %% ../nbs/01_table.ipynb #50c1f1e0
 def _quoted(text: str, sep: str) -> Iterator[tuple[int, int, str]]:
     """Yield start, end and kind of each cell of `text` that has a quote, from its first quote on.
 
@@ -86,12 +86,12 @@ def _quoted(text: str, sep: str) -> Iterator[tuple[int, int, str]]:
         yield at, end, "whole" if cell else "open" if begins else "inside"
         at = text.find('"', end)
 
-
+# %% ../nbs/01_table.ipynb #1526926c
 def _line(text: str, at: int) -> int:
     "The number of the line, from 1, that holds the character `at`."
     return text.count("\n", 0, at) + 1
 
-
+# %% ../nbs/01_table.ipynb #7e2965fe
 def _is_quoted(text: str) -> bool:
     """Return whether the quotes of a tsv are those of a csv writer.
 
@@ -111,7 +111,7 @@ def _is_quoted(text: str) -> bool:
                          "save it as a csv if the quotes hold the cell together, as a jsonl if they are text")
     return True
 
-# %% ../nbs/01_table.ipynb #73d987b5
+# %% ../nbs/01_table.ipynb #1905bb67
 def _by_lines(text: str):
     """A tsv in which a line is a row and a quote is a character.
 
@@ -128,7 +128,7 @@ def _by_lines(text: str):
     cells = [row + [None] * (len(header) - len(row)) for _, row in body]
     return pd.DataFrame(cells, columns=header, dtype=object)
 
-
+# %% ../nbs/01_table.ipynb #73d987b5
 def _read_separated(path: Path, sep: str):
     """A file of separated cells, all of them strings.
 
@@ -149,7 +149,7 @@ def _read_separated(path: Path, sep: str):
         except pd.errors.ParserWarning:
             raise ValueError("row 0 has more cells than the header; quote a cell that holds the separator") from None
 
-# %% ../nbs/01_table.ipynb #4de36504
+# %% ../nbs/01_table.ipynb #acf15a94
 def _read_jsonl(path: Path):
     "A file with one JSON object a line."
     import pandas as pd
@@ -164,19 +164,19 @@ def _read_jsonl(path: Path):
             raise ValueError(f"line {number} is not an object {{column: value}}")
     return pd.DataFrame(rows, dtype=object)
 
-
+# %% ../nbs/01_table.ipynb #4de36504
 def _read_parquet(path: Path):
     import pandas as pd
 
     return pd.read_parquet(io.BytesIO(read_bytes(path)) if endings(path)[1] else path)
 
-# %% ../nbs/01_table.ipynb #17c33164
+# %% ../nbs/01_table.ipynb #2ae59a22
 READERS: dict[str, Callable] = {".csv": lambda path: _read_separated(path, ","), ".tsv": lambda path: _read_separated(path, "\t"),
                                 ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 # as messages list them:
 KINDS_OF_FILE = f"{', '.join(READERS)}, each also compressed ({', '.join(COMPRESSED)}: reviews.csv.gz)"
 
-
+# %% ../nbs/01_table.ipynb #c57397ab
 def _read_whole(path: Path, read: Callable):
     """`read(path)`.
 
@@ -191,7 +191,7 @@ def _read_whole(path: Path, read: Callable):
     except ValueError as error:
         raise ValueError(f"{path.name} cannot be read: {str(error).strip().splitlines()[0]}") from None
 
-
+# %% ../nbs/01_table.ipynb #17c33164
 def read_table(path: str | Path):
     """A csv, tsv, jsonl or parquet file, perhaps compressed, as a DataFrame.
 
@@ -222,12 +222,12 @@ def as_table(source) -> tuple:
             frame[name] = pd.Categorical.from_codes(frame[name].fillna(-1).clip(lower=-1).astype(int), feature.names)
     return frame, "the Dataset"
 
-# %% ../nbs/01_table.ipynb #0ab7b1c0
+# %% ../nbs/01_table.ipynb #0c55fd16
 def at(where: str, row: int, column: str) -> str:
     "The place of a cell, as messages name it."
     return f"{where}, row {row} (from 0), column {column!r}"
 
-
+# %% ../nbs/01_table.ipynb #0ab7b1c0
 def pick(frame, columns: Sequence[str], where: str, drop_missing: bool = False):
     """The `columns` of `frame`, of which no cell is missing; with `drop_missing`, rows that lack one are left out and the others keep their number.
 
@@ -254,7 +254,7 @@ def texts_of(column, where: str) -> list[str]:
         raise ValueError(f"{at(where, column.index[bad], column.name)}: {values[bad]!r} is not a text")
     return values
 
-# %% ../nbs/01_table.ipynb #49b9ef3a
+# %% ../nbs/01_table.ipynb #9e372ccb
 def class_name(value) -> str:
     """The name of the class that the label `value` stands for.
 
@@ -271,7 +271,7 @@ def class_name(value) -> str:
         return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
     return str(value).strip()
 
-
+# %% ../nbs/01_table.ipynb #442a2009
 def label_names(column, where: str = "the labels") -> list[str]:
     """The labels of a column (Series) as class names (`class_name`).
 
@@ -284,7 +284,7 @@ def label_names(column, where: str = "the labels") -> list[str]:
             raise ValueError(f"{at(where, row, column.name)}: {error}, a string or a number") from None
     return names
 
-
+# %% ../nbs/01_table.ipynb #49b9ef3a
 def _number(name: str) -> float | None:
     "`name` as a number, None where it is not one."
     try:
@@ -292,14 +292,14 @@ def _number(name: str) -> float | None:
     except ValueError:
         return None
 
-# %% ../nbs/01_table.ipynb #5be3d368
+# %% ../nbs/01_table.ipynb #4527ce9e
 def _distinct(names: Sequence[str], where: str) -> tuple[str, ...]:
     "`names` as they are. Raises `ValueError` for a class that is named twice."
     if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
         raise ValueError(f"{where}: the class {twice!r} is named twice; give each class one name")
     return tuple(names)
 
-
+# %% ../nbs/01_table.ipynb #5be3d368
 def find_classes(column, where: str) -> tuple[str, ...]:
     """The class names of a column (Series): those of its type where it has some, else the distinct ones, by alphabet, or by number where all are numbers.
 
@@ -320,7 +320,7 @@ def find_classes(column, where: str) -> tuple[str, ...]:
         raise ValueError(f"{place(twice[1])}: {twice[0]!r} and {twice[1]!r} are one number; write it in one way")
     return tuple(classes)
 
-# %% ../nbs/01_table.ipynb #a4a2513d
+# %% ../nbs/01_table.ipynb #137bec81
 def given_classes(labels) -> tuple[str, ...]:
     """The names of the classes that a caller lists in their order, as `class_name` has them.
 
@@ -335,7 +335,7 @@ def given_classes(labels) -> tuple[str, ...]:
         raise ValueError("labels=[]: give all class names, or None to take those of train")
     return names
 
-
+# %% ../nbs/01_table.ipynb #99938b5d
 def class_numbers(column, classes: Sequence[str], where: str) -> list[int]:
     """The labels of a column (Series) as positions in `classes`.
 
@@ -352,10 +352,10 @@ def class_numbers(column, classes: Sequence[str], where: str) -> list[int]:
                          "correct it, or name every class there is: labels=[…]")
     return found
 
-
+# %% ../nbs/01_table.ipynb #e6b776b7
 LARGEST = 3.4028235e38  # of the float32 that labels of a regression are kept in
 
-
+# %% ../nbs/01_table.ipynb #a4a2513d
 def quantities(column, where: str) -> list[float]:
     "The labels of a column (Series) as floats that float32 can hold. Raises `ValueError` for the first that is not."
     numbers = [_number(str(value)) for value in column.tolist()]
@@ -365,13 +365,13 @@ def quantities(column, where: str) -> list[float]:
                          f"number, which regression=True asks for")
     return numbers
 
-# %% ../nbs/01_table.ipynb #92600130
+# %% ../nbs/01_table.ipynb #1f83935a
 def _lines_of(path: Path) -> list[str]:
     "The lines of a text file that are not blank, without their ends: of a line feed, a carriage return, or both."
     lines = read_content(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [line for line in lines if line.strip()]
 
-
+# %% ../nbs/01_table.ipynb #92600130
 def read_texts(path: str | Path, columns: str | Sequence[str] | None = None) -> list[str]:
     """Return the texts of a file, without empty ones.
 
