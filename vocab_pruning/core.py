@@ -431,7 +431,7 @@ def list_of_names(name: str, value) -> tuple[str, ...]:
         raise ValueError(f"{name}={list(names)!r}: {bad[0]!r} is not a name")
     return names
 
-# %% ../nbs/00_core.ipynb #2ef1e7b6
+# %% ../nbs/00_core.ipynb #b8f100ba
 def _no_texts(texts) -> str | None:
     "What `texts` is instead of an iterable of texts, and what to give; None where it may be one."
     if isinstance(texts, str):
@@ -464,7 +464,7 @@ def check_texts(texts, reader: str | None = None, name: str = "texts"):
         raise ValueError(f"{reader} reads {name} a second time, but a {type(texts).__name__} can be read only once; "
                          "give a list, not a one-shot iterator")
 
-# %% ../nbs/00_core.ipynb #65dc3231
+
 def list_of_texts(texts, name: str = "texts") -> list[str]:
     "`texts` as a list, read once. Raises `TypeError` as `check_texts` does, and for the first that is no text."
     check_texts(texts, name=name)
