@@ -12,18 +12,27 @@ empty :=
 comma := ,
 EXECUTED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty) ,,$(EXECUTED))))))
 
-.PHONY: help run sweep test page readme docs lint clean
+# Versions: those of constraints.txt, the lowest that settings.ini allows (test-lowest), or the newest (test-newest).
+# Where a lowest version cannot be installed, another may be named: `make test-lowest but=torch==2.13.0`.
+LOWEST := .venv-lowest
+NEWEST := .venv-newest
+EXTRAS := dev,notebooks,offline,sentence,retrieval,onnx
+
+.PHONY: help run sweep test test-all test-lowest test-newest page readme docs lint clean
 help:
 	@echo "make run [task=cola ratio=0.2 scorer=tfidf oov=pq …]   prune, fine-tune, score; prints the row"
 	@echo "make sweep recipe=FILE [engine=ray workers=4 retry=1]   every run of a recipe that is not there yet"
-	@echo "make test                                                   everything that must hold"
+	@echo "make test                                                   everything that must hold, without slow tests"
+	@echo "make test-all                                               the slow tests, too"
+	@echo "make test-lowest [but=torch==2.13.0]                        the tests, with the lowest versions allowed"
+	@echo "make test-newest                                            the tests, with the newest versions"
 	@echo "make page nb=nbs/10_budget.ipynb                            run one notebook, save it clean, export the package"
 	@echo "make readme                                                 README.md from nbs/index.ipynb"
 	@echo "make docs                                                   the site, to _site/ (needs Quarto)"
 
 $(READY): setup.py settings.ini constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks,offline,sentence,retrieval,onnx]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 run: $(READY)
@@ -37,6 +46,27 @@ sweep: $(READY)
 test: $(READY) lint
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest
+
+test-all: $(READY) lint
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -m ""
+
+$(LOWEST)/.ready: setup.py settings.ini tools/lowest.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python tools/lowest.py $(but) > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+test-lowest: $(LOWEST)/.ready
+	$(LOWEST)/bin/python -m pytest
+
+$(NEWEST)/.ready: setup.py settings.ini
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(EXTRAS)]'
+	touch $@
+
+test-newest: $(NEWEST)/.ready
+	$(NEWEST)/bin/python -m pytest
 
 page: $(READY)
 	$(BIN)/python -c "from vocab_pruning.publish import run_page; run_page('$(nb)')"
@@ -53,4 +83,4 @@ lint: $(READY)
 	$(BIN)/ruff check
 
 clean:
-	rm -rf $(VENV) _site _proc .pytest_cache .hypothesis .ruff_cache *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) _site _proc .pytest_cache .hypothesis .ruff_cache *.egg-info

@@ -23,7 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 GUIDE = "nbs/guide_own_data.ipynb"
-DRY = {"make test": "it would run this very test", "make docs": "it needs Quarto", "make readme": "the home page is a test of its own"}
+ELSEWHERE = {"python -m vocab_pruning.site": "it builds every page; test_site does that, and runs the command"}
+DRY = {"make test": "it would run this very test", "make test-all": "the same",
+       "make test-lowest": "it installs other versions", "make test-newest": "the same",
+       "make docs": "it needs Quarto", "make readme": "the home page is a test of its own"}
 
 
 def guide_cells(kind: str) -> list[str]:
@@ -63,7 +66,7 @@ def project(tmp_path_factory) -> Path:
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("nbs", "vocab_pruning"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    for path in [p for p in ROOT.iterdir() if p.is_file()]:
+    for path in [p for p in ROOT.iterdir() if p.is_file() and p.name != ".git"]:  # a worktree's leads to its repository
         shutil.copy(path, copy)
     (cola := copy.with_name("glue") / "CoLA").mkdir(parents=True)
     for split, n in (("train", 64), ("dev", 32)):
@@ -75,6 +78,8 @@ def project(tmp_path_factory) -> Path:
     (weights.parent / "__init__.py").touch()
     (copy / "sentence-transformers" / "all-MiniLM-L6-v2").symlink_to(weights, target_is_directory=True)
     subprocess.run(["git", "init", "--quiet", copy], check=True)
+    found = subprocess.run(["git", "rev-parse", "--show-toplevel"], cwd=copy, check=True, capture_output=True, text=True)
+    assert Path(found.stdout.strip()).samefile(copy), "commits of these tests would go to another repository"
     return copy
 
 
@@ -106,24 +111,29 @@ def followed(project):
 needs_weights = pytest.mark.skipif(minilm_directory() is None, reason="needs the extra `offline` (MiniLM weights)")
 
 
+@pytest.fixture(scope="module")
+def ran(project, followed) -> dict[tuple[str, str], subprocess.CompletedProcess]:
+    "All commands, run in the order of the documents, for what one leaves a later one may read: what became of each."
+    done = {}
+    for document, command in commands():
+        if command not in ELSEWHERE:
+            dry = ["make", "--dry-run", *command.split()[1:]]
+            done[document, command] = run(dry if command in DRY else ["bash", "-ec", command], project)
+    return done
+
+
 @needs_weights
-@pytest.mark.parametrize(("document", "command"), commands())
-def test_a_command_runs_as_written(project, document, command, request):
-    "In the order of the documents: what one command leaves, a later one may read."
-    if document == GUIDE:
-        request.getfixturevalue("followed")
-    if command == "python -m vocab_pruning.site":
-        pytest.skip("builds every page; test_site does that, and runs the command")
-    done = run(["make", "--dry-run", *command.split()[1:]] if command in DRY else ["bash", "-ec", command], project)
+@pytest.mark.parametrize(("document", "command"), [pair for pair in commands() if pair[1] not in ELSEWHERE])
+def test_a_command_runs_as_written(ran, document, command):
+    done = ran[document, command]
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
-    assert command != "make test" or ("nbdev_test" in done.stdout and "pytest" in done.stdout)
+    assert not command.startswith("make test") or "pytest" in done.stdout
+    assert command not in ("make test", "make test-all") or "nbdev_test" in done.stdout
 
 
 @needs_weights
-def test_what_the_commands_left_is_what_they_say(project):
+def test_what_the_commands_left_is_what_they_say(project, ran):
     "`make run` left a row and `publish` a page of it; papermill, asked for the same, read the row; the commit is there."
-    if not (project / "results").is_dir():
-        pytest.skip("the commands were not run")
     assert results_problems(project) == []
     page, = (project / "results" / "mine" / "runs").glob("*.ipynb")
     assert "was there already" in (project / "out.ipynb").read_text(encoding="utf-8")
@@ -180,10 +190,44 @@ def test_published_results_hold():
     assert results_problems(ROOT) == []
 
 
+def test_every_python_that_is_promised_is_tested():
+    "What settings.ini and setup.py promise is what the workflow runs, and each set of versions has its job."
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))["jobs"]
+    tested = jobs["test"]["strategy"]["matrix"]["python"]
+    lowest = re.search(r"^min_python = (\S+)$", (ROOT / "settings.ini").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    promised = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.py").read_text(encoding="utf-8"))
+    assert tested[0] == lowest and tested == promised
+    runs = {step["run"] for job in jobs.values() for step in job["steps"] if "run" in step}
+    assert runs == {"make test", "make test-lowest", "make test-newest"}
+
+
+def test_slow_tests_are_left_out_by_test_and_run_by_test_all(tmp_path):
+    two = ["import pytest", "@pytest.mark.slow", "def test_slow(): pass", "def test_quick(): pass"]
+    (tmp_path / "test_two.py").write_text("\n".join(two))
+    options = f"-c {ROOT / 'pytest.ini'} --rootdir {tmp_path} --strict-markers -n 0 --collect-only -p no:cacheprovider"
+    quiet, found = dict(check=True, capture_output=True, text=True), {}
+    for target in ("test", "test-all"):
+        shown = subprocess.run(["make", "--dry-run", target, f"BIN={BIN}", "READY="], cwd=ROOT, **quiet).stdout
+        command, = (line for line in shown.splitlines() if "-m pytest" in line)
+        found[target] = subprocess.run(f"{command} {options} {tmp_path}", shell=True, cwd=tmp_path, **quiet).stdout
+    assert [("test_slow" in out, "test_quick" in out) for out in found.values()] == [(False, True), (True, True)]
+
+
+def test_lowest_versions_are_those_of_settings():
+    "Every requirement has a lower bound, and only those of development tools are left out."
+    command = [sys.executable, ROOT / "tools" / "lowest.py", "torch==9.9"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lowest = dict(line.split("==") for line in done.stdout.splitlines())
+    assert lowest.pop("torch") == "9.9" and len(lowest) > 20 and "pytest" not in lowest
+    settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
+    for name, version in lowest.items():
+        assert re.search(rf"[= ]{re.escape(name)}(\[\w+\])?>={re.escape(version)}[ ,\n]", settings), name
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem)
 def test_a_workflow_runs_targets_that_exist(path):
     workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     called = [step["run"].split() for step in steps if "run" in step]
     assert called and all(command[0] == "make" and command[1] in targets for command in called)
