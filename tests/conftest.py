@@ -262,6 +262,11 @@ def draw_ids(pool: torch.Tensor, seed: int, shape: tuple[int, int] = (2, 12)) ->
     return pool[torch.randint(len(pool), shape, generator=generator)]
 
 
+def real_positions(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    "Which positions of model `inputs` are no padding: bool (n, length)."
+    return inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+
+
 @torch.no_grad()
 def outputs(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return what the model gives by name: each layer's hidden states and the logits or the pooled output.
@@ -270,8 +275,7 @@ def outputs(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     result = model(**inputs, output_hidden_states=True)
     layers = {f"layer {i}": hidden for i, hidden in enumerate(result.hidden_states)}
     values = layers | {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
-    ids = inputs["input_ids"]
-    real = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+    real = real_positions(inputs)
     return {name: value[real] if value.dim() == 3 else value for name, value in values.items()}
 
 

@@ -8,7 +8,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ANGLES, FAMILIES, LETTERS, ODD_FAMILIES, TEXTS, batch, build, draw_ids, outputs, same, shared, state
+from conftest import (
+    ANGLES,
+    FAMILIES,
+    LETTERS,
+    ODD_FAMILIES,
+    TEXTS,
+    batch,
+    build,
+    draw_ids,
+    outputs,
+    real_positions,
+    same,
+    shared,
+    state,
+)
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from transformers import (
@@ -81,14 +95,14 @@ def pruned(family: str, task: str, scorer: str, oov: str, base: str, part: float
 
 
 def head_input(model, inputs) -> torch.Tensor:
-    "What the output head reads: (n, length, d)."
+    "What the output head reads at real positions: (positions, d)."
     seen = []
     handle = model.get_output_embeddings().register_forward_pre_hook(lambda head, args: seen.append(args[0]))
     try:
         outputs(model, inputs)
     finally:
         handle.remove()
-    return seen[0]
+    return seen[0][real_positions(inputs)]
 
 
 def check_head(model, small, keep: torch.Tensor, inputs, full: torch.Tensor, logits: torch.Tensor):
