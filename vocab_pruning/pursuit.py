@@ -76,16 +76,17 @@ def _fit(targets: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 # %% ../nbs/06_pursuit.ipynb #4914f46f
 def _pursue_block(targets: torch.Tensor, search: Products, m: int) -> tuple[torch.Tensor, torch.Tensor]:
     "Positions and weights, (b, m) each, of the `m` rows of `search` that explain each of `targets` (b, d)."
-    targets = targets.double()
-    residual, index = targets, torch.empty(len(targets), 0, dtype=torch.int64, device=targets.device)
+    targets = left = targets.double()
+    index, chosen = targets.new_empty(len(targets), 0, dtype=torch.int64), targets[:, None][:, :0]
     nothing = 1e-7 * targets.norm(dim=1, keepdim=True)
-    for _ in range(m):
-        place = search.largest(residual, absolute=True, without=index)
+    for step in range(m):
+        if step:
+            left = targets - (weight[:, None] @ chosen)[:, 0]
+            left = torch.where(left.norm(dim=1, keepdim=True) > nothing, left, 0)
+        place = search.largest(left, absolute=True, without=index)
         index = torch.cat([index, place[:, None]], dim=1)
-        chosen = search.unit[index]
+        chosen = torch.cat([chosen, search.unit[place][:, None]], dim=1)
         weight = _fit(targets, chosen)
-        residual = targets - (weight[:, None] @ chosen)[:, 0]
-        residual = torch.where(residual.norm(dim=1, keepdim=True) > nothing, residual, 0)
     return index, weight
 
 # %% ../nbs/06_pursuit.ipynb #753f7daf
