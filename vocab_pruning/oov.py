@@ -240,15 +240,16 @@ def remap_to_clusters(rows: torch.Tensor, order: np.ndarray, n_keep: int, *, n_s
     members = _ordinary(_looked_for(order, n_keep, only_seen, seen, unk_id)[0], reserved)
     k = min(n_clusters, len(members), len(order) if outside_budget else n_keep - n_special)
     if k == 0 and n_keep < len(order) and unk_id is None:
-        raise CannotPrune(f"n_clusters {n_clusters} and {n_keep} rows, {n_special} of them special, leave no cluster, which is oov='unk', but the tokenizer has "
-                         "no unknown token; ask for more of either, or choose oov='nearest'")
+        raise CannotPrune(f"n_clusters {n_clusters} and {n_keep} rows, {n_special} of them special, leave no cluster, which is "
+                          "oov='unk', but the tokenizer has no unknown token; ask for more of either, or choose oov='nearest'")
     if k == 0:
         return remap_to_unk(rows, order, n_keep, unk_id=unk_id)
     by_score = n_keep if outside_budget else n_keep - k
     ids, rest = _looked_for(order, by_score, only_seen, seen, unk_id)
     members = _ordinary(ids, reserved)
     if clusters is not cluster_pruned_tokens and len(zero := members[(rows[members] == 0).all(dim=1).cpu().numpy()]):
-        raise CannotPrune(f"row {zero[0]} of the embedding has length 0.0, so it has no direction to compare; choose oov='cluster'")
+        raise CannotPrune(f"row {zero[0]} of the embedding has length 0.0, so it has no direction to compare; "
+                          "choose oov='cluster'")
     nearest, means, label = _represent(rows, ids, members, clusters(rows[members], k, seed))
     if representative == "mean":
         means = means.to(rows.dtype)

@@ -79,14 +79,13 @@ def _pursue_block(targets: torch.Tensor, search: Products, m: int) -> tuple[torc
     targets = left = targets.double()
     index, chosen = targets.new_empty(len(targets), 0, dtype=torch.int64), targets[:, None][:, :0]
     nothing = 1e-7 * targets.norm(dim=1, keepdim=True)
-    for step in range(m):
-        if step:
-            left = targets - (weight[:, None] @ chosen)[:, 0]
-            left = torch.where(left.norm(dim=1, keepdim=True) > nothing, left, 0)
+    for _ in range(m):
         place = search.largest(left, absolute=True, without=index)
         index = torch.cat([index, place[:, None]], dim=1)
         chosen = torch.cat([chosen, search.unit[place][:, None]], dim=1)
         weight = _fit(targets, chosen)
+        left = targets - (weight[:, None] @ chosen)[:, 0]
+        left = torch.where(left.norm(dim=1, keepdim=True) > nothing, left, 0)
     return index, weight
 
 # %% ../nbs/06_pursuit.ipynb #753f7daf
