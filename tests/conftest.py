@@ -381,3 +381,14 @@ def narrow_minilm(tmp_path_factory) -> str:
         AutoModel.from_config(BertConfig.from_pretrained(minilm_directory(), **sizes)).save_pretrained(directory)
     AutoTokenizer.from_pretrained(minilm_directory()).save_pretrained(directory)
     return str(directory)
+
+
+class Unread:
+    "Texts that must not be read."
+
+    def __iter__(self):
+        return self.read()
+
+    def read(self):
+        raise AssertionError("the texts were read")
+        yield

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES, ODD_FAMILIES, TEXTS, build, same, state
+from conftest import FAMILIES, ODD_FAMILIES, TEXTS, Unread, build, same, state
 from datasets import Dataset
 from transformers import ByT5Tokenizer, FNetConfig, FNetForSequenceClassification
 
@@ -64,17 +64,6 @@ def scores_with(value: float, row: int = 5) -> np.ndarray:
     scores = np.ones(FAMILIES["wordpiece"].config().vocab_size)
     scores[row] = value
     return scores
-
-
-class Unread:
-    "Texts that must not be read."
-
-    def __iter__(self):
-        return self.read()
-
-    def read(self):
-        raise AssertionError("the texts were read")
-        yield
 
 
 FREQUENCY, AVERAGE, ATTENTION = (dict(scorer=name) for name in ("frequency", "clustering", "attention"))

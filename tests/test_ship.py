@@ -24,6 +24,7 @@ from conftest import (
     WITHOUT_US,
     WORDS,
     Family,
+    Unread,
     build,
     byte_bpe,
     make_texts,
@@ -1555,7 +1556,7 @@ def test_scores_are_computed_once_where_they_do_not_depend_on_the_rows(scorer, t
     assert len(made) == times
 
 
-@pytest.mark.parametrize("ratios, oovs", [([0.2], ["unk"]), ([0.999], ["resegment"]), ([], ["unk"])])
+@pytest.mark.parametrize("ratios, oovs", [([0.2], ["unk"]), ([0.999], ["resegment"])])
 def test_the_columns_are_always_the_same(ratios, oovs):
     full, old = shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer
     table = preflight(full, old, TEXTS, TEXTS, ratios, oovs=oovs)
@@ -1569,6 +1570,9 @@ def test_texts_that_preflight_cannot_use():
     full, old = shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer
     with pytest.raises(ValueError, match="unknown oov 'subword'"):
         preflight(full, old, TEXTS, TEXTS, oovs=["unk", "subword"])
+    for none in (dict(ratios=[]), dict(oovs=[])):
+        with pytest.raises(ValueError, match="give one or more of both"):
+            preflight(full, old, TEXTS, TEXTS, **none)
     for held_out in ([], [""]):
         with pytest.raises(ValueError, match="no token at all"):
             preflight(full, old, TEXTS, held_out, [0.2], oovs=["unk"])
@@ -1606,10 +1610,9 @@ def test_a_tokenizer_without_parts(tmp_path):
     level.pre_tokenizer = pre_tokenizers.Whitespace()
     old = PreTrainedTokenizerFast(tokenizer_object=level, cls_token="[CLS]", sep_token="[SEP]", **BRACKETS)
     full = build("wordpiece", vocab_size=len(names))
-    read = []
     with pytest.raises(ValueError, match="WordLevel .* no parts .* oov='sparse'"):
-        prune(full, old, (read.append(text) or text for text in TEXTS), 0.2, "vocab", "frequency", oov="resegment")
-    assert read == [] and [*tmp_path.iterdir()] == []
+        prune(full, old, Unread(), 0.2, "vocab", "frequency", oov="resegment")
+    assert [*tmp_path.iterdir()] == []
     prune(full, old, TEXTS, 0.2, "vocab", oov="sparse").verify()
 
 
