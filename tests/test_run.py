@@ -222,10 +222,10 @@ def test_a_misspelt_parameter_stops_papermill_before_anything_is_written(tmp_pat
 @pytest.mark.parametrize(("parameters", "message"), [
     (dict(task="colla"), "unknown task 'colla'"),
     (dict(scorer="tf-idf"), "unknown scorer 'tf-idf'"),
-    (dict(scorer_options={"nrom": None}), "unexpected keyword argument 'nrom'"),
-    (dict(scorer_options={"texts": []}), "scorer_options: 'texts' is given by the run itself"),
+    (dict(scorer_options={"nrom": None}), "unexpected option 'nrom'"),
+    (dict(scorer_options={"texts": []}), "scorer option 'texts' is given to every scorer"),
     (dict(oov="closest"), "unknown oov 'closest'"),
-    (dict(oov_options="{n: 8}"), "oov_options: 'nearest' got an unexpected keyword argument 'n'"),
+    (dict(oov_options="{n: 8}"), "oov='nearest' got an unexpected keyword argument 'n'"),
     (dict(base="tokens"), "unknown base 'tokens'"),
     (dict(ratio=-0.1), "ratio -0.1 is outside"),
     (dict(ratio="120%"), "ratio 1.2 is outside"),

@@ -7,14 +7,12 @@ __all__ = ['METHODS', 'as_number', 'as_fraction', 'as_whole', 'at_least', 'as_fl
            'parameter_kinds', 'parameter_defaults']
 
 # %% ../nbs/22_spec.ipynb #c082d98b
-import inspect
 import math
 import re
 from ast import Assign, parse
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from decimal import Decimal
-from functools import partial
 from numbers import Integral, Real
 from os import PathLike, fspath
 
@@ -24,7 +22,7 @@ from .budget import check_ratio
 from .core import choose, parse_yaml
 from .data import Task, get_task
 from .prune import check_oov
-from .scoring import TUNED, get_scorer
+from .scoring import TUNED, check_scorer
 
 # %% ../nbs/22_spec.ipynb #8e391c88
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -237,20 +235,6 @@ def _given(names: Mapping) -> dict:
         choose(kinds, "parameter", name)
     return {name: names[name] for name in kinds if name in names}
 
-# %% ../nbs/22_spec.ipynb #d846ef09
-_RUN_GIVES = {"stats", "model", "n_rows", "seed", "texts", "tokenizer", "special", "examples",  # to scorers
-              "rows", "order", "n_keep", "n_special", "unk_id", "share"}  # to remaps
-
-
-def _check_options(name: str, options: Mapping, chosen: str, check: Callable):
-    "Raise `TypeError` that names the parameter where `check` knows no such option, or the run gives it."
-    if taken := _RUN_GIVES & options.keys():
-        raise TypeError(f"{name}: {min(taken)!r} is given by the run itself; leave it out")
-    try:
-        check(**options)
-    except TypeError as error:
-        raise TypeError(f"{name}: {chosen!r} {error}") from None
-
 # %% ../nbs/22_spec.ipynb #e3a3588b
 def _check_losparse(spec: RunSpec, low_rank: float = 0.25, **schedule):
     "Raise `ValueError` for what LoSparse cannot do."
@@ -285,11 +269,12 @@ def _check_spec(spec: RunSpec, task: Task | None = None):
     Raises `TypeError` for an option that scorer, remap or LoSparse do not take."""
     choose(METHODS, "method", spec.method)
     own = (task or get_task(spec.task)).name
-    scorer = get_scorer(spec.scorer)
     check_ratio(spec.ratio, spec.base)
     _check_vocabulary(spec, own)
-    _check_options("scorer_options", spec.scorer_options, spec.scorer, inspect.signature(scorer).bind_partial)
-    check_oov(spec.oov)
-    _check_options("oov_options", spec.oov_options, spec.oov, partial(check_oov, spec.oov))
+    check_scorer(spec.scorer, spec.scorer_options)
+    check_oov(spec.oov, **spec.oov_options)
     if spec.method != "vocab":
-        _check_options("losparse_options", spec.losparse_options, spec.method, partial(_check_losparse, spec))
+        try:
+            _check_losparse(spec, **spec.losparse_options)
+        except TypeError as error:
+            raise TypeError(f"losparse_options: {error}") from None
