@@ -37,7 +37,7 @@ from transformers.initialization import no_init_weights
 
 from vocab_pruning import prune
 from vocab_pruning.budget import BASES, count_rows, get_special_tokens, max_ratio, model_size, reserved_mask
-from vocab_pruning.core import minilm_directory
+from vocab_pruning.core import CannotPrune, minilm_directory
 from vocab_pruning.oov import Remap
 from vocab_pruning.rebuild import FLOOR, PrunedHead, rebuild_model_with_vocab, sizes
 from vocab_pruning.stats import TokenStats, token_stats
@@ -344,11 +344,17 @@ def test_the_ratio_asked_for_is_the_ratio_got(family, oov, base):
     special, V = special_ids(model, tokenizer), model.config.vocab_size
     params = sizes(model)["params"]
     most = Fraction((V - len(special)) * row_cost(model), params) if base == "params" else 1 - Fraction(1, 2**40)
+    ordinary = np.flatnonzero(~reserved_mask(model, tokenizer))
     for scorer in [*COUNTING, "clustering"]:
         for ratio in [*map(Fraction, ("0", "0.05", "0.1", "0.2", "0.25")), most]:
+            if ratio == most and oov in ("nearest", "sparse"):
+                with pytest.raises(CannotPrune, match="ordinary|a mixture has 2 rows"):
+                    prune(model, tokenizer, TEXTS, float(ratio), base, scorer, **OOV[oov])
+                continue
             p = prune(model, tokenizer, TEXTS, float(ratio), base, scorer, **OOV[oov])
-            rows = rows_asked(model, tokenizer, ratio, base)
-            assert p.remap.n_rows == min(rows + EXTRA_ROWS.get(oov, 0), V), (scorer, ratio)
+            rows, clusters = rows_asked(model, tokenizer, ratio, base), p.info["n_clusters"]
+            pruned = len(np.setdiff1d(ordinary, p.keep)) + (0 if "mean" in oov else clusters)
+            assert p.remap.n_rows == rows + min(EXTRA_ROWS.get(oov, 0), pruned), (scorer, ratio)
             assert len(p.keep) == p.remap.n_rows - (p.info["n_clusters"] if "mean" in oov else 0)
             assert p.remap.coded is None or p.remap.coded.describe()["n"] == V - p.remap.n_rows
             assert ratio < most or rows == len(special)
