@@ -224,8 +224,8 @@ def _check_report(directory: Path, model, report: dict, whole: bool, new_head: b
 
 # %% ../nbs/13_ship.ipynb #dc11f293
 def _load_model(
-    directory: Path, config, model_class, weights: dict | None, trust: bool, ignore_mismatched_sizes: bool = False,
-    **kwargs,
+    directory: Path, config, model_class, weights: dict | None, trust: bool = False,
+    ignore_mismatched_sizes: bool = False, **kwargs,
 ):
     """The pruned model in `directory`, of `weights` by name where they are given.
 
