@@ -23,7 +23,7 @@ import torch
 from .core import quiet_transformers
 from .finetune import device_name, has_bf16
 from .rebuild import sizes
-from .ship import _load_model, evaluating
+from .ship import _config, _load_model, evaluating
 
 # %% ../nbs/22_benchmark.ipynb #49c75209
 def bytes_on_disk(model) -> int:
@@ -48,7 +48,7 @@ def _measure_peak(directory: str, device: str):
     import transformers
     from safetensors.torch import load_file
 
-    config = transformers.AutoConfig.from_pretrained(directory)
+    config, _ = _config(Path(directory), False, None)
     getattr(transformers, config.architectures[0])
     before = process_peak() if device == "cpu" else 0
     model = _load_model(Path(directory), config, None, None).to(device)
