@@ -3,7 +3,6 @@
 import ast
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -80,10 +79,6 @@ def test_file_stems_are_unique():
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_exported_cells_are_short(notebook):
     assert max(map(lines, exported(notebook)), default=0) <= 40
-
-
-def test_median_exported_cell_is_at_most_ten_lines():
-    assert statistics.median(lines(cell) for n in NOTEBOOKS for cell in exported(n)) <= 10
 
 
 def test_expected_errors_are_really_expected():

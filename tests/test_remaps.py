@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Unread
 from safetensors.torch import load_file
 
 from vocab_pruning import prune
@@ -159,18 +160,12 @@ WRONG = {
 CASES = [(oov, name) for oov in OOV for name in options_of(oov)] + [("resegment", "lossless"), ("resegment", "pad_to_multiple_of")]
 
 
-def unread():
-    "Texts that must not be read."
-    raise AssertionError("the texts were read")
-    yield
-
-
 @pytest.mark.parametrize(("oov", "name"), CASES)
 def test_wrong_values_are_refused_by_name(oov, name):
     model, tokenizer = tiny_model("BERT")
     for value in WRONG[name]:
         with pytest.raises(ValueError) as refused:
-            prune(model, tokenizer, unread(), 0.3, "vocab", oov=oov, **{name: value})
+            prune(model, tokenizer, Unread(), 0.3, "vocab", oov=oov, **{name: value})
         text = str(refused.value)
         assert text.startswith(f"{name} {value!r}: give ") and OPTIONS[name].takes in text and "\n" not in text
 
@@ -201,7 +196,7 @@ def test_codes_that_do_not_fit_are_refused_before_texts_are_read(oov, options, t
     model, tokenizer = tiny_model("BERT")
     assert model.get_input_embeddings().embedding_dim == 16
     with pytest.raises(ValueError, match=told):
-        prune(model, tokenizer, unread(), 0.3, "vocab", oov=oov, **options)
+        prune(model, tokenizer, Unread(), 0.3, "vocab", oov=oov, **options)
 
 
 # Searches

@@ -96,7 +96,7 @@ def _read(texts: str, columns: list[str] | None, data: str, split: str | None = 
         warnings.simplefilter("ignore", GeneratedText)  # said already
     return load_texts(texts, columns, split, data)
 
-
+# %% ../nbs/92_cli.ipynb #06297716
 def _own(source: str, other: str | None, columns: list[str] | None, data: str) -> tuple[list[str] | None, str]:
     "Which of `columns` and `data` are meant for `source`: those that it can use, and those that `other` cannot."
     from vocab_pruning.data import is_file_of_texts
@@ -279,7 +279,7 @@ def _note_unknown(found: dict):
         typer.echo(f"note: {found['unknown']:.2%} of the tokens are unknown, {found['unknown_original']:.2%} before; "
                    "that the texts take fewer tokens is a loss, not a gain", err=True)
 
-
+# %% ../nbs/92_cli.ipynb #76838eff
 @_command
 def check(directory: Annotated[Path, typer.Argument(help="A pruned model.", show_default=False)], texts: Texts,
           at_least: Annotated[float | None, typer.Option(

@@ -112,6 +112,16 @@ def check_oov(oov: str, width: int | None = None, /, **options):
     check_options(oov, ["lossless", "pad_to_multiple_of"] if oov == "resegment" else options_of(oov), options, width)
 
 # %% ../nbs/14_prune.ipynb #548c9f46
+def _check_choices(ratio, base: str, scorer: str, scorer_options, scores, oov: str, oov_options: dict, seed):
+    "Check all that can be checked before a model or a text is looked at. Raises as `prune` does."
+    check_oov(oov, **oov_options)
+    check_ratio(ratio, base)
+    check_seed(seed)
+    check_scorer(scorer, scorer_options)
+    if scores is not None and scorer_options:
+        raise ValueError(f"scorer_options {dict(scorer_options)} are for a scorer, but scores are given; leave out one")
+
+
 def _check_readings(texts, examples, scorer: str | None, options: Mapping | None, oov: str, lossless: bool = True,
                     **others):
     """Raise as `check_texts` does for `texts` and `examples`: they can be read as often as the scorer and the remap do.
@@ -173,11 +183,8 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     Raises `ValueError` for a choice that does not exist, a ratio that cannot be had, texts without a token, texts that can be read only
     once where they are read twice, rows that are not finite and a token without a row that is needed; `TypeError` for a model pruned
     already, texts that are not strings, a slow tokenizer, an unknown option and a value of another type. Choices are checked first."""
-    check_oov(oov, **oov_options), check_ratio(ratio, base), check_seed(seed), truth_value("share", share)
-    truth_value("progress", progress)
-    check_scorer(scorer, scorer_options)
-    if scores is not None and scorer_options:
-        raise ValueError(f"scorer_options {dict(scorer_options)} are for a scorer, but scores are given; leave out one")
+    truth_value("share", share), truth_value("progress", progress)
+    _check_choices(ratio, base, scorer, scorer_options, scores, oov, oov_options, seed)
     _check_readings(texts, examples, None if scores is not None else scorer, scorer_options, oov, **oov_options)
     _check_model(model, tokenizer)
     check_oov(oov, plain_embedding(model).embedding_dim, **oov_options)

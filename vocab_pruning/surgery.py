@@ -40,7 +40,7 @@ def _silence(name: str):
     finally:
         logger.setLevel(level)
 
-
+# %% ../nbs/08_surgery.ipynb #e7b444b8
 @dataclass
 class Written:
     """A fast tokenizer as its tokenizer.json has it: `parts`, the parsed file; `own`, the ids of the model's tokens.
