@@ -348,7 +348,8 @@ def class_numbers(column, classes: Sequence[str], where: str) -> list[int]:
     found = [known.get(name, values.get(_number(name))) for name in names]
     if None in found:
         bad, shown = found.index(None), ", ".join(classes[:10]) + (", …" if len(classes) > 10 else "")
-        raise ValueError(f"{at(where, column.index[bad], column.name)}: {names[bad]!r} is not one of the classes {shown}; "
+        place = at(where, column.index[bad], column.name)
+        raise ValueError(f"{place}: {names[bad]!r} is not one of the classes {shown}; "
                          "correct it, or name every class there is: labels=[…]")
     return found
 
