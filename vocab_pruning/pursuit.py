@@ -76,8 +76,9 @@ def _fit(targets: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 # %% ../nbs/06_pursuit.ipynb #4914f46f
 def _pursue_block(targets: torch.Tensor, search: Products, m: int) -> tuple[torch.Tensor, torch.Tensor]:
     "Positions and weights, (b, m) each, of the `m` rows of `search` that explain each of `targets` (b, d)."
-    targets = left = targets.double()
-    index, chosen = targets.new_empty(len(targets), 0, dtype=torch.int64), targets[:, None][:, :0]
+    targets = targets.double()
+    index, weight = targets.new_empty(len(targets), 0, dtype=torch.int64), targets[:, :0]
+    chosen = targets[:, None][:, :0]
     nothing = 1e-7 * targets.norm(dim=1, keepdim=True)
     for _ in range(m):
         place = search.largest(left, absolute=True, without=index)
