@@ -109,6 +109,7 @@ def test_compiled_as_one_graph(kind):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler for inductor")
 def test_compiled_to_machine_code():
     "The embedding, which is what pruning exchanges: codes and lookups."

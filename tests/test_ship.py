@@ -291,6 +291,7 @@ def test_minilm_is_lossless(fresh):
     assert report["compared"] == 5 and report["max_difference"] < 1e-5 and report["growth"] > 1
 
 
+@pytest.mark.slow
 def test_modernbert_is_lossless(fresh):
     "Every train text is segmented as before; some of them are run through both models."
     old, p, texts = modernbert()[0], pruned_modernbert(), glue_texts()
@@ -1776,6 +1777,7 @@ def test_more_rows_than_tokens(tmp_path):
 FROZEN = [(1526, "sparse", dict(m=4), 98.2), (763, "nearest", {}, 94.1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "oov", "options", "expected"), FROZEN)
 def test_minilm_keeps_what_it_kept_on_stsb(rows, oov, options, expected):
     "Spearman's correlation of the sentence encoder on dev, ranked by tf-idf on train, in per cent of the full model's 0.8672: within half a point."

@@ -55,6 +55,7 @@ def two(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_and_resumed_by_two_at_once_has_every_row_once(tmp_path):
     found = killed_sweep(tmp_path, seeds=1, kills=2, seed=3, at_once=2, recipe=RECIPE.replace(", rte", ""))
     assert (found["runs"], found["rows"], found["names"], found["done"]) == (4, 4, 4, 4)

@@ -122,6 +122,14 @@ def _check_choices(ratio, base: str, scorer: str, scorer_options, scores, oov: s
         raise ValueError(f"scorer_options {dict(scorer_options)} are for a scorer, but scores are given; leave out one")
 
 
+def _check_can(model, tokenizer, oov: str, oov_options: dict):
+    "Check that `model` and `tokenizer` can be pruned in the way that was chosen. Raises as `prune` does."
+    _check_model(model, tokenizer)
+    check_oov(oov, plain_embedding(model).embedding_dim, **oov_options)
+    if oov == "resegment":
+        token_kind(tokenizer)
+
+
 def _check_readings(texts, examples, scorer: str | None, options: Mapping | None, oov: str, lossless: bool = True,
                     **others):
     """Raise as `check_texts` does for `texts` and `examples`: they can be read as often as the scorer and the remap do.
@@ -186,10 +194,7 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     truth_value("share", share), truth_value("progress", progress)
     _check_choices(ratio, base, scorer, scorer_options, scores, oov, oov_options, seed)
     _check_readings(texts, examples, None if scores is not None else scorer, scorer_options, oov, **oov_options)
-    _check_model(model, tokenizer)
-    check_oov(oov, plain_embedding(model).embedding_dim, **oov_options)
-    if oov == "resegment":
-        token_kind(tokenizer)
+    _check_can(model, tokenizer, oov, oov_options)
     size, special = size_with(model, oov), special_mask(model, tokenizer)
     count_rows(ratio, base, size, special, seen=special)  # a ratio that cannot be had stops here, before the texts are read
     scores = None if scores is None else check_scores(scores, size.rows)

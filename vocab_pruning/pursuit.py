@@ -81,12 +81,12 @@ def _pursue_block(targets: torch.Tensor, search: Products, m: int) -> tuple[torc
     chosen = targets[:, None][:, :0]
     nothing = 1e-7 * targets.norm(dim=1, keepdim=True)
     for _ in range(m):
+        left = targets - (weight[:, None] @ chosen)[:, 0]
+        left = torch.where(left.norm(dim=1, keepdim=True) > nothing, left, 0)
         place = search.largest(left, absolute=True, without=index)
         index = torch.cat([index, place[:, None]], dim=1)
         chosen = torch.cat([chosen, search.unit[place][:, None]], dim=1)
         weight = _fit(targets, chosen)
-        left = targets - (weight[:, None] @ chosen)[:, 0]
-        left = torch.where(left.norm(dim=1, keepdim=True) > nothing, left, 0)
     return index, weight
 
 # %% ../nbs/06_pursuit.ipynb #753f7daf
