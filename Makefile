@@ -18,12 +18,13 @@ LOWEST := .venv-lowest
 NEWEST := .venv-newest
 EXTRAS := dev,notebooks,offline,sentence,retrieval,onnx
 
-.PHONY: help run sweep test test-all test-lowest test-newest page readme docs lint clean
+.PHONY: help run sweep test test-all test-portable test-lowest test-newest page readme docs lint clean
 help:
 	@echo "make run [task=cola ratio=0.2 scorer=tfidf oov=pq …]   prune, fine-tune, score; prints the row"
 	@echo "make sweep recipe=FILE [engine=ray workers=4 retry=1]   every run of a recipe that is not there yet"
 	@echo "make test                                                   everything that must hold, without slow tests"
 	@echo "make test-all                                               the slow tests, too"
+	@echo "make test-portable                                          what compares numbers, on other kernels, 1 and 2 threads"
 	@echo "make test-lowest [but=torch==2.13.0]                        the tests, with the lowest versions allowed"
 	@echo "make test-newest                                            the tests, with the newest versions"
 	@echo "make page nb=nbs/10_budget.ipynb                            run one notebook, save it clean, export the package"
@@ -50,6 +51,18 @@ test: $(READY) lint
 test-all: $(READY) lint
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest -m ""
+
+# Whatever compares numbers, on the kernels of a processor without AVX-512, with one thread and with two.
+OTHER_KERNELS := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_WAIT_POLICY=passive
+COMPARES := test_close\(|is_close\(|allclose\(|assert_close\(|assert_near\(|approx\(|atol=
+
+test-portable: $(READY)
+	pages=$$(grep -rlE '$(COMPARES)' nbs --include='*.ipynb' | xargs -n1 basename | paste -sd'|'); \
+	tests=$$(grep -lE '$(COMPARES)' tests/test_*.py); \
+	for threads in 1 2; do \
+	  $(OTHER_KERNELS) OMP_NUM_THREADS=$$threads $(BIN)/nbdev_test --n_workers 2 --file_re "^($$pages)$$" && \
+	  $(OTHER_KERNELS) OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest $$tests || exit 1; \
+	done
 
 $(LOWEST)/.ready: setup.py settings.ini tools/lowest.py
 	$(PYTHON) -m venv $(LOWEST)
