@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import TrainerCallback
 
-from .budget import check_ratio, max_ratio, model_size, special_mask
+from .budget import check_ratio, max_ratio, special_mask
 from .lowrank import LoSparseLinear, compact, encoder_linears, losparse_linears, rank_of, split_model
 from .prune import prune, size_with
-from .rebuild import plain_embedding, sizes
 from .ship import PrunedModel
 
 # %% ../nbs/21_losparse.ipynb #922b19a9

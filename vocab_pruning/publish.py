@@ -22,7 +22,7 @@ from .budget import CUTS
 from .card import markdown_table
 from .results import ROW, read_row, read_rows, shown_row
 from .site import MACHINE, RUNS, notebook_problems, read_notebook, readme_text
-from .summary import (FULL, at_cut, averages, check_provenance, cut_label, cuts, evaluations, method_label, score_means, sort_columns,
+from .summary import (at_cut, averages, check_provenance, cut_label, cuts, evaluations, method_label, score_means, sort_columns,
                                    task_title)
 from .tables import method_order
 

@@ -26,7 +26,7 @@ from torch import nn
 from .budget import configurations, is_special, token_ids
 from .card import make_card, size_change
 from .codes import make_codes
-from .core import REMEDY, hub_reachable, library_versions, real_path, to_json, whole_directory
+from .core import REMEDY, hub_reachable, library_versions, to_json, whole_directory
 from .lowrank import install_losparse
 from .oov import Remap
 from .rebuild import PrunedEmbedding, PrunedHead, in_manner_of, install, sizes
