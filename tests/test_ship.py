@@ -1095,6 +1095,16 @@ def test_sound_models_pass(oov, family):
     assert p.model.training is False and p.original[0].training is False
 
 
+def test_texts_that_verify_cannot_read():
+    p = pruned("wordpiece", "masked", "nearest")
+    with pytest.raises(TypeError, match="texts is a single string"):
+        p.verify("one text")
+    p.tokenizer = copy.deepcopy(p.tokenizer)
+    p.tokenizer.add_special_tokens({"additional_special_tokens": ["<img>"]})
+    with pytest.raises(ValueError, match="uses '<img>', for which the embedding has no row"):
+        p.verify(["fine", "an <img> here"])
+
+
 def refuse(p: PrunedModel, tmp_path, match: str = ""):
     "`p` is not saved, and nothing is left of the attempt."
     with pytest.raises(ValueError, match=match or "."):

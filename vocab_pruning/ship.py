@@ -26,7 +26,7 @@ from torch import nn
 from .budget import configurations, is_special, token_ids
 from .card import make_card, size_change
 from .codes import make_codes
-from .core import REMEDY, hub_reachable, library_versions, to_json, whole_directory
+from .core import REMEDY, hub_reachable, library_versions, list_of_texts, to_json, whole_directory
 from .lowrank import install_losparse
 from .oov import Remap
 from .rebuild import PrunedEmbedding, PrunedHead, in_manner_of, install, sizes
@@ -705,14 +705,30 @@ def _checked(self: PrunedModel, directory: Path, texts: list[str], lossless: boo
     return report
 
 # %% ../nbs/13_ship.ipynb #2434398a
+def _check_texts_have_rows(self: PrunedModel, texts: list[str]):
+    "Raise `ValueError` for the first of `texts` with a token that the embedding has no row for."
+    rows = self.model.get_input_embeddings()
+    n_ids = rows.num_embeddings if self.plain else len(rows.index)
+    tokenizer = copy.deepcopy(self.tokenizer)  # encoding sets truncation and padding
+    for text in texts:
+        ids = _ids(tokenizer, text)
+        if ids.numel() and int(ids.max()) >= n_ids:
+            token = tokenizer.convert_ids_to_tokens(int(ids.max()))
+            raise ValueError(f"{text[:80]!r} uses {token!r}, for which the embedding has no row; leave such texts out")
+
+
 def _verify(self: PrunedModel, texts: Iterable[str] | None = None, lossless: bool | None = None, directory: str | Path | None = None) -> dict:
     """Compare what `directory` holds (None: a copy saved for the purpose) with this model and with the original, on `texts` (None: the own sample).
 
     Returns `texts`, how many; `nothing_lost`, how many have all their tokens still; `growth`, tokens now over tokens before; `compared`, how many were
     compared with the full model, and `max_difference` of their outputs. `lossless`: ask that nothing be lost (None: of the own sample, where it was promised).
-    Raises `ValueError` where a comparison fails, with the text and what differs."""
+    Raises `ValueError` where a comparison fails, with the text and what differs, and for a text with a token that has no
+    row; `TypeError` as `list_of_texts` does."""
     lossless = texts is None and self.info.get("lossless", False) if lossless is None else lossless
-    texts = [] if self.tokenizer is None else self.sample if texts is None else list(texts)
+    given = self.sample if texts is None else list_of_texts(texts)
+    if self.tokenizer is not None and texts is not None:
+        _check_texts_have_rows(self, given)
+    texts = [] if self.tokenizer is None else given
     if self.original is not None and self.tokenizer is not None:
         _check_numbers(self)
     if directory is not None:
