@@ -19,9 +19,9 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.publish import page_name
-from vocab_pruning.results import asked_for, row_of_notebook, run_name, summarize_notebook
+from vocab_pruning.results import asked_for, read_rows, row_of_notebook, run_directory, run_name, summarize_notebook
 from vocab_pruning.spec import RunSpec, parameter_defaults
-from vocab_pruning.sweep import run_parameters
+from vocab_pruning.sweep import run_parameters, sweep_cells
 
 ROOT = Path(__file__).parent.parent
 QUICK = dict(task="cola", ratio=0.45, oov="nearest", data="sample", max_train_examples=64, epochs=1, seed=7, look_first=False)
@@ -205,6 +205,19 @@ def test_the_scorers_side_by_side(tmp_path, model):
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
     assert not [o for o in outputs if o.get("name") == "stderr"]
     assert "mrpc (sample), seen 0.45, 1 epochs, first 64" in executed.read_text() and str(Path.home()) not in json.dumps(outputs)
+
+
+def test_home_is_what_a_tilde_means(tmp_path, monkeypatch):
+    "Where rows are written, and where they are read."
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "result.json").write_text('{"run": "a"}')
+    assert run_directory("~/runs", dict(task="cola")).parent == tmp_path / "runs"
+    assert read_rows("~/runs").run.tolist() == ["a"]
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text("{out: ~/runs, tasks: cola, methods: {scorer: tfidf}, cuts: {ratio: 0.5}}")
+    cell, = sweep_cells("~/recipe.yml", ROOT / "nbs" / "run.ipynb")
+    assert cell.parent == tmp_path / "runs" / "cells"
 
 
 # What is refused

@@ -18,7 +18,7 @@ from vocab_pruning.data import get_task
 from vocab_pruning.finetune import FineTuned
 from vocab_pruning.publish import publish_run
 from vocab_pruning.results import read_row, read_rows, record_run
-from vocab_pruning.sweep import CELL, PAGE, _error_of, _outcome, sweep, sweep_cells, sweep_status
+from vocab_pruning.sweep import CELL, PAGE, _error_of, _keep, _outcome, sweep, sweep_cells, sweep_status
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -129,6 +129,17 @@ def test_a_directory_that_cannot_be_written_is_an_error(two, tmp_path):
     with pytest.raises(OSError, match="cannot write to .*sweep"):
         sweep(**two(), progress=False)
     assert (tmp_path / "sweep").read_text() == "a file"
+
+
+def test_the_recipe_is_kept_through_a_link_and_past_what_a_killed_sweep_left(two, tmp_path):
+    given = two()
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "recipe.yml").symlink_to(tmp_path / "kept.yml")
+    (tmp_path / "sweep" / ".recipe.yml.new").write_text("out: swe")
+    (tmp_path / ".kept.yml.new").write_text("out: swe")
+    _keep(given["recipe"], tmp_path / "sweep")
+    assert (tmp_path / "kept.yml").read_text() == given["recipe"].read_text()
+    assert (tmp_path / "sweep" / "recipe.yml").is_symlink() and not (tmp_path / ".kept.yml.new").exists()
 
 
 def test_half_made_runs_are_no_rows(tmp_path):

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from .budget import rank_rows
-from .core import choose, project_root
+from .core import choose
 from .data import Task, get_task
 from .prune import lost_by
+from .results import results_home
 from .stats import TokenStats
 
 # %% ../nbs/25_compare.ipynb #6dce5e2a
@@ -64,7 +65,7 @@ def dropped_alone(kept: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, 
 # %% ../nbs/25_compare.ipynb #a1ba6889
 def read_predictions(runs: list[str], out: str | Path = "runs", split: str = "dev") -> tuple[np.ndarray, np.ndarray]:
     "Labels (n,) and predictions (runs, n) of `runs` below `out` on `split`. Raises `ValueError` where one has none or was scored on other examples."
-    frames = [pd.read_csv(project_root() / out / run / "predictions.csv").loc[lambda t: t.split == split] for run in runs]
+    frames = [pd.read_csv(results_home(out) / run / "predictions.csv").loc[lambda t: t.split == split] for run in runs]
     for run, frame in zip(runs, frames, strict=True):
         if not len(frame):
             raise ValueError(f"run {run} has no predictions on {split!r}")

@@ -14,7 +14,6 @@ import io
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -107,6 +106,15 @@ def page_name(run: str) -> str:
     "The file name of the page of `run`."
     return f"{run.replace('+', '-')}.ipynb"
 
+# %% ../nbs/92_publish.ipynb #c6cdff35
+def _write_whole(path: Path, content: bytes):
+    "Write `content` to `path`, whole or not at all; a link is written through, and debris overwritten."
+    path = path.expanduser().resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_bytes(content)
+    new.replace(path)
+
 # %% ../nbs/92_publish.ipynb #1ee1f8e6
 def publish_run(notebook: str | Path, directory: str | Path) -> Path:
     """Write the executed run `notebook` to `directory` as a page of the site, outputs kept, and return its path; an older page of the run is replaced.
@@ -119,9 +127,8 @@ def publish_run(notebook: str | Path, directory: str | Path) -> Path:
     text = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     if problems := [*notebook_problems(nb), *_size_problems(len(text.encode()))]:
         raise ValueError(f"{notebook}: {'; '.join(problems)}")
-    page = Path(directory) / page_name(row["run"])
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text, encoding="utf-8")
+    page = Path(directory).expanduser() / page_name(row["run"])
+    _write_whole(page, text.encode())
     return page
 
 
@@ -134,9 +141,11 @@ def _size_problems(n: int) -> Iterator[str]:
 def publish_rows(out: str | Path, results: str | Path) -> list[Path]:
     "Copy row and predictions of every run below `out` to `results`/rows; returns the new rows."
     rows = []
-    for directory in sorted(path.parent for path in Path(out).glob(f"[!.]*/{ROW}")):
-        (new := Path(results) / "rows" / directory.name).mkdir(parents=True, exist_ok=True)
-        rows += [Path(shutil.copy(directory / name, new)) for name in ("predictions.csv", "result.json")][1:]
+    for directory in sorted(path.parent for path in Path(out).expanduser().glob(f"[!.]*/{ROW}")):
+        new = Path(results).expanduser() / "rows" / directory.name
+        for name in ("predictions.csv", ROW):  # a row is there once its predictions are
+            _write_whole(new / name, (directory / name).read_bytes())
+        rows.append(new / ROW)
     return rows
 
 # %% ../nbs/92_publish.ipynb #3bd85f28
@@ -270,9 +279,7 @@ def run_page(notebook: str | Path):
     kernel = nb.metadata.get("kernelspec", {})
     NotebookClient(nb, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
     clean = clean_outputs(json.loads(nbformat.writes(nb))) | ({"metadata": {"kernelspec": kernel}} if kernel else {"metadata": {}})
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(clean, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-    new.replace(path)
+    _write_whole(path, (json.dumps(clean, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
 
 # %% ../nbs/92_publish.ipynb #86ad5137
 def page_figures(notebook: str | Path) -> list[bytes]:
@@ -294,8 +301,7 @@ def readme_files(root: str | Path = ".") -> dict[str, bytes]:
 def write_readme(root: str | Path = "."):
     "Write README and figures of the project in `root`."
     for name, content in readme_files(root).items():
-        (path := Path(root) / name).parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        _write_whole(Path(root) / name, content)
 
 # %% ../nbs/92_publish.ipynb #3f1b7096
 def main(results: str, *sources: str) -> int:

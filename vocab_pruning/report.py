@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import MODERNBERT, choose, fingerprint, project_root, whole_directory
+from .core import MODERNBERT, choose, fingerprint, whole_directory
 from .figures import figure_1, figure_2, heat_map, pareto, plot_wins, sizes_and_scores
-from .results import read_rows
+from .results import read_rows, results_home
 from .summary import (ALL_TASKS, FULL, TRAIN_ONLY, against, at_cut, at_every_cut, averages, break_even_of_params, check_provenance, cut_label, cuts,
                                    evaluations, sort_columns, split_provenance, task_title, who_wins)
 from .tables import FORMATS, Cell, Table, escape_markdown, table_1, table_2, table_3, table_where, table_wins
@@ -208,8 +208,8 @@ def _write_sections(made: list[Section], to: Path, prefix: str, level: str, form
 def _rows_of(source: str | Path | pd.DataFrame, runs: str | Path | None) -> tuple[pd.DataFrame, Path | None]:
     "The rows, and the directory of their runs where it is known."
     if isinstance(source, pd.DataFrame):
-        return source, runs and project_root() / runs
-    return read_rows(source), project_root() / (runs or source)
+        return source, runs and results_home(runs)
+    return read_rows(source), results_home(runs or source)
 
 # %% ../nbs/31_report.ipynb #00b19fec
 def report(source: str | Path | pd.DataFrame, to: str | Path, *, runs: str | Path | None = None, formats: Iterable[str] = tuple(FORMATS),
@@ -227,7 +227,7 @@ def report(source: str | Path | pd.DataFrame, to: str | Path, *, runs: str | Pat
     if (rows.method == "full").all():
         raise ValueError("there are runs of the full model alone; make one that prunes it")
     parts, pages, extra = split_provenance(rows), [], dict(table2=table2, table3=table3)
-    with whole_directory(project_root() / to, "report.json") as new:
+    with whole_directory(results_home(to), "report.json") as new:
         for number, (name, some) in enumerate(parts.items(), 1):
             prefix, level = (f"part{number}-", "###") if len(parts) > 1 else ("", "##")
             heading = f"## {name} ({len(some)} runs)\n\n" if len(parts) > 1 else ""
@@ -239,4 +239,4 @@ def report(source: str | Path | pd.DataFrame, to: str | Path, *, runs: str | Pat
         (new / "index.md").write_text("# Results beside the paper's\n\n" + "\n\n".join(pages) + "\n", encoding="utf-8")
         marker = dict(rows=len(rows), rows_fingerprint=fingerprint(sorted(rows.run)), parts=[*parts], files=sorted(p.name for p in new.iterdir()))
         (new / "report.json").write_text(json.dumps(marker, indent=2), encoding="utf-8")
-    return project_root() / to / "index.md"
+    return results_home(to) / "index.md"

@@ -29,7 +29,7 @@ from itertools import product
 from pathlib import Path
 
 import yaml
-from filelock import Timeout
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .core import (MINILM, choose, directory_lock, fingerprint, parse_yaml, project_root, resolve_model,
@@ -42,7 +42,7 @@ from .spec import Kind, RunSpec, as_number, as_whole, at_least, parameter_kinds,
 # %% ../nbs/30_sweep.ipynb #1febc517
 def run_notebook(notebook: str | Path | None = None) -> Path:
     "The notebook that makes one run: `nbs/run.ipynb` of the project unless another is given. Raises `FileNotFoundError` where it is not there."
-    path = Path(notebook or project_root() / "nbs" / "run.ipynb").resolve()
+    path = Path(notebook or project_root() / "nbs" / "run.ipynb").expanduser().resolve()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; start inside the project, or give --notebook (`notebook=` in Python)")
     return path
@@ -195,7 +195,7 @@ def read_recipe(path: str | Path, notebook: str | Path | None = None) -> dict:
     Raises `FileNotFoundError` where there is no such file. Raises `ValueError` or `TypeError`, which name the key, for
     an unknown key or parameter, a value that a parameter does not take, an empty list, and a run that cannot be made or
     is there twice."""
-    return _read(Path(path), run_parameters(run_notebook(notebook)))[0]
+    return _read(Path(path).expanduser(), run_parameters(run_notebook(notebook)))[0]
 
 # %% ../nbs/30_sweep.ipynb #2eefa665
 def grid(recipe: dict) -> list[dict]:
@@ -433,7 +433,7 @@ def _order(cells: dict[Path, dict], todo: set[Path]) -> dict[Path, list[Path]]:
 def sweep_cells(recipe: str | Path, notebook: str | Path | None = None) -> dict[Path, dict]:
     "The cells of the `recipe`: the directory of each, and the parameters of its run. Raises as `read_recipe` does."
     defaults = run_parameters(run_notebook(notebook))
-    read, tasks = _read(Path(recipe), defaults)
+    read, tasks = _read(Path(recipe).expanduser(), defaults)
     own = {name: _own_facts(task) for name, task in tasks.items()}
     return {cell_directory(run["out"], run, defaults, own[run["task"]]): run for run in grid(read)}
 
@@ -489,10 +489,13 @@ def _writing(out: Path):
 
 # %% ../nbs/30_sweep.ipynb #dad6b2f0
 def _keep(path: Path, out: Path):
-    "Keep the recipe in `path` with its rows below `out`."
+    "Keep the recipe in `path` with its rows below `out`; a link there is written through."
     (out / CELLS).mkdir(parents=True, exist_ok=True)
-    kept, new = out / path.name, out / f".{path.name}.{os.getpid()}.new"
-    if not (kept.exists() and kept.samefile(path)):
+    kept = (out / path.name).resolve()
+    if kept.exists() and kept.samefile(path):
+        return
+    with FileLock(out / f".{path.name}.lock"):
+        new = kept.with_name(f".{kept.name}.new")  # what a killed sweep left under this name is overwritten
         new.write_bytes(path.read_bytes())
         new.replace(kept)
 
@@ -517,7 +520,7 @@ def sweep(recipe: str | Path, engine: str = "local", workers: int = 2, retry: bo
     from joblib import cpu_count
 
     start, options, room = ENGINES.get(engine), _read_options(engine, options), _read_room(workers, threads)
-    recipe, notebook, cwd = Path(recipe), run_notebook(notebook), Path.cwd()
+    recipe, notebook, cwd = Path(recipe).expanduser(), run_notebook(notebook), Path.cwd()
     cells = sweep_cells(recipe, notebook)
     if find_spec("papermill") is None:
         raise ImportError("a sweep needs papermill; install vocab_pruning[notebooks]")
