@@ -18,7 +18,6 @@ from .budget import rank_rows
 from .core import choose, under_root
 from .data import Task, get_task
 from .prune import lost_by
-from .results import results_home
 from .stats import TokenStats
 
 # %% ../nbs/25_compare.ipynb #6dce5e2a

@@ -16,7 +16,7 @@ import pandas as pd
 
 from .core import MODERNBERT, choose, fingerprint, under_root, whole_directory
 from .figures import figure_1, figure_2, heat_map, pareto, plot_wins, sizes_and_scores
-from .results import read_rows, results_home
+from .results import read_rows
 from .summary import (ALL_TASKS, FULL, TRAIN_ONLY, against, at_cut, at_every_cut, averages, break_even_of_params, check_provenance, cut_label, cuts,
                                    evaluations, sort_columns, split_provenance, task_title, who_wins)
 from .tables import FORMATS, Cell, Table, escape_markdown, table_1, table_2, table_3, table_where, table_wins
