@@ -27,7 +27,7 @@ help:
 	@echo "make test-portable                                          what compares numbers, on other kernels, 1 and 2 threads"
 	@echo "make test-lowest [but=torch==2.13.0]                        the tests, with the lowest versions allowed"
 	@echo "make test-newest                                            the tests, with the newest versions"
-	@echo "make page nb=nbs/10_budget.ipynb                            run one notebook, save it clean, export the package"
+	@echo "make page nb=nbs/scorers/budget.ipynb                            run one notebook, save it clean, export the package"
 	@echo "make readme                                                 README.md from nbs/index.ipynb"
 	@echo "make docs                                                   the site, to _site/ (needs Quarto)"
 
@@ -39,7 +39,7 @@ $(READY): setup.py settings.ini constraints.txt
 run: $(READY)
 	@mkdir -p $(dir $(EXECUTED))
 	$(BIN)/papermill nbs/run.ipynb $(EXECUTED) $(foreach p,$(GIVEN),-y "$(p): $($(p))")
-	@$(BIN)/python -c "from vocab_pruning.results import summarize_notebook as s; print(s('$(EXECUTED)', '$(or $(out),runs)'))"
+	@$(BIN)/python -c "from vocab_pruning.runs.record import summarize_notebook as s; print(s('$(EXECUTED)', '$(or $(out),runs)'))"
 
 sweep: $(READY)
 	$(BIN)/vocab-prune sweep $(recipe) --engine $(or $(engine),local) --workers $(or $(workers),2) $(if $(retry),--retry)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from vocab_pruning.core import library_versions
-from vocab_pruning.search import find_ratio
+from vocab_pruning.runs.search import find_ratio
 
 
 def parse_options():

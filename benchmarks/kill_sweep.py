@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell
 
-from vocab_pruning.sweep import CELLS, read_recipe, run_notebook, sweep_status
+from vocab_pruning.runs.sweep import CELLS, read_recipe, run_notebook, sweep_status
 
 ROOT = Path(__file__).parent.parent
 WORK = """
@@ -83,7 +83,7 @@ def write_recipe(path: Path, seeds: int, recipe: str = RECIPE) -> Path:
 
 def start_sweep(recipe: Path, notebook: Path, **options) -> subprocess.Popen:
     "A sweep in a process of its own."
-    program = f"from vocab_pruning.sweep import sweep; sweep({str(recipe)!r}, notebook={str(notebook)!r}, progress=False, **{options!r})"
+    program = f"from vocab_pruning.runs.sweep import sweep; sweep({str(recipe)!r}, notebook={str(notebook)!r}, progress=False, **{options!r})"
     return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
 
 

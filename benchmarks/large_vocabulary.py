@@ -21,7 +21,7 @@ def embedding_rows(directory: str):
     "The embedding of the model in `directory`, its reserved rows and special rows, and the unknown token's id."
     from transformers import AutoModel, AutoTokenizer
 
-    from vocab_pruning.budget import reserved_mask, special_mask
+    from vocab_pruning.scorers.budget import reserved_mask, special_mask
 
     model, tokenizer = AutoModel.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
     rows = model.get_input_embeddings().weight.detach()
@@ -33,9 +33,9 @@ def find(oov: str, directory: str, kept: float, seen: float | None, threads: int
     import numpy as np
     import torch
 
-    from vocab_pruning.benchmark import process_peak
     from vocab_pruning.core import call_declared
-    from vocab_pruning.oov import get_oov
+    from vocab_pruning.evaluate.benchmark import process_peak
+    from vocab_pruning.remaps.kinds import get_oov
 
     torch.set_num_threads(threads)
     rows, reserved, special, unk = embedding_rows(directory)

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from common import child, met
 
-from vocab_pruning.benchmark import process_peak
-from vocab_pruning.clusters import CLUSTERINGS, cluster_rows
+from vocab_pruning.algorithms.clusters import CLUSTERINGS, cluster_rows
+from vocab_pruning.algorithms.linkage import average_linkage
 from vocab_pruning.core import library_versions, minilm_directory
-from vocab_pruning.data import examples, load_task, resolve_data
-from vocab_pruning.linkage import average_linkage
+from vocab_pruning.data.tasks import examples, load_task, resolve_data
+from vocab_pruning.evaluate.benchmark import process_peak
 from vocab_pruning.scorers.attention import _batches, attention_received
 
 GOALS = {"average, modernbert": 60, "average, minilm": 15}  # seconds on two cores

@@ -32,8 +32,8 @@ def timed(kinds: dict, sessions: dict, texts: list[str], rounds: int) -> dict[st
     "Milliseconds for one batch of `texts` by kind and runtime, each the median of `rounds`."
     import torch
 
-    from vocab_pruning.benchmark import in_turn
-    from vocab_pruning.export import encode, run_onnx
+    from vocab_pruning.evaluate.benchmark import in_turn
+    from vocab_pruning.models.onnx import encode, run_onnx
 
     calls = {}
     for kind, p in kinds.items():
@@ -48,9 +48,9 @@ def measure(name: str, options) -> dict:
     import torch
 
     from vocab_pruning import PrunedModel, prune
-    from vocab_pruning.benchmark import bytes_on_disk
-    from vocab_pruning.data import documents, load_task, resolve_data
-    from vocab_pruning.export import compare_onnx, export_onnx, onnx_session
+    from vocab_pruning.data.tasks import documents, load_task, resolve_data
+    from vocab_pruning.evaluate.benchmark import bytes_on_disk
+    from vocab_pruning.models.onnx import compare_onnx, export_onnx, onnx_session
 
     torch.set_num_threads(options.threads)
     task, (full, tokenizer) = load_task(options.task), full_model(name)

@@ -33,7 +33,7 @@ def find(oov: str, rows: int, width: int, kept: int) -> dict:
     import torch
 
     from vocab_pruning.core import call_declared
-    from vocab_pruning.oov import get_oov
+    from vocab_pruning.remaps.kinds import get_oov
 
     embedding = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
     order = np.random.default_rng(0).permutation(rows)
@@ -56,8 +56,8 @@ def pruned_models(model, share: float) -> dict:
     import numpy as np
 
     from vocab_pruning.core import call_declared
-    from vocab_pruning.oov import get_oov
-    from vocab_pruning.rebuild import rebuild_model_with_vocab
+    from vocab_pruning.models.embedding import rebuild_model_with_vocab
+    from vocab_pruning.remaps.kinds import get_oov
 
     embedding = model.get_input_embeddings()
     rows, order = embedding.weight.detach(), np.random.default_rng(0).permutation(embedding.num_embeddings)
@@ -70,7 +70,7 @@ def forward(name: str, share: float, batch: int, length: int, rounds: int) -> di
     "Milliseconds of whole models and of their embeddings alone, and how many times the full one's, on ids drawn evenly from all rows."
     import torch
 
-    from vocab_pruning.benchmark import in_turn
+    from vocab_pruning.evaluate.benchmark import in_turn
 
     models = pruned_models(full_model(name), share)
     embeddings = {oov: model.get_input_embeddings() for oov, model in models.items()}
@@ -89,7 +89,7 @@ def write_inputs(directory: str, task: str):
     from transformers import AutoTokenizer
 
     from vocab_pruning.core import MODERNBERT, minilm_directory
-    from vocab_pruning.data import documents, load_task, resolve_data
+    from vocab_pruning.data.tasks import documents, load_task, resolve_data
 
     (Path(directory) / "minilm").symlink_to(minilm_directory(), target_is_directory=True)
     full_model("modernbert").save_pretrained(Path(directory) / "modernbert")
@@ -114,10 +114,10 @@ def look(directory: str, model: str, result: str) -> dict:
 
 OURS = """
 import json, sys, transformers
-from vocab_pruning.budget import special_mask
-from vocab_pruning.prune import SAMPLE, prune_with_stats
-from vocab_pruning.stats import token_stats
-from vocab_pruning.surgery import rows_for_lossless
+from vocab_pruning.scorers.budget import special_mask
+from vocab_pruning.models.pruning import SAMPLE, prune_with_stats
+from vocab_pruning.data.stats import token_stats
+from vocab_pruning.remaps.resegmenting import rows_for_lossless
 directory, texts, result, verify = sys.argv[1:]
 with open(texts, encoding="utf-8") as lines:
     texts = [json.loads(line)["text"] for line in lines]

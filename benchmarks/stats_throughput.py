@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from vocab_pruning.benchmark import both_clocks, in_turn, process_peak
 from vocab_pruning.core import MINILM, library_versions, minilm_directory, resolve_model
-from vocab_pruning.data import SAMPLE, TASKS, documents, load_task
-from vocab_pruning.stats import backend, token_batches, token_stats
+from vocab_pruning.data.stats import backend, token_batches, token_stats
+from vocab_pruning.data.tasks import SAMPLE, TASKS, documents, load_task
+from vocab_pruning.evaluate.benchmark import both_clocks, in_turn, process_peak
 
 GOALS = {"counts": 0.9, "everything": 0.8}  # of the bare encoder's throughput
 MEMORY_GOAL = 50  # MiB that ten times the text may add

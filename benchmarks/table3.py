@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vocab_pruning.benchmark import step_time, table3, text_batches
-from vocab_pruning.budget import count_rows
 from vocab_pruning.core import MINILM, call_declared, minilm_directory
-from vocab_pruning.data import documents, load_task, resolve_data
-from vocab_pruning.finetune import load_classifier
-from vocab_pruning.oov import get_oov
-from vocab_pruning.prune import prune, size_with
-from vocab_pruning.rebuild import rebuild_model_with_vocab
-from vocab_pruning.results import provenance
+from vocab_pruning.data.tasks import documents, load_task, resolve_data
+from vocab_pruning.evaluate.benchmark import step_time, table3, text_batches
+from vocab_pruning.evaluate.finetune import load_classifier
+from vocab_pruning.models.embedding import rebuild_model_with_vocab
+from vocab_pruning.models.pruning import prune, size_with
+from vocab_pruning.remaps.kinds import get_oov
+from vocab_pruning.runs.record import provenance
+from vocab_pruning.scorers.budget import count_rows
 
 CLOCKS = {"wall": perf_counter, "processor": process_time}
 

@@ -16,11 +16,11 @@ from transformers import ByT5Tokenizer, FNetConfig, FNetForSequenceClassificatio
 
 import vocab_pruning
 from vocab_pruning import load
-from vocab_pruning.budget import max_ratio, model_size
-from vocab_pruning.preflight import preflight
-from vocab_pruning.scoring import TUNED, compute_token_scores
-from vocab_pruning.stats import token_stats
-from vocab_pruning.usage import coverage_of
+from vocab_pruning.data.stats import token_stats
+from vocab_pruning.evaluate.drift import coverage_of
+from vocab_pruning.evaluate.preflight import preflight
+from vocab_pruning.scorers.budget import max_ratio, model_size
+from vocab_pruning.scorers.registry import TUNED, compute_token_scores
 
 prune = partial(vocab_pruning.prune, oov="cluster")  # codebooks would cost more than these tiny vocabularies hold
 

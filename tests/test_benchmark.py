@@ -15,8 +15,8 @@ from conftest import FAMILIES, TEXTS, shared, state
 from safetensors.torch import load_file, save_file
 
 from vocab_pruning import prune
-from vocab_pruning.benchmark import beside_first, bytes_on_disk, in_turn, latency, peak_memory, step_time, table3, text_batches
-from vocab_pruning.rebuild import sizes
+from vocab_pruning.evaluate.benchmark import beside_first, bytes_on_disk, in_turn, latency, peak_memory, step_time, table3, text_batches
+from vocab_pruning.models.embedding import sizes
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -55,7 +55,7 @@ def test_shards_count_together(monkeypatch, tmp_path):
     model = shared("wordpiece", "classification")
     save = type(model).save_pretrained
     monkeypatch.setattr(type(model), "save_pretrained", lambda self, directory, **kwargs: save(self, directory, max_shard_size="20KB", **kwargs))
-    monkeypatch.setattr("vocab_pruning.benchmark.TemporaryDirectory", lambda: contextlib.nullcontext(str(tmp_path)))
+    monkeypatch.setattr("vocab_pruning.evaluate.benchmark.TemporaryDirectory", lambda: contextlib.nullcontext(str(tmp_path)))
     in_shards = bytes_on_disk(model)
     written = [*tmp_path.glob("*.safetensors")]
     assert len(written) > 1 and in_shards == sum(file.stat().st_size for file in written)
@@ -127,7 +127,7 @@ def test_batches_come_round(monkeypatch):
 
 
 def test_a_step_trains_what_is_not_frozen(monkeypatch):
-    import vocab_pruning.benchmark as benchmark
+    import vocab_pruning.evaluate.benchmark as benchmark
 
     models, batches = models_and_batches("bpe")
     trained, real = {}, benchmark._step
@@ -144,7 +144,7 @@ def test_a_step_trains_what_is_not_frozen(monkeypatch):
 
 def test_memory_is_that_of_a_fresh_process(monkeypatch):
     "It reads the model and the batch from a directory, and what it says is what comes back; one that fails says why."
-    import vocab_pruning.benchmark as benchmark
+    import vocab_pruning.evaluate.benchmark as benchmark
 
     models, batches = models_and_batches("wordpiece")
     programs, real = [], benchmark.subprocess.run
@@ -157,7 +157,7 @@ def test_memory_is_that_of_a_fresh_process(monkeypatch):
 
 def test_a_process_is_measured_before_and_after_the_model(monkeypatch, tmp_path, capsys):
     "Every tensor is read, and the batch runs, between the two readings."
-    import vocab_pruning.benchmark as benchmark
+    import vocab_pruning.evaluate.benchmark as benchmark
 
     models, batches = models_and_batches("wordpiece")
     models["cluster"].save_pretrained(tmp_path)
@@ -178,7 +178,7 @@ def test_a_process_is_measured_before_and_after_the_model(monkeypatch, tmp_path,
 
 
 def test_a_measurement_that_fails_says_why(tmp_path, monkeypatch):
-    import vocab_pruning.benchmark as benchmark
+    import vocab_pruning.evaluate.benchmark as benchmark
 
     model, batch = shared("wordpiece"), dict(input_ids=torch.full((1, 3), 10_000))
     model.save_pretrained(tmp_path)
@@ -194,7 +194,7 @@ def test_a_measurement_that_fails_says_why(tmp_path, monkeypatch):
 def test_table3_has_a_line_for_each_model(monkeypatch):
     models, batches = models_and_batches("unigram")
     asked = []
-    monkeypatch.setattr("vocab_pruning.benchmark.peak_memory", lambda model, batch: (asked.append(batch), dict(memory_bytes=2, before_bytes=1))[1])
+    monkeypatch.setattr("vocab_pruning.evaluate.benchmark.peak_memory", lambda model, batch: (asked.append(batch), dict(memory_bytes=2, before_bytes=1))[1])
     table = table3(models, batches, rounds=6, warm_up=0)
     assert table.model.tolist() == [*models] and table.latency_ratio[0] == 1 and (table.memory_bytes == 2).all()
     assert all(asked[i] is batches[name][0] for i, name in enumerate(models))

@@ -10,8 +10,8 @@ from conftest import FAMILIES, TASKS, TEXTS, build
 from huggingface_hub import ModelCard
 
 from vocab_pruning import load, prune
-from vocab_pruning.card import BECOMES, make_card, size_change
-from vocab_pruning.rebuild import sizes
+from vocab_pruning.models.card import BECOMES, make_card, size_change
+from vocab_pruning.models.embedding import sizes
 
 OPTIONS = {"pq": dict(n_bytes=4), "cluster": dict(n_clusters=7), "dbscan": dict(n_clusters=7), "sparse": dict(m=3)}
 

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from vocab_pruning import load, prune
 from vocab_pruning.cli import app
-from vocab_pruning.rebuild import sizes
-from vocab_pruning.stats import token_stats
-from vocab_pruning.usage import coverage_of, spending
+from vocab_pruning.data.stats import token_stats
+from vocab_pruning.evaluate.drift import coverage_of, spending
+from vocab_pruning.models.embedding import sizes
 
 COMMANDS = ["inspect", "preflight", "prune", "check", "run", "sweep", "report"]
 CUT = ["--ratio", "0.4", "--base", "vocab"]
@@ -311,7 +311,7 @@ def test_run_executes_the_notebook_and_keeps_its_page(notebook, tmp_path):
     asked = ["--ratio", 0.25, "--notebook", notebook, "--out", tmp_path / "runs", "-p", "extra={m: 8}", "-p", "save_model=true"]
     shown = call("run", "cola", *asked).output
     page = tmp_path / "runs" / "notebooks" / "cola-0.ipynb"
-    from vocab_pruning.results import row_of_notebook
+    from vocab_pruning.runs.record import row_of_notebook
 
     row = row_of_notebook(page)
     assert (row["score"], row["extra"], row["saved"]) == (0.25, {"m": 8}, True)
@@ -329,7 +329,7 @@ def test_a_run_that_fails_says_why_in_one_line(notebook, tmp_path):
 
 def test_a_sweep_and_its_failures(monkeypatch, tmp_path):
     "The command hands its options on, shows every run, and fails where one failed."
-    sweeps = pytest.importorskip("vocab_pruning.sweep")
+    sweeps = pytest.importorskip("vocab_pruning.runs.sweep")
     asked = {}
     monkeypatch.setattr(sweeps, "sweep", lambda recipe, *args, **options: asked.update(args=args, options=options))
     states = pd.DataFrame(dict(cell=["a", "b"], state=["done", "done"], run=["a-0", "b-0"], seconds=[1.0, 2.0], error=[None, None]))
@@ -343,7 +343,7 @@ def test_a_sweep_and_its_failures(monkeypatch, tmp_path):
 
 
 def test_a_report_of_no_runs_is_refused(tmp_path):
-    pytest.importorskip("vocab_pruning.report")
+    pytest.importorskip("vocab_pruning.report.build")
     (tmp_path / "runs").mkdir()
     refused("report", tmp_path / "report", "--runs", tmp_path / "runs")
     assert not (tmp_path / "report").exists()
@@ -368,7 +368,7 @@ def test_a_pruned_model_is_not_read_as_a_full_one(small, command):
 
 
 def test_a_pruned_model_is_not_trained_as_a_full_one(small):
-    from vocab_pruning.finetune import load_classifier
+    from vocab_pruning.evaluate.finetune import load_classifier
 
     with pytest.raises(ValueError, match="holds a pruned model"):
         load_classifier(str(small / "small"), "cola")
@@ -380,8 +380,8 @@ def test_drift_cannot_be_told_by_rows_of_a_model_split_anew(small):
 
 def test_generated_text_says_that_it_stands_in(tiny, monkeypatch):
     monkeypatch.delenv("GLUE_DIR", raising=False)
-    monkeypatch.setattr("vocab_pruning.data.hub_reachable", lambda: False)
-    monkeypatch.setattr("vocab_pruning.data._glue_cached", lambda: False)
+    monkeypatch.setattr("vocab_pruning.data.tasks.hub_reachable", lambda: False)
+    monkeypatch.setattr("vocab_pruning.data.tasks._glue_cached", lambda: False)
     assert "generated text stands in for cola" in call("inspect", tiny / "model", "cola").stderr
     assert "note" not in call("inspect", tiny / "model", "cola", "--data", "sample").stderr
     call("prune", tiny / "model", "cola", tiny / "for_cola", *CUT)

@@ -6,8 +6,8 @@ import datasets
 import pytest
 import yaml
 
-from vocab_pruning.data import GLUE, SAMPLE, TASKS, GeneratedText, data_fingerprint, documents, load_task, load_texts
-from vocab_pruning.sample import make_sample
+from vocab_pruning.data.sample import make_sample
+from vocab_pruning.data.tasks import GLUE, SAMPLE, TASKS, GeneratedText, data_fingerprint, documents, load_task, load_texts
 
 MNLI_PARSES = ["sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse", "sentence2_parse"]
 MNLI = ["index", "promptID", "pairID", "genre", *MNLI_PARSES, "sentence1", "sentence2"]

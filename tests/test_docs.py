@@ -22,7 +22,7 @@ from vocab_pruning.publish import page_name, readme_files, readme_results, resul
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-GUIDE = "nbs/guide_own_data.ipynb"
+GUIDE = "nbs/guide/own_data.ipynb"
 ELSEWHERE = {"python -m vocab_pruning.site": "it builds every page; test_site does that, and runs the command"}
 DRY = {"make test": "it would run this very test", "make test-all": "the same", "make test-portable": "the same",
        "make test-lowest": "it installs other versions", "make test-newest": "the same",

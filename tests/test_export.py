@@ -13,11 +13,11 @@ import transformers
 from conftest import same, state
 
 from vocab_pruning import PrunedModel, export, prune
-from vocab_pruning.data import documents, load_task
-from vocab_pruning.export import _of_text, compare_onnx, encode, export_onnx, export_program, onnx_session, run_onnx
-from vocab_pruning.families import tiny_model
-from vocab_pruning.rebuild import FLOOR
-from vocab_pruning.ship import _columns, difference, kept_columns, rounding
+from vocab_pruning.data.tasks import documents, load_task
+from vocab_pruning.models.embedding import FLOOR
+from vocab_pruning.models.onnx import _of_text, compare_onnx, encode, export_onnx, export_program, onnx_session, run_onnx
+from vocab_pruning.models.saving import _columns, difference, kept_columns, rounding
+from vocab_pruning.testing import tiny_model
 
 TEXTS = documents(load_task("cola", "sample")["train"])[:20]
 KINDS = {"mapped": dict(oov="nearest"), "coded": dict(oov="pq", n_bytes=4), "int4": dict(oov="int4"), "mixed": dict(oov="sparse", m=3),

@@ -8,12 +8,12 @@ import transformers
 from conftest import same, state
 
 from vocab_pruning import load, prune
-from vocab_pruning.budget import special_mask
-from vocab_pruning.data import documents, load_task
-from vocab_pruning.families import FAMILIES, tiny_model
-from vocab_pruning.rebuild import PrunedEmbedding, rebuild_model_with_vocab, rebuild_plain
-from vocab_pruning.stats import token_stats
-from vocab_pruning.surgery import rows_for_lossless
+from vocab_pruning.data.stats import token_stats
+from vocab_pruning.data.tasks import documents, load_task
+from vocab_pruning.models.embedding import PrunedEmbedding, rebuild_model_with_vocab, rebuild_plain
+from vocab_pruning.remaps.resegmenting import rows_for_lossless
+from vocab_pruning.scorers.budget import special_mask
+from vocab_pruning.testing import FAMILIES, tiny_model
 
 TEXTS = documents(load_task("cola", "sample")["train"])[:8]
 CLASSIFIER, BARE, MASKED, CAUSAL, BOTH = (f"AutoModel{what}" for what in ("ForSequenceClassification", "", "ForMaskedLM", "ForCausalLM", "ForSeq2SeqLM"))

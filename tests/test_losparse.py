@@ -26,13 +26,13 @@ from transformers import (
 
 from vocab_pruning import PrunedModel, load
 from vocab_pruning.core import minilm_directory
-from vocab_pruning.data import load_task
-from vocab_pruning.finetune import finetune, make_recipe
-from vocab_pruning.losparse import LoSparseCallback, add_losparse, combine, entries_kept, losparse_settings, most_important, vocabulary_ratio
-from vocab_pruning.lowrank import compact, encoder_linears, install_losparse, losparse_linears, rank_of, split_model
-from vocab_pruning.rebuild import sizes
-from vocab_pruning.results import row_of_notebook, subset
-from vocab_pruning.spec import METHODS, RunSpec
+from vocab_pruning.data.tasks import load_task
+from vocab_pruning.evaluate.finetune import finetune, make_recipe
+from vocab_pruning.evaluate.losparse import LoSparseCallback, add_losparse, combine, entries_kept, losparse_settings, most_important, vocabulary_ratio
+from vocab_pruning.models.embedding import sizes
+from vocab_pruning.models.lowrank import compact, encoder_linears, install_losparse, losparse_linears, rank_of, split_model
+from vocab_pruning.runs.record import row_of_notebook, subset
+from vocab_pruning.runs.spec import METHODS, RunSpec
 
 needs_minilm = pytest.mark.skipif(minilm_directory() is None, reason="needs the extra `offline` (MiniLM weights)")
 
@@ -278,8 +278,8 @@ def test_combined_models_go_to_disk_and_back(oov, tmp_path):
 def test_a_combined_model_encodes_sentences(oov, tmp_path):
     "Its layers are this library's, also where its embedding is a plain one."
     pytest.importorskip("sentence_transformers")
-    from vocab_pruning.frozen import sentence_vectors
-    from vocab_pruning.sentences import sentence_transformer
+    from vocab_pruning.evaluate.frozen import sentence_vectors
+    from vocab_pruning.models.sentences import sentence_transformer
 
     both, settings = combine(build("wordpiece", hidden_size=32, intermediate_size=64), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.25, 0.4, oov=oov)
     train(both.model, tmp_path, [LoSparseCallback(settings)], steps=6, rows=len(both.keep))
@@ -291,7 +291,7 @@ def test_a_combined_model_encodes_sentences(oov, tmp_path):
 def test_a_compacted_model_has_an_onnx_graph(tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from vocab_pruning.export import export_onnx
+    from vocab_pruning.models.onnx import export_onnx
 
     both, settings = combine(build("wordpiece", hidden_size=32, intermediate_size=64), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.25, 0.4, oov="nearest")
     train(both.model, tmp_path / "t", [LoSparseCallback(settings)], steps=6, rows=len(both.keep))

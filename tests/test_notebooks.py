@@ -62,7 +62,7 @@ def test_a_module_that_no_notebook_exports_is_found(name, processed, tmp_path):
     assert modules(tmp_path).keys() - modules(processed).keys() == {Path("vocab_pruning") / name}
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
 def test_notebook_is_committed_clean(notebook, processed):
     assert notebook.read_text(encoding="utf-8") == (processed / notebook.relative_to(ROOT)).read_text(encoding="utf-8"), "run nbdev_clean"
 
@@ -71,12 +71,7 @@ def test_readme_is_the_index():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == readme_text(ROOT / "nbs" / "index.ipynb"), "run make readme"
 
 
-def test_file_stems_are_unique():
-    stems = [p.stem for p in NOTEBOOKS]
-    assert len(stems) == len(set(stems))
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
 def test_exported_cells_are_short(notebook):
     assert max(map(lines, exported(notebook)), default=0) <= 40
 
@@ -92,19 +87,3 @@ def test_package_does_not_import_its_development_tools():
         imported = [n for n in ast.parse(module.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
         names = {alias.name for n in imported for alias in n.names} | {getattr(n, "module", None) or "" for n in imported}
         assert not {n.split(".")[0] for n in names} & {"fastcore", "nbdev", "execnb", "nbformat", "pytest"}, module
-
-
-def test_modules_import_only_from_above():
-    "The order of the notebooks is the order of reading; a module imports only from earlier ones."
-    order = {}
-    for notebook in sorted(NOTEBOOKS, key=lambda p: (p.parent != ROOT / "nbs" and "06" or p.stem, p.stem)):
-        for cell in sources(notebook):
-            if cell.startswith("#| default_exp"):
-                order[cell.split()[2]] = len(order)
-    for notebook in NOTEBOOKS:
-        name = next((c.split()[2] for c in sources(notebook) if c.startswith("#| default_exp")), None)
-        for cell in exported(notebook):
-            for node in ast.walk(ast.parse(cell)):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vocab_pruning."):
-                    used = node.module.removeprefix("vocab_pruning.")
-                    assert order[used] < order[name], f"{name} imports {used}, which comes after it"

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from transformers import BartConfig, BartForSequenceClassification
 
 from vocab_pruning import load_task, prune
-from vocab_pruning.data import (
+from vocab_pruning.data.stats import token_stats
+from vocab_pruning.data.table import read_table, read_texts
+from vocab_pruning.data.tasks import (
     TASKS,
     Task,
     _with_every_class,
@@ -32,10 +34,8 @@ from vocab_pruning.data import (
     own_task,
     resolve_data,
 )
-from vocab_pruning.finetune import METRICS, finetune, load_classifier, make_recipe
-from vocab_pruning.results import record_run, run_name, shared_parameters, subset
-from vocab_pruning.stats import token_stats
-from vocab_pruning.table import read_table, read_texts
+from vocab_pruning.evaluate.finetune import METRICS, finetune, load_classifier, make_recipe
+from vocab_pruning.runs.record import record_run, run_name, shared_parameters, subset
 
 AWKWARD = ['He said "no", twice', "first line\nsecond, line", "None", "NA", "naïve café — 数", "007", " two  spaces ", "'single'", "a\ttab", "nan", "1e5"]
 CLASSES = ["bad", "good", "so, so"]
@@ -691,7 +691,7 @@ def test_the_run_notebook_takes_a_description(tmp_path):
     from conftest import FAMILIES
     from huggingface_hub import ModelCard
 
-    from vocab_pruning.results import row_of_notebook
+    from vocab_pruning.runs.record import row_of_notebook
 
     build("wordpiece", "bare").save_pretrained(tmp_path / "tiny")
     FAMILIES["wordpiece"].tokenizer.save_pretrained(tmp_path / "tiny")

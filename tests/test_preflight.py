@@ -119,7 +119,7 @@ def test_held_out_texts_of_a_task_are_its_dev_split(tmp_path):
     from typer.testing import CliRunner
 
     from vocab_pruning.cli import app
-    from vocab_pruning.data import load_texts
+    from vocab_pruning.data.tasks import load_texts
 
     build("wordpiece").save_pretrained(tmp_path / "model")
     FAMILIES["wordpiece"].tokenizer.save_pretrained(tmp_path / "model")

@@ -11,15 +11,15 @@ from conftest import Unread
 from safetensors.torch import load_file
 
 from vocab_pruning import prune
-from vocab_pruning.budget import PLACEHOLDER, reserved_mask, special_mask
-from vocab_pruning.clusters import SAMPLE, centroids, cluster_rows, kmeans_clusters, medoids
-from vocab_pruning.codes import product_codes
+from vocab_pruning.algorithms.clusters import SAMPLE, centroids, cluster_rows, kmeans_clusters, medoids
+from vocab_pruning.algorithms.linkage import cluster_sums
+from vocab_pruning.algorithms.pursuit import Products, pursue
 from vocab_pruning.core import minilm_directory
-from vocab_pruning.families import FAMILIES, tiny_model
-from vocab_pruning.linkage import cluster_sums
-from vocab_pruning.oov import OOV, OPTIONS, check_values, nearest_rows, options_of
-from vocab_pruning.prune import check_oov
-from vocab_pruning.pursuit import Products, pursue
+from vocab_pruning.models.pruning import check_oov
+from vocab_pruning.remaps.codes import product_codes
+from vocab_pruning.remaps.kinds import OOV, OPTIONS, check_values, nearest_rows, options_of
+from vocab_pruning.scorers.budget import PLACEHOLDER, reserved_mask, special_mask
+from vocab_pruning.testing import FAMILIES, tiny_model
 
 TEXTS = ["the cat sat on the mat", "a dog ran away"] * 20
 TARGETS = {"nearest": {}, "sparse": dict(m=3), "cluster": dict(n_clusters=4), "dbscan": dict(n_clusters=4)}

@@ -13,9 +13,8 @@ from scipy import stats
 
 mpl.use("Agg")
 
-from vocab_pruning.report import report, sections
-from vocab_pruning.results import ROW
-from vocab_pruning.summary import (
+from vocab_pruning.report.build import report, sections
+from vocab_pruning.report.summary import (
     _verdict,
     at_cut,
     averages,
@@ -26,7 +25,8 @@ from vocab_pruning.summary import (
     split_provenance,
     who_wins,
 )
-from vocab_pruning.tables import FORMATS, PAPER, Cell, Table, paper_numbers, table_1, table_3
+from vocab_pruning.report.tables import FORMATS, PAPER, Cell, Table, paper_numbers, table_1, table_3
+from vocab_pruning.runs.record import ROW
 
 METHODS = ("random+unk", "tfidf+unk", "tfidf+cluster", "losparse")
 TASKS = ("sst2", "cola", "stsb")

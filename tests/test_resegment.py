@@ -30,9 +30,9 @@ from transformers import (
 
 from vocab_pruning import surgery
 from vocab_pruning.core import minilm_directory
-from vocab_pruning.data import documents, load_task
-from vocab_pruning.stats import TokenStats, backend, token_stats
-from vocab_pruning.surgery import alphabet, closure, derivation, parts_of_words, resegment, rewrite_tokenizer, rows_for_lossless, token_kind
+from vocab_pruning.data.stats import TokenStats, backend, token_stats
+from vocab_pruning.data.tasks import documents, load_task
+from vocab_pruning.remaps.resegmenting import alphabet, closure, derivation, parts_of_words, resegment, rewrite_tokenizer, rows_for_lossless, token_kind
 
 NEW = {**FAMILIES, **ODD_FAMILIES}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -13,8 +13,8 @@ from conftest import TEXTS, WITHOUT_US, build, shared
 from transformers import AutoModel, AutoTokenizer
 
 from vocab_pruning import load, prune
-from vocab_pruning.frozen import sentence_vectors
-from vocab_pruning.retrieval import bootstrap_retention, evaluate_retrieval, paraphrases, rank, read_beir, top_k, write_beir
+from vocab_pruning.evaluate.frozen import sentence_vectors
+from vocab_pruning.evaluate.retrieval import bootstrap_retention, evaluate_retrieval, paraphrases, rank, read_beir, top_k, write_beir
 
 CORPUS = {f"d{i}": text for i, text in enumerate(TEXTS)}
 QUERIES = {f"q{i}": text for i, text in enumerate(TEXTS[5:15])}
@@ -170,7 +170,7 @@ def test_without_the_library_of_metrics_the_extra_is_named(monkeypatch):
 
 
 def test_without_sentence_transformers_the_extra_is_named():
-    code = "import sys; sys.modules['sentence_transformers'] = None\nimport vocab_pruning.retrieval\nimport vocab_pruning.sentences"
+    code = "import sys; sys.modules['sentence_transformers'] = None\nimport vocab_pruning.evaluate.retrieval\nimport vocab_pruning.models.sentences"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode and "vocab_pruning[sentence]" in run.stderr.splitlines()[-1]
 
@@ -218,7 +218,7 @@ def test_vectors_are_those_of_texts(texts):
 def test_encoding_is_mean_pooling(oov, family, tmp_path):
     "Of a model that came from nowhere: the mean alone; saved, loaded and saved again."
     st = pytest.importorskip("sentence_transformers")
-    from vocab_pruning.sentences import sentence_transformer
+    from vocab_pruning.models.sentences import sentence_transformer
 
     options, ratio = dict(n_bytes=4) if oov == "pq" else {}, 0.05 if oov == "resegment" else 0.2
     pruned = prune(build(family, "bare"), TOKENIZED[family].tokenizer, TEXTS, ratio, base="vocab", scorer="frequency", oov=oov, **options)
@@ -238,7 +238,7 @@ def test_encoding_is_mean_pooling(oov, family, tmp_path):
 
 def test_a_classifier_gives_its_encoder_and_trains(family):
     pytest.importorskip("sentence_transformers")
-    from vocab_pruning.sentences import sentence_transformer
+    from vocab_pruning.models.sentences import sentence_transformer
 
     pruned = prune(build(family), TOKENIZED[family].tokenizer, TEXTS, 0.2, base="vocab", scorer="frequency", oov="nearest")
     model = sentence_transformer(pruned)
@@ -261,7 +261,7 @@ def encoder(tmp_path, monkeypatch):
 
 def test_a_saved_model_pools_as_the_full_one(encoder, tmp_path, monkeypatch):
     "By the name it was pruned under; where nothing is found there, a warning says so."
-    from vocab_pruning.sentences import sentence_transformer
+    from vocab_pruning.models.sentences import sentence_transformer
 
     encoder.save_pretrained("small")
     made, again = sentence_transformer(encoder), sentence_transformer(load("small"))
@@ -278,7 +278,7 @@ def test_a_saved_model_pools_as_the_full_one(encoder, tmp_path, monkeypatch):
 def test_prompts_and_lengths_are_sentence_transformers_own(encoder):
     "With no row pruned the two libraries give the same; the caller's tokenizer stays as it was."
     st = pytest.importorskip("sentence_transformers")
-    from vocab_pruning.sentences import sentence_transformer
+    from vocab_pruning.models.sentences import sentence_transformer
 
     before, full = encoder.tokenizer.backend_tokenizer.to_str(), st.SentenceTransformer("full", device="cpu")
     ours = sentence_transformer(prune(*encoder.original, TEXTS, 0, base="vocab", scorer="frequency", oov="nearest"))
@@ -311,7 +311,7 @@ for options in ({}, {"trust_remote_code": True}):
 def test_sentences_in_a_process_without_this_library(tmp_path):
     "The rewritten model is read there as it is; one with a table is refused, not misread."
     pytest.importorskip("sentence_transformers")
-    from vocab_pruning.sentences import sentence_transformer
+    from vocab_pruning.models.sentences import sentence_transformer
 
     model, tokenizer, texts = build("wordpiece",
                                     "bare"), TOKENIZED["wordpiece"].tokenizer, [text for text in TEXTS if text][:8]

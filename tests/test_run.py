@@ -19,9 +19,9 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.publish import page_name
-from vocab_pruning.results import asked_for, read_rows, row_of_notebook, run_directory, run_name, summarize_notebook
-from vocab_pruning.spec import RunSpec, parameter_defaults
-from vocab_pruning.sweep import run_parameters, sweep_cells
+from vocab_pruning.runs.record import asked_for, read_rows, row_of_notebook, run_directory, run_name, summarize_notebook
+from vocab_pruning.runs.spec import RunSpec, parameter_defaults
+from vocab_pruning.runs.sweep import run_parameters, sweep_cells
 
 ROOT = Path(__file__).parent.parent
 QUICK = dict(task="cola", ratio=0.45, oov="nearest", data="sample", max_train_examples=64, epochs=1, seed=7, look_first=False)
@@ -200,7 +200,7 @@ def test_the_scorers_side_by_side(tmp_path, model):
     executed = tmp_path / "page.ipynb"
     shared = {name: QUICK[name] for name in ("data", "max_train_examples", "epochs", "seed")}
     asked = shared | dict(task="mrpc", ratio=0.3, model=model, out=str(tmp_path / "runs"))
-    papermill.execute_notebook(ROOT / "nbs" / "scorers_side_by_side.ipynb", executed, asked, progress_bar=False, cwd=str(ROOT / "nbs"))
+    papermill.execute_notebook(ROOT / "nbs" / "results" / "scorers.ipynb", executed, asked, progress_bar=False, cwd=str(ROOT / "nbs" / "results"))
     outputs = [o for c in json.loads(executed.read_text())["cells"] for o in c.get("outputs", [])]
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
     assert "Warning" not in "".join("".join(o["text"]) for o in outputs if o.get("name") == "stderr")

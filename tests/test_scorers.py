@@ -15,16 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EuroBertConfig, EuroBertForSequenceClassification
 
 from vocab_pruning import prune
-from vocab_pruning.budget import special_mask
-from vocab_pruning.clusters import CLUSTERINGS, cluster_rows
+from vocab_pruning.algorithms.clusters import CLUSTERINGS, cluster_rows
+from vocab_pruning.algorithms.linkage import average_linkage, cut_linkage, unit_rows
 from vocab_pruning.core import minilm_directory
-from vocab_pruning.data import examples, load_task
-from vocab_pruning.families import tiny_model
-from vocab_pruning.frozen import sentence_vectors
-from vocab_pruning.linkage import average_linkage, cut_linkage, unit_rows
+from vocab_pruning.data.stats import token_stats
+from vocab_pruning.data.tasks import examples, load_task
+from vocab_pruning.evaluate.frozen import sentence_vectors
 from vocab_pruning.scorers.attention import attention_received, compute_attention_scores, vatp_scores
-from vocab_pruning.scoring import SCORERS, TUNED, compute_token_scores
-from vocab_pruning.stats import token_stats
+from vocab_pruning.scorers.budget import special_mask
+from vocab_pruning.scorers.registry import SCORERS, TUNED, compute_token_scores
+from vocab_pruning.testing import tiny_model
 
 CLOSE = 1e-5  # of distances 1 - cosine, whose scale is 1: some tens of float32's unit there
 ATTENTION = 1e-4  # relative, of sums of attention: float32 rounds a logit of some tens by 1e-6 to 1e-5, so its exp
@@ -55,7 +55,7 @@ def apart(tree: np.ndarray, k: int) -> int:
 def test_the_partition_is_scikit_learns(minilm_rows, n, tile, monkeypatch):
     "Cut where two merges are apart by more than rounding; more rows than fit into a tile, too."
     if tile:
-        monkeypatch.setattr("vocab_pruning.linkage.TILE", tile)
+        monkeypatch.setattr("vocab_pruning.algorithms.linkage.TILE", tile)
     tree = average_linkage(minilm_rows[:n])
     for k in (2, n // 20, n // 2):
         k = apart(tree, k)
@@ -94,7 +94,7 @@ def test_many_rows_around_one():
 
 def test_a_circle_of_pointers_is_broken():
     "Where rounding left no two clusters pointing at each other, the nearest pair is joined."
-    from vocab_pruning.linkage import _Clusters, _pairs
+    from vocab_pruning.algorithms.linkage import _Clusters, _pairs
 
     clusters = _Clusters(unit_rows(torch.tensor([[1.0, 0, 0], [0.1, 1, 0], [0, 0.2, 1]])), torch.ones(3))
     clusters.nearest = torch.tensor([1, 2, 0])
@@ -106,7 +106,7 @@ def test_the_same_tree_with_other_tiles(monkeypatch):
     "Without ties, which another kernel may round the other way, the tree is the same to the merge."
     rows = torch.randn(200, 5, generator=torch.Generator().manual_seed(3))
     whole = average_linkage(rows)
-    monkeypatch.setattr("vocab_pruning.linkage.TILE", (7, 13))
+    monkeypatch.setattr("vocab_pruning.algorithms.linkage.TILE", (7, 13))
     np.testing.assert_allclose(average_linkage(rows), whole, rtol=0, atol=1e-12)
 
 
@@ -125,8 +125,8 @@ class Largest(TorchDispatchMode):
 
 def test_memory_grows_with_the_rows_not_with_their_square(monkeypatch):
     "No tensor holds more than the rows or a tile do, where the distances of all pairs would be 250,000 numbers."
-    monkeypatch.setattr("vocab_pruning.linkage.TILE", (16, 64))
-    monkeypatch.setattr("vocab_pruning.linkage.BATCH", 16)
+    monkeypatch.setattr("vocab_pruning.algorithms.linkage.TILE", (16, 64))
+    monkeypatch.setattr("vocab_pruning.algorithms.linkage.BATCH", 16)
     rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
     with Largest() as largest:
         average_linkage(rows)

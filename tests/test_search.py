@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vocab_pruning import search as module
-from vocab_pruning.results import read_row
-from vocab_pruning.search import Found, aim, find_ratio, last_within, rises, run_interval, search
+from vocab_pruning.runs.record import read_row
+from vocab_pruning.runs.search import Found, aim, find_ratio, last_within, rises, run_interval, search
 
 QUICK = dict(retention=0.5, max_runs=2, base="vocab", scorer="frequency", oov="unk", step=0.1, data="sample", max_train_examples=32, held_out_examples=48,
              n_texts=16, epochs=1)

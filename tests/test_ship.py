@@ -59,19 +59,19 @@ from transformers import (
 )
 
 from vocab_pruning import PrunedModel, core, load, preflight, prune
-from vocab_pruning.budget import count_rows, model_size, special_mask
 from vocab_pruning.core import directory_lock, minilm_directory, under_root, whole_directory
-from vocab_pruning.data import documents, load_task
-from vocab_pruning.families import FAMILIES as TINY
-from vocab_pruning.families import tiny_model
-from vocab_pruning.frozen import frozen_retention, sentence_vectors, sts_score
-from vocab_pruning.lowrank import split_model
-from vocab_pruning.oov import Remap
-from vocab_pruning.preflight import KINDS, plot_preflight
-from vocab_pruning.rebuild import PrunedEmbedding, rebuild_model_with_vocab, rebuild_plain, sizes
-from vocab_pruning.scoring import compute_token_scores
-from vocab_pruning.ship import _changed, _ids, _outputs, _read_back, _write_tokenizer, difference, rounding
-from vocab_pruning.stats import backend
+from vocab_pruning.data.stats import backend
+from vocab_pruning.data.tasks import documents, load_task
+from vocab_pruning.evaluate.frozen import frozen_retention, sentence_vectors, sts_score
+from vocab_pruning.evaluate.preflight import KINDS, plot_preflight
+from vocab_pruning.models.embedding import PrunedEmbedding, rebuild_model_with_vocab, rebuild_plain, sizes
+from vocab_pruning.models.lowrank import split_model
+from vocab_pruning.models.saving import _changed, _ids, _outputs, _read_back, _write_tokenizer, difference, rounding
+from vocab_pruning.remaps.kinds import Remap
+from vocab_pruning.scorers.budget import count_rows, model_size, special_mask
+from vocab_pruning.scorers.registry import compute_token_scores
+from vocab_pruning.testing import FAMILIES as TINY
+from vocab_pruning.testing import tiny_model
 
 KIND = {
     "unk": {},

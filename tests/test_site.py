@@ -48,8 +48,8 @@ def test_no_page_shows_a_directive_or_a_traceback(pages):
 
 
 def test_pages_document_what_they_export(pages):
-    assert "<h3" in pages["nbs/00_core.ipynb"] and "resolve_model" in pages["nbs/00_core.ipynb"]
-    assert "show_doc(" not in pages["nbs/00_core.ipynb"]
+    assert "<h3" in pages["nbs/core.ipynb"] and "resolve_model" in pages["nbs/core.ipynb"]
+    assert "show_doc(" not in pages["nbs/core.ipynb"]
 
 
 def test_the_api_page_has_every_public_name_one_click_away(pages, tmp_path):
@@ -57,7 +57,7 @@ def test_the_api_page_has_every_public_name_one_click_away(pages, tmp_path):
     named = re.findall(r"^\| \[(\w+)\]", listing, re.MULTILINE)
     documented = [name.removeprefix(f"{module}.") for module, names in index["syms"].items() for name in names]
     assert sorted(named) == sorted(name for name in documented if "." not in name and name[0] != "_")
-    for name, page in {"prune": "14_prune.ipynb#prune", "PrunedModel": "13_ship.ipynb#prunedmodel", "tfidf_scores": "scorers/tfidf.ipynb#tfidf_scores"}.items():
+    for name, page in {"prune": "models/pruning.ipynb#prune", "PrunedModel": "models/saving.ipynb#prunedmodel", "tfidf_scores": "scorers/tfidf.ipynb#tfidf_scores"}.items():
         assert (f'href="{page}"' in pages["nbs/api.ipynb"]) == (name in named), name
     assert "prune" in named and "PrunedModel" in named
 
@@ -81,7 +81,7 @@ def test_introductions_stay_on_their_pages(pages):
 @pytest.mark.skipif(not shutil.which("quarto"), reason="Quarto is not on PATH")
 def test_quarto_renders_without_a_warning(capfd):
     assert render_site(ROOT) == 0, capfd.readouterr().err
-    assert (ROOT / "_site" / "nbs" / "00_core.html").is_file()
+    assert (ROOT / "_site" / "nbs" / "core.html").is_file()
 
 
 def test_the_home_page_comes_first():
@@ -102,7 +102,7 @@ def run_filter(text, **kwargs):
 
 
 def test_the_filter_command_documents_a_notebook():
-    done = run_filter((ROOT / "nbs" / "00_core.ipynb").read_text(encoding="utf-8"), cwd=ROOT / "nbs")
+    done = run_filter((ROOT / "nbs" / "core.ipynb").read_text(encoding="utf-8"), cwd=ROOT / "nbs")
     assert done.returncode == 0, done.stderr
     nb = nbformat.reads(done.stdout, as_version=4)
     nbformat.validate(nb)

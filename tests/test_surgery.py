@@ -15,12 +15,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, pipeline
 
 from vocab_pruning import PrunedModel, load, prune
-from vocab_pruning.oov import OOV, Remap
-from vocab_pruning.preflight import preflight
-from vocab_pruning.rebuild import PrunedEmbedding, rebuild_model_with_vocab
+from vocab_pruning.evaluate.drift import coverage_of, spending
+from vocab_pruning.evaluate.preflight import preflight
+from vocab_pruning.models.embedding import PrunedEmbedding, rebuild_model_with_vocab
+from vocab_pruning.remaps.kinds import OOV, Remap
+from vocab_pruning.remaps.resegmenting import parts_of_words
 from vocab_pruning.scorers.attention import attention_received
-from vocab_pruning.surgery import parts_of_words
-from vocab_pruning.usage import coverage_of, spending
 
 ROOT = Path(__file__).resolve().parent.parent
 FRESH_PROCESS = """

@@ -14,10 +14,10 @@ from conftest import same, state
 from torch import nn
 
 from vocab_pruning import load, prune
-from vocab_pruning.families import FAMILIES, tiny_model
-from vocab_pruning.lowrank import compact, split_model
-from vocab_pruning.oov import OOV
-from vocab_pruning.rebuild import FLOOR, PrunedEmbedding, PrunedHead, rebuild_plain
+from vocab_pruning.models.embedding import FLOOR, PrunedEmbedding, PrunedHead, rebuild_plain
+from vocab_pruning.models.lowrank import compact, split_model
+from vocab_pruning.remaps.kinds import OOV
+from vocab_pruning.testing import FAMILIES, tiny_model
 
 TEXTS = ["the cat sat on the mat", "a dog ran away", "the committee postponed it"]
 CLASSIFIER, MASKED, CAUSAL, BOTH = (

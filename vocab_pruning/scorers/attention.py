@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..core import is_one_shot
-from ..stats import TokenStats, check_ids
+from ..data.stats import TokenStats, check_ids
 
 # %% ../../nbs/scorers/attention.ipynb #51e4ff98
 WATCHED = "vocab_pruning_watched"

@@ -8,8 +8,8 @@ __all__ = ['clustering_scores']
 # %% ../../nbs/scorers/clustering.ipynb #344de335
 import numpy as np
 
-from ..clusters import cluster_rows, medoids
-from ..stats import TokenStats
+from ..algorithms.clusters import cluster_rows, medoids
+from ..data.stats import TokenStats
 
 # %% ../../nbs/scorers/clustering.ipynb #c2d0e538
 def _candidates(stats: TokenStats, special: np.ndarray | None, pool: str) -> np.ndarray:

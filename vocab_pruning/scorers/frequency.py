@@ -8,7 +8,7 @@ __all__ = ['frequency_scores']
 # %% ../../nbs/scorers/frequency.ipynb #344de335
 import numpy as np
 
-from ..stats import TokenStats
+from ..data.stats import TokenStats
 
 # %% ../../nbs/scorers/frequency.ipynb #84832a7e
 def frequency_scores(stats: TokenStats) -> np.ndarray:

@@ -8,7 +8,7 @@ __all__ = ['random_scores']
 # %% ../../nbs/scorers/random.ipynb #344de335
 import numpy as np
 
-from ..stats import TokenStats
+from ..data.stats import TokenStats
 
 # %% ../../nbs/scorers/random.ipynb #519add32
 def random_scores(stats: TokenStats, *, seed: int = 0) -> np.ndarray:

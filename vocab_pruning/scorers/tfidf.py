@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..core import is_one_shot
-from ..stats import TokenStats, check_ids, token_batches
+from ..data.stats import TokenStats, check_ids, token_batches
 
 # %% ../../nbs/scorers/tfidf.ipynb #a07d354b
 def inverse_document_frequency(stats: TokenStats) -> np.ndarray:
