@@ -21,7 +21,7 @@ def embedding_rows(directory: str):
     "The embedding of the model in `directory`, its reserved rows and special rows, and the unknown token's id."
     from transformers import AutoModel, AutoTokenizer
 
-    from vocab_pruning.scorers.budget import reserved_mask, special_mask
+    from vocab_pruning.models.anatomy import reserved_mask, special_mask
 
     model, tokenizer = AutoModel.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
     rows = model.get_input_embeddings().weight.detach()
@@ -33,19 +33,18 @@ def find(oov: str, directory: str, kept: float, seen: float | None, threads: int
     import numpy as np
     import torch
 
-    from vocab_pruning.core import call_declared
     from vocab_pruning.evaluate.benchmark import process_peak
-    from vocab_pruning.remaps.kinds import get_oov
+    from vocab_pruning.remaps.kinds import Plan, get_remap
 
     torch.set_num_threads(threads)
     rows, reserved, special, unk = embedding_rows(directory)
     draw = np.random.default_rng(seed)
     order = np.lexsort((draw.permutation(len(rows)), ~special))
     read = draw.random(len(rows)) < (1 if seen is None else seen)
-    offered = dict(seed=seed, n_special=int(special.sum()), unk_id=unk, reserved=reserved, seen=read)
+    plan = Plan(rows, order, round(kept * len(rows)), special, read, reserved, unk, seed)
     options = {} if seen is None else dict(only_seen=True)
     before, start, processor = process_peak(), perf_counter(), process_time()
-    remap = call_declared(get_oov(oov), rows, order, round(kept * len(rows)), offered=offered, **options)
+    remap = get_remap(oov).make(plan, **options)
     seconds, processor_seconds = perf_counter() - start, process_time() - processor
     targets = remap.index[~remap.kept].unique().long()
     barred = int(reserved[remap.keep[targets[targets < len(remap.keep)]]].sum())

@@ -21,7 +21,7 @@ from vocab_pruning.core import library_versions, minilm_directory
 from vocab_pruning.evaluate.benchmark import both_clocks, in_turn, process_peak
 from vocab_pruning.evaluate.finetune import load_classifier
 from vocab_pruning.evaluate.losparse import close_window, losparse_settings, mask_rows, most_important, observe, zero_rows
-from vocab_pruning.models.embedding import sizes
+from vocab_pruning.models.anatomy import sizes
 from vocab_pruning.models.lowrank import compact, encoder_linears, install_losparse, losparse_linears, split_model
 
 

@@ -32,13 +32,12 @@ def find(oov: str, rows: int, width: int, kept: int) -> dict:
     import numpy as np
     import torch
 
-    from vocab_pruning.core import call_declared
-    from vocab_pruning.remaps.kinds import get_oov
+    from vocab_pruning.remaps.kinds import Plan, get_remap
 
     embedding = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
     order = np.random.default_rng(0).permutation(rows)
     start = perf_counter()
-    remap = call_declared(get_oov(oov), embedding, order, kept, offered=dict(seed=0), **PRUNED[oov])
+    remap = get_remap(oov).make(Plan(embedding, order, kept), **PRUNED[oov])
     return dict(rows=len(remap.index), kept=len(remap.keep), width=width, seconds=perf_counter() - start, threads=torch.get_num_threads())
 
 
@@ -55,14 +54,14 @@ def pruned_models(model, share: float) -> dict:
     "`model` and, by the name of the remap, what is left of it with `share` of its rows; all have the same encoder."
     import numpy as np
 
-    from vocab_pruning.core import call_declared
     from vocab_pruning.models.embedding import rebuild_model_with_vocab
-    from vocab_pruning.remaps.kinds import get_oov
+    from vocab_pruning.remaps.kinds import Plan, get_remap
 
     embedding = model.get_input_embeddings()
     rows, order = embedding.weight.detach(), np.random.default_rng(0).permutation(embedding.num_embeddings)
     order = np.concatenate([[embedding.padding_idx], order[order != embedding.padding_idx]])  # [PAD] is always kept
-    remaps = {oov: call_declared(get_oov(oov), rows, order, round(share * len(rows)), offered=dict(seed=0), **options) for oov, options in PRUNED.items()}
+    plan = Plan(rows, order, round(share * len(rows)))
+    remaps = {oov: get_remap(oov).make(plan, **options) for oov, options in PRUNED.items()}
     return {"full": model} | {oov: rebuild_model_with_vocab(model, remap, share=True).eval() for oov, remap in remaps.items()}
 
 
@@ -114,7 +113,7 @@ def look(directory: str, model: str, result: str) -> dict:
 
 OURS = """
 import json, sys, transformers
-from vocab_pruning.scorers.budget import special_mask
+from vocab_pruning.models.anatomy import special_mask
 from vocab_pruning.models.pruning import SAMPLE, prune_with_stats
 from vocab_pruning.data.stats import token_stats
 from vocab_pruning.remaps.resegmenting import rows_for_lossless

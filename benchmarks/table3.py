@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vocab_pruning.core import MINILM, call_declared, minilm_directory
+from vocab_pruning.core import MINILM, minilm_directory
 from vocab_pruning.data.tasks import documents, load_task, resolve_data
 from vocab_pruning.evaluate.benchmark import step_time, table3, text_batches
 from vocab_pruning.evaluate.finetune import load_classifier
 from vocab_pruning.models.embedding import rebuild_model_with_vocab
 from vocab_pruning.models.pruning import prune, size_with
-from vocab_pruning.remaps.kinds import get_oov
+from vocab_pruning.remaps.kinds import Plan, get_remap
 from vocab_pruning.runs.record import provenance
 from vocab_pruning.scorers.budget import count_rows
 
@@ -36,9 +36,8 @@ def modernbert(options) -> tuple[dict, list]:
     special[[i for name, i in full.config.to_dict().items() if name.endswith("_token_id") and isinstance(i, int)]] = True
     order = np.random.default_rng(options.seed).permutation(len(rows))
     order = np.concatenate([order[special[order]], order[~special[order]]])
-    offered = dict(seed=options.seed, n_special=int(special.sum()), unk_id=None)
     kept = {oov: count_rows(0.2, "params", size_with(full, oov), special, special) for oov in options.oovs}
-    remaps = {oov: call_declared(get_oov(oov), rows, order, n_keep, offered=offered) for oov, n_keep in kept.items()}
+    remaps = {oov: get_remap(oov).make(Plan(rows, order, n_keep, special, seed=options.seed)) for oov, n_keep in kept.items()}
     draw = torch.Generator().manual_seed(options.seed)
     batches = [dict(input_ids=torch.randint(len(rows), (options.batch, options.length), generator=draw), labels=torch.arange(options.batch) % 2)
                for _ in range(4)]

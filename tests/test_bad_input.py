@@ -20,7 +20,7 @@ from vocab_pruning.data.stats import token_stats
 from vocab_pruning.evaluate.drift import coverage_of
 from vocab_pruning.evaluate.preflight import preflight
 from vocab_pruning.scorers.budget import max_ratio, model_size
-from vocab_pruning.scorers.registry import TUNED, compute_token_scores
+from vocab_pruning.scorers.registry import SCORERS, compute_token_scores
 
 prune = partial(vocab_pruning.prune, oov="cluster")  # codebooks would cost more than these tiny vocabularies hold
 
@@ -245,7 +245,7 @@ def test_a_zero_row_cannot_be_clustered(model, tokenizer, tmp_path):
 def test_a_model_that_shows_no_attention(tmp_path):
     family = FAMILIES["wordpiece"]
     fnet = FNetForSequenceClassification(FNetConfig(vocab_size=family.config().vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=1))
-    for scorer in TUNED:
+    for scorer in [name for name, spec in SCORERS.items() if spec.tuned]:
         with refused(ValueError, "FNetForSequenceClassification", "tfidf", directory=tmp_path, model=fnet):
             prune(fnet, family.tokenizer, TEXTS, 0.1, scorer=scorer)
 

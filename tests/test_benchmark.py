@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from vocab_pruning import prune
 from vocab_pruning.evaluate.benchmark import beside_first, bytes_on_disk, in_turn, latency, peak_memory, step_time, table3, text_batches
-from vocab_pruning.models.embedding import sizes
+from vocab_pruning.models.anatomy import sizes
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 

@@ -19,7 +19,7 @@ from vocab_pruning import load, prune
 from vocab_pruning.cli import app
 from vocab_pruning.data.stats import token_stats
 from vocab_pruning.evaluate.drift import coverage_of, spending
-from vocab_pruning.models.embedding import sizes
+from vocab_pruning.models.anatomy import sizes
 
 COMMANDS = ["inspect", "preflight", "prune", "check", "run", "sweep", "report"]
 CUT = ["--ratio", "0.4", "--base", "vocab"]
@@ -219,7 +219,7 @@ def test_a_glue_task_gives_texts(tiny):
 @pytest.mark.parametrize(("args", "message"), [
     (["{model}", "{texts}", "{out}", "--ratio", "1.5"], "ratio 1.5 is outside [0, 1): it is the fraction that goes"),
     (["{model}", "{texts}", "{out}", "--oov", "closest"], "unknown oov 'closest'; choose one of unk"),
-    (["{model}", "{texts}", "{out}", "--oov", "nearest", "-o", "m=3"], "got an unexpected keyword argument 'm'"),
+    (["{model}", "{texts}", "{out}", "--oov", "nearest", "-o", "m=3"], "got an unexpected option 'm'"),
     (["{model}", "{texts}", "{out}", "--scorer", "tf"], "unknown scorer 'tf'"), (["{model}", "no.txt", "{out}"], "no.txt is not a file"),
     (["{model}", "{place}/texts.csv", "{out}"], "texts.csv has no column 'text'; it has 'said', 'n'"), (["{model}", "colla", "{out}"], "unknown task 'colla'"),
     (["{place}/nowhere", "{texts}", "{out}"], "is not a directory; give an existing one"),

@@ -181,7 +181,7 @@ def test_unknown_task():
 @pytest.fixture
 def nowhere(monkeypatch):
     "Neither GLUE_DIR nor the hub nor its cache is at hand, and nothing has been said yet."
-    from vocab_pruning import data
+    from vocab_pruning.data import tasks as data
 
     monkeypatch.delenv("GLUE_DIR", raising=False)
     monkeypatch.setattr(data, "hub_reachable", lambda: False)

@@ -12,11 +12,12 @@ import torch
 import transformers
 from conftest import same, state
 
-from vocab_pruning import PrunedModel, export, prune
+from vocab_pruning import PrunedModel, prune
 from vocab_pruning.data.tasks import documents, load_task
+from vocab_pruning.models import onnx as export
 from vocab_pruning.models.embedding import FLOOR
 from vocab_pruning.models.onnx import _of_text, compare_onnx, encode, export_onnx, export_program, onnx_session, run_onnx
-from vocab_pruning.models.saving import _columns, difference, kept_columns, rounding
+from vocab_pruning.models.verify import _columns, difference, kept_columns, rounding
 from vocab_pruning.testing import tiny_model
 
 TEXTS = documents(load_task("cola", "sample")["train"])[:20]

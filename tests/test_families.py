@@ -10,9 +10,10 @@ from conftest import same, state
 from vocab_pruning import load, prune
 from vocab_pruning.data.stats import token_stats
 from vocab_pruning.data.tasks import documents, load_task
-from vocab_pruning.models.embedding import PrunedEmbedding, rebuild_model_with_vocab, rebuild_plain
+from vocab_pruning.models.anatomy import special_mask
+from vocab_pruning.models.embedding import PrunedEmbedding, rebuild_model_with_vocab
+from vocab_pruning.models.plain import rebuild_plain
 from vocab_pruning.remaps.resegmenting import rows_for_lossless
-from vocab_pruning.scorers.budget import special_mask
 from vocab_pruning.testing import FAMILIES, tiny_model
 
 TEXTS = documents(load_task("cola", "sample")["train"])[:8]

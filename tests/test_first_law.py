@@ -38,9 +38,10 @@ from transformers.initialization import no_init_weights
 from vocab_pruning import prune
 from vocab_pruning.core import CannotPrune, minilm_directory
 from vocab_pruning.data.stats import TokenStats, token_stats
-from vocab_pruning.models.embedding import FLOOR, PrunedHead, rebuild_model_with_vocab, sizes
-from vocab_pruning.remaps.kinds import Remap
-from vocab_pruning.scorers.budget import BASES, count_rows, get_special_tokens, max_ratio, model_size, reserved_mask
+from vocab_pruning.models.anatomy import get_special_tokens, reserved_mask, sizes
+from vocab_pruning.models.embedding import FLOOR, PrunedHead, rebuild_model_with_vocab
+from vocab_pruning.remaps.table import Remap
+from vocab_pruning.scorers.budget import BASES, count_rows, max_ratio, model_size
 
 COUNTING = ["random", "frequency", "tfidf"]
 SCORERS = [*COUNTING, "clustering", "attention", "vatp"]

@@ -29,7 +29,7 @@ from vocab_pruning.core import minilm_directory
 from vocab_pruning.data.tasks import load_task
 from vocab_pruning.evaluate.finetune import finetune, make_recipe
 from vocab_pruning.evaluate.losparse import LoSparseCallback, add_losparse, combine, entries_kept, losparse_settings, most_important, vocabulary_ratio
-from vocab_pruning.models.embedding import sizes
+from vocab_pruning.models.anatomy import sizes
 from vocab_pruning.models.lowrank import compact, encoder_linears, install_losparse, losparse_linears, rank_of, split_model
 from vocab_pruning.runs.record import row_of_notebook, subset
 from vocab_pruning.runs.spec import METHODS, RunSpec

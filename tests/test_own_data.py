@@ -172,7 +172,7 @@ def test_a_description_stands_for_its_task(tmp_path):
 
 
 def test_metrics_offered_are_those_there_are():
-    from vocab_pruning import data
+    from vocab_pruning.data import tasks as data
 
     assert sorted(name for names in data._METRICS.values() for name in names) == sorted(METRICS)
 
@@ -640,7 +640,8 @@ def test_from_a_csv_to_predictions_by_name(tmp_path):
     dataset = load_task(task)
     pruned = prune(model, tokenizer, dataset["train"]["text"][:], ratio=0.2, base="vocab", oov="nearest")
     recipe, directory = make_recipe(task), tmp_path / "runs" / "own"
-    row = record_run(directory, dict(task=task.name, seed=1, method="own"), pruned.model, tokenizer, dataset, recipe, task=task, save=pruned.save_pretrained)
+    row = record_run(directory, dict(task=task.name, seed=1, method="own"), pruned.model, tokenizer, dataset, recipe, task=task,
+                     save=lambda to, scores: pruned.save_pretrained(to, scores=scores))
     assert (row["task"], row["metric"]) == ("words", "accuracy") and 0 <= row["score"] <= 1
     from vocab_pruning import load
 

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM,
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.data.stats import coverage_table, token_stats
 from vocab_pruning.data.tasks import TASKS, documents, load_task
-from vocab_pruning.scorers.budget import break_even, count_rows, get_special_tokens, max_ratio, model_size
+from vocab_pruning.models.anatomy import get_special_tokens
+from vocab_pruning.scorers.budget import break_even, count_rows, max_ratio, model_size
 
 GLUE_DIR, MODERNBERT_TOKENIZER = os.environ.get("GLUE_DIR"), os.environ.get("MODERNBERT_TOKENIZER")
 needs_glue = pytest.mark.skipif(not GLUE_DIR, reason="GLUE_DIR names no directory in GLUE's layout")

@@ -91,7 +91,7 @@ def test_an_error_of_a_program_is_no_reason(monkeypatch):
     def fail(*args, **options):
         raise ValueError("a fault of our own")
 
-    monkeypatch.setattr(import_module("vocab_pruning.preflight"), "prune_with_stats", fail)
+    monkeypatch.setattr(import_module("vocab_pruning.evaluate.preflight"), "prune_with_stats", fail)
     with pytest.raises(ValueError, match="a fault of our own"):
         look()
 

@@ -1,7 +1,7 @@
 """Where pruned tokens may go, what options take, and searches and clusters at every size."""
 
-import inspect
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -15,10 +15,9 @@ from vocab_pruning.algorithms.clusters import SAMPLE, centroids, cluster_rows, k
 from vocab_pruning.algorithms.linkage import cluster_sums
 from vocab_pruning.algorithms.pursuit import Products, pursue
 from vocab_pruning.core import minilm_directory
-from vocab_pruning.models.pruning import check_oov
+from vocab_pruning.models.anatomy import PLACEHOLDER, reserved_mask, special_mask
 from vocab_pruning.remaps.codes import product_codes
-from vocab_pruning.remaps.kinds import OOV, OPTIONS, check_values, nearest_rows, options_of
-from vocab_pruning.scorers.budget import PLACEHOLDER, reserved_mask, special_mask
+from vocab_pruning.remaps.kinds import OPTIONS, REMAPS, Plan, check_remap, nearest_rows
 from vocab_pruning.testing import FAMILIES, tiny_model
 
 TEXTS = ["the cat sat on the mat", "a dog ran away"] * 20
@@ -108,7 +107,7 @@ def test_means_leave_reserved_rows_out(padded):
 # Rows that no text reads
 
 
-@pytest.mark.parametrize("oov", [oov for oov in OOV if oov != "unk"])
+@pytest.mark.parametrize("oov", [oov for oov, spec in REMAPS.items() if "only_seen" in spec.options])
 def test_only_seen(padded, oov):
     "Pruned rows that no text reads read [UNK]; the others are treated as ever; what is coded is what is read."
     model, tokenizer, reserved = padded
@@ -157,7 +156,7 @@ WRONG = {
     "lossless": ["false", 1],
     "pad_to_multiple_of": [0, 8.0, "8", True],
 }
-CASES = [(oov, name) for oov in OOV for name in options_of(oov)] + [("resegment", "lossless"), ("resegment", "pad_to_multiple_of")]
+CASES = [(oov, name) for oov, spec in REMAPS.items() for name in spec.options]
 
 
 @pytest.mark.parametrize(("oov", "name"), CASES)
@@ -174,18 +173,18 @@ def test_every_option_has_wrong_values():
     assert OPTIONS.keys() == WRONG.keys()
 
 
-@pytest.mark.parametrize("oov", OOV)
+@pytest.mark.parametrize("oov", REMAPS)
 def test_what_prune_gives_itself_is_no_option(oov):
-    "Of all that a remap's function takes, options alone may be asked for."
-    internal = [name for name, p in inspect.signature(OOV[oov]).parameters.items() if p.kind == p.KEYWORD_ONLY and name not in OPTIONS]
-    for name in [*internal, "n_special", "width", "reserved", "seen"]:
-        if name != "seed":  # an argument of `prune` by itself
-            with pytest.raises(TypeError, match=f"oov='{oov}' got an unexpected keyword argument '{name}'; it takes "):
-                check_oov(oov, **{name: 0})
+    "A remap's plan is made by `prune`; only its options may be asked for."
+    for name in [field.name for field in fields(Plan)] + ["n_special", "width", "clusters"]:
+        with pytest.raises(TypeError, match=f"oov='{oov}' got an unexpected option '{name}'; it takes "):
+            check_remap(oov, {name: 0})
 
 
 def test_values_of_numpy_are_values():
-    check_values(m=np.int64(3), n_clusters=np.int32(0), outside_budget=np.bool_(True), bits=np.int64(4))
+    check_remap("sparse", dict(m=np.int64(3)))
+    check_remap("cluster", dict(n_clusters=np.int32(0), outside_budget=np.bool_(True)))
+    check_remap("int8", dict(bits=np.int64(4)))
 
 
 @pytest.mark.parametrize(("oov", "options", "told"), [

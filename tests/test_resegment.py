@@ -28,10 +28,10 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from vocab_pruning import surgery
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.data.stats import TokenStats, backend, token_stats
 from vocab_pruning.data.tasks import documents, load_task
+from vocab_pruning.remaps import resegmenting as surgery
 from vocab_pruning.remaps.resegmenting import alphabet, closure, derivation, parts_of_words, resegment, rewrite_tokenizer, rows_for_lossless, token_kind
 
 NEW = {**FAMILIES, **ODD_FAMILIES}

@@ -238,7 +238,7 @@ def test_a_misspelt_parameter_stops_papermill_before_anything_is_written(tmp_pat
     (dict(scorer_options={"nrom": None}), "unexpected option 'nrom'"),
     (dict(scorer_options={"texts": []}), "scorer option 'texts' is given to every scorer"),
     (dict(oov="closest"), "unknown oov 'closest'"),
-    (dict(oov_options="{n: 8}"), "oov='nearest' got an unexpected keyword argument 'n'"),
+    (dict(oov_options="{n: 8}"), "oov='nearest' got an unexpected option 'n'"),
     (dict(base="tokens"), "unknown base 'tokens'"),
     (dict(ratio=-0.1), "ratio -0.1 is outside"),
     (dict(ratio="120%"), "ratio 1.2 is outside"),

@@ -21,9 +21,9 @@ from vocab_pruning.core import minilm_directory
 from vocab_pruning.data.stats import token_stats
 from vocab_pruning.data.tasks import examples, load_task
 from vocab_pruning.evaluate.frozen import sentence_vectors
+from vocab_pruning.models.anatomy import special_mask
 from vocab_pruning.scorers.attention import attention_received, compute_attention_scores, vatp_scores
-from vocab_pruning.scorers.budget import special_mask
-from vocab_pruning.scorers.registry import SCORERS, TUNED, compute_token_scores
+from vocab_pruning.scorers.registry import SCORERS, compute_token_scores
 from vocab_pruning.testing import tiny_model
 
 CLOSE = 1e-5  # of distances 1 - cosine, whose scale is 1: some tens of float32's unit there
@@ -323,7 +323,3 @@ def test_no_scorer_is_given_the_dev_split(family, scorer):
     assert not stats.counts[[*ids]].any()
     if scorer != "random":
         assert not scores[[*ids]].any() and scores[stats.seen].any()
-
-
-def test_the_tuned_are_scorers():
-    assert set(SCORERS) >= TUNED

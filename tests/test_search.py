@@ -10,7 +10,7 @@ from conftest import FAMILIES, TASKS, run_notebook
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vocab_pruning import search as module
+from vocab_pruning.runs import search as module
 from vocab_pruning.runs.record import read_row
 from vocab_pruning.runs.search import Found, aim, find_ratio, last_within, rises, run_interval, search
 

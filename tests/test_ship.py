@@ -64,11 +64,14 @@ from vocab_pruning.data.stats import backend
 from vocab_pruning.data.tasks import documents, load_task
 from vocab_pruning.evaluate.frozen import frozen_retention, sentence_vectors, sts_score
 from vocab_pruning.evaluate.preflight import KINDS, plot_preflight
-from vocab_pruning.models.embedding import PrunedEmbedding, rebuild_model_with_vocab, rebuild_plain, sizes
+from vocab_pruning.models.anatomy import sizes, special_mask
+from vocab_pruning.models.embedding import PrunedEmbedding, rebuild_model_with_vocab
 from vocab_pruning.models.lowrank import split_model
-from vocab_pruning.models.saving import _changed, _ids, _outputs, _read_back, _write_tokenizer, difference, rounding
-from vocab_pruning.remaps.kinds import Remap
-from vocab_pruning.scorers.budget import count_rows, model_size, special_mask
+from vocab_pruning.models.plain import rebuild_plain
+from vocab_pruning.models.tokenizer import changed, write_tokenizer
+from vocab_pruning.models.verify import _ids, _outputs, _read_back, difference, rounding
+from vocab_pruning.remaps.table import Remap
+from vocab_pruning.scorers.budget import count_rows, model_size
 from vocab_pruning.scorers.registry import compute_token_scores
 from vocab_pruning.testing import FAMILIES as TINY
 from vocab_pruning.testing import tiny_model
@@ -685,8 +688,8 @@ def test_a_tokenizer_that_is_as_it_was_keeps_its_class(name, tmp_path):
     model, tokenizer = tiny_model(name, "AutoModel")
     model.config.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    alone, again = AutoTokenizer.from_pretrained(tmp_path), _write_tokenizer(tokenizer, tmp_path)
-    assert _changed(tokenizer, again) is None and type(again) is type(alone) and in_words(again) == in_words(tokenizer)
+    alone, again = AutoTokenizer.from_pretrained(tmp_path), write_tokenizer(tokenizer, tmp_path)
+    assert changed(tokenizer, again) is None and type(again) is type(alone) and in_words(again) == in_words(tokenizer)
 
 
 @pytest.mark.parametrize("part", IN_PLACE)
@@ -696,11 +699,11 @@ def test_a_step_set_in_place_is_kept(name, part, tmp_path):
     model, tokenizer = tiny_model(name, "AutoModel")
     tokenizer = copy.deepcopy(tokenizer)
     IN_PLACE[part](tokenizer.backend_tokenizer)
-    assert _changed(tiny_model(name, "AutoModel")[1], tokenizer) == part
+    assert changed(tiny_model(name, "AutoModel")[1], tokenizer) == part
     p = prune(model, tokenizer, TEXTS[:20], 0.2, "vocab", oov="nearest")
     p.save_pretrained(tmp_path / "model")
     for again in (load(tmp_path / "model").tokenizer, AutoTokenizer.from_pretrained(tmp_path / "model")):
-        assert _changed(tokenizer, again) is None and in_words(again) == in_words(tokenizer)
+        assert changed(tokenizer, again) is None and in_words(again) == in_words(tokenizer)
 
 
 def test_digits_apart(tmp_path):
@@ -944,9 +947,9 @@ def test_code_of_a_directory(oov, own_code, tmp_path):
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
     "A cache as huggingface_hub lays it out, with one pruned model, someone/small; there is no hub."
-    from vocab_pruning import ship
+    from vocab_pruning.models import hub
 
-    monkeypatch.setattr(ship, "hub_reachable", lambda: False)
+    monkeypatch.setattr(hub, "hub_reachable", lambda: False)
     home = tmp_path / "cache" / "models--someone--small"
     p = pruned("wordpiece", oov="nearest")
     p.save_pretrained(home / "snapshots" / ("a" * 40))
@@ -974,18 +977,18 @@ def test_the_name_of_a_model_on_the_hub(cached, tmp_path, monkeypatch):
 
 def test_what_the_hub_is_asked(monkeypatch, tmp_path):
     "Everything that says which copy; a directory, a path that looks like one, and a Path are not asked for."
-    from vocab_pruning import ship
+    from vocab_pruning.models import hub
 
     p, asked = pruned("wordpiece", oov="nearest"), []
     p.save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(ship, "hub_reachable", lambda: True)
+    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
         lambda name, **options: asked.append((name, options)) or str(tmp_path / "model"),
     )
     where = dict(revision="v1", token="secret", cache_dir=tmp_path)
     assert load("someone/small", **where).keep.equal(p.keep)
-    assert asked == [("someone/small", where | dict(allow_patterns=ship.FETCHED, local_files_only=False))]
+    assert asked == [("someone/small", where | dict(allow_patterns=hub.FETCHED, local_files_only=False))]
     for path in ("./someone/small", "/someone/small", "~/someone", "a/b/c", Path("someone/small")):
         with pytest.raises(FileNotFoundError, match="holds no config.json"):
             load(path)
@@ -1504,18 +1507,18 @@ def test_sentence_transformers_loads_what_was_one(tmp_path):
 
 def test_what_makes_a_sentence_encoder_is_fetched_where_the_hub_has_it(tmp_path, monkeypatch):
     "transformers fetches weights and tokenizer alone."
-    from vocab_pruning import ship
+    from vocab_pruning.models import hub
 
     minilm()
     asked = []
-    monkeypatch.setattr(ship, "hub_reachable", lambda: True)
+    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(minilm_directory()))
-    names = {name for _, name in ship.companions("someone/encoder")}
+    names = {name for _, name in hub.companions("someone/encoder")}
     assert {"modules.json", "1_Pooling/config.json"} <= names and asked[0][0] == "someone/encoder" and "modules.json" in asked[0][1]
-    monkeypatch.setattr(ship, "hub_reachable", lambda: False)
+    monkeypatch.setattr(hub, "hub_reachable", lambda: False)
     with pytest.warns(UserWarning, match="someone/encoder is a sentence-transformers model is not known"):
-        assert ship.companions("someone/encoder") == [] and len(asked) == 1
+        assert hub.companions("someone/encoder") == [] and len(asked) == 1
 
 
 def test_a_remap_takes_no_companions_along(tmp_path):
@@ -1561,7 +1564,7 @@ def test_a_cut_that_cannot_be_had_is_a_row_with_a_reason():
 @pytest.mark.parametrize(("scorer", "times"), [("tfidf", 1), ("clustering", 2)])
 def test_scores_are_computed_once_where_they_do_not_depend_on_the_rows(scorer, times, monkeypatch):
     made = []
-    monkeypatch.setattr(import_module("vocab_pruning.preflight"), "compute_token_scores",
+    monkeypatch.setattr(import_module("vocab_pruning.evaluate.preflight"), "compute_token_scores",
                         lambda *args, **options: made.append(1) or compute_token_scores(*args, **options))
     preflight(shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer, TEXTS, TEXTS, [0.2, 0.5], oovs=["unk", "nearest"], scorer=scorer)
     assert len(made) == times

@@ -18,8 +18,9 @@ from vocab_pruning import PrunedModel, load, prune
 from vocab_pruning.evaluate.drift import coverage_of, spending
 from vocab_pruning.evaluate.preflight import preflight
 from vocab_pruning.models.embedding import PrunedEmbedding, rebuild_model_with_vocab
-from vocab_pruning.remaps.kinds import OOV, Remap
+from vocab_pruning.remaps.kinds import REMAPS
 from vocab_pruning.remaps.resegmenting import parts_of_words
+from vocab_pruning.remaps.table import Remap
 from vocab_pruning.scorers.attention import attention_received
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,7 +199,7 @@ def with_image_token(family: str, named: bool = False):
     return tokenizer, rows
 
 
-@pytest.mark.parametrize("oov", [*OOV, "resegment"])
+@pytest.mark.parametrize("oov", REMAPS)
 def test_a_token_without_a_row_that_no_text_uses(family, oov, tmp_path):
     "It is listed; remaps leave the tokenizer as it is, a rewritten one does not know it and has a row for each id."
     tokenizer, rows = with_image_token(family)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 # %% ../nbs/cli.ipynb #dd01e729
 app = typer.Typer(help="Task-specific vocabulary pruning for pretrained encoders.", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
@@ -37,6 +38,20 @@ _DEBUG = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, annotation=b
                            default=typer.Option(False, "--debug", help="Show where an error comes from."))
 
 
+class _Command(TyperCommand):
+    "A command whose help lists the scorers and remaps there are; they are imported only when help is asked for."
+
+    def format_help(self, ctx, formatter):
+        "Write the help, with the names of the tables in place of {scorers} and {remaps}."
+        from vocab_pruning.remaps.kinds import REMAPS
+        from vocab_pruning.scorers.registry import SCORERS
+
+        for parameter in self.params:
+            if "{" in (getattr(parameter, "help", None) or ""):
+                parameter.help = parameter.help.format(scorers=", ".join(SCORERS), remaps=", ".join(REMAPS))
+        super().format_help(ctx, formatter)
+
+
 def _command(function):
     "`function` as a command of `app`, with `--debug`, whose errors are one line and exit code 1."
     @wraps(function)
@@ -54,7 +69,7 @@ def _command(function):
     signature = inspect.signature(function)
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), _DEBUG])
     run.__annotations__ = function.__annotations__ | {"debug": bool}
-    return app.command(function.__name__.rstrip("_"))(run)
+    return app.command(function.__name__.rstrip("_"), cls=_Command)(run)
 
 # %% ../nbs/cli.ipynb #21d30afb
 Model = Annotated[str, typer.Argument(help="Name or directory of a model; 'auto' takes what is at hand.", show_default=False)]
@@ -62,8 +77,8 @@ Texts = Annotated[str, typer.Argument(help="A file (.txt: one text a line; .csv,
 Columns = Annotated[list[str] | None, typer.Option("--text", "-t", help="Column of texts in a file; may be given again.  [default: text]", show_default=False)]
 Data = Annotated[str, typer.Option(help="Where a GLUE task comes from: a directory, nyu-mll/glue, sample or auto.")]
 Base = Annotated[str, typer.Option(help="What the ratio is a fraction of: params, vocab or seen.")]
-Scorer = Annotated[str, typer.Option(help="What ranks the tokens: tfidf, frequency, random, clustering, attention, vatp.")]
-Oov = Annotated[str, typer.Option(help="What a pruned token becomes: unk, cluster, dbscan, nearest, sparse, pq, int8, int4, resegment.")]
+Scorer = Annotated[str, typer.Option(help="What ranks the tokens: {scorers}.")]
+Oov = Annotated[str, typer.Option(help="What becomes of a pruned token: {remaps}.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Notebook = Annotated[Path | None, typer.Option(help="The run notebook.  [default: nbs/run.ipynb of the project]", show_default=False)]
@@ -134,14 +149,14 @@ def _options(given: list[str] | None) -> dict:
 def _check_cut(ratios: list[float], base: str, scorer: str, remaps: list[str], seed: int):
     "Raise `ValueError` for a ratio, base, scorer, remap or seed that there is not."
     from vocab_pruning.scorers.budget import check_ratio
-    from vocab_pruning.models.pruning import check_oov
+    from vocab_pruning.remaps.kinds import check_remap
     from vocab_pruning.scorers.registry import get_scorer
     from vocab_pruning.runs.spec import RunSpec
 
     for ratio in ratios:
         check_ratio(ratio, base)
     for oov in remaps:
-        check_oov(oov)
+        check_remap(oov, {})
     get_scorer(scorer)
     RunSpec.parse(seed=seed)
 
@@ -208,7 +223,7 @@ def inspect_(model: Model, texts: Annotated[str | None, typer.Argument(help="As 
 def preflight(model: Model, texts: Texts, held_out: Annotated[str | None, typer.Option(help="Texts that are not looked at for pruning. Without it: every tenth "
               "text of a file, the dev split of a task.", show_default=False)] = None, text: Columns = None, data: Data = "auto",
               ratio: Annotated[list[float], typer.Option(help="Fraction to remove; may be given again.")] = [0.5, 0.75, 0.9, 0.95],  # noqa: B006
-              base: Base = "vocab", oov: Annotated[list[str] | None, typer.Option(help="As in prune; may be given again.  [default: all but dbscan]")] = None,
+              base: Base = "vocab", oov: Annotated[list[str] | None, typer.Option(help="As in prune; may be given again.  [default: all quick ones]")] = None,
               scorer: Scorer = "tfidf", seed: Seed = 0, csv: Annotated[Path | None, typer.Option(help="Write the table to this file, too.")] = None):
     """What each cut would cost, before anything is trained.
 
@@ -218,7 +233,6 @@ def preflight(model: Model, texts: Texts, held_out: Annotated[str | None, typer.
       vocab-prune preflight bert-base-uncased train.txt --held-out dev.txt --oov pq --oov resegment --csv cuts.csv
     """
     from vocab_pruning.data.tasks import is_file_of_texts, load_texts
-    from vocab_pruning.evaluate.preflight import KINDS
     from vocab_pruning.evaluate.preflight import preflight as look
 
     csv, task = _home(csv), not is_file_of_texts(texts)
@@ -233,7 +247,7 @@ def preflight(model: Model, texts: Texts, held_out: Annotated[str | None, typer.
     train = train if held_out or task else [t for i, t in enumerate(train) if i % 10]
     if not train:
         raise ValueError(f"{texts} holds {len(others)} texts, too few to hold a tenth of them out; give more, or --held-out")
-    table = look(*_load_model(model), train, others, ratio, base, oov or KINDS, scorer, seed, progress=_progress())
+    table = look(*_load_model(model), train, others, ratio, base, oov, scorer, seed, progress=_progress())
     if table.rows.isna().all():
         raise ValueError(table.reason.iloc[0])
     typer.echo(table.dropna(axis=1, how="all").to_string(index=False, float_format="{:.4g}".format, na_rep=""))
@@ -257,13 +271,13 @@ def prune(model: Model, texts: Texts, out: Annotated[Path, typer.Argument(help="
     """
     from vocab_pruning.core import check_replaceable
     from vocab_pruning.data.tasks import TASKS, resolve_data
-    from vocab_pruning.models.pruning import check_oov
     from vocab_pruning.models.pruning import prune as cut
     from vocab_pruning.models.saving import MARKER
+    from vocab_pruning.remaps.kinds import check_remap
 
     options, out = _options(option), _home(out)
     _check_cut([ratio], base, scorer, [oov], seed)
-    check_oov(oov, **options)
+    check_remap(oov, options)
     check_replaceable(out, MARKER, unlike="*.onnx")
     documents = _read(texts, text, data)
     pruned = cut(*_load_model(model), documents, ratio, base, scorer, oov, seed, share=True, progress=_progress(), **options)

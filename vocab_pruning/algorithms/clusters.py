@@ -14,12 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core import call_declared, choose
+from ..core import choose
 from .linkage import _double, average_linkage, cluster_sums, cut_linkage, unit_rows
 
 # %% ../../nbs/algorithms/clusters.ipynb #b1657a14
-def average_clusters(rows: torch.Tensor, n_clusters: int) -> np.ndarray:
-    "Labels 0 .. n_clusters - 1 of `rows` (n, d) by average-linkage cosine clustering: int64 (n,)."
+def average_clusters(rows: torch.Tensor, n_clusters: int, seed: int = 0) -> np.ndarray:
+    "Labels 0 .. n_clusters - 1 of `rows` (n, d) by average-linkage cosine clustering: int64 (n,). Nothing is random."
     return cut_linkage(average_linkage(rows), n_clusters)
 
 # %% ../../nbs/algorithms/clusters.ipynb #34503f3e
@@ -153,9 +153,11 @@ def _split(rows: torch.Tensor, labels: np.ndarray, n_clusters: int) -> np.ndarra
     return result
 
 # %% ../../nbs/algorithms/clusters.ipynb #10c9950d
-def dbscan_clusters(rows: torch.Tensor, n_clusters: int, eps: float = 0.3, min_samples: int = 2) -> np.ndarray:
-    """DBSCAN labels of `rows` (n, d) by cosine distance, brought to exactly `n_clusters` along average linkage: int64 (n,) (paper v3).
+def dbscan_clusters(rows: torch.Tensor, n_clusters: int, seed: int = 0, eps: float = 0.3,
+                    min_samples: int = 2) -> np.ndarray:
+    """DBSCAN labels of `rows` (n, d) by cosine distance: int64 (n,) (paper v3). Nothing is random.
 
+    They are brought to exactly `n_clusters` along average linkage.
     `eps`: the largest cosine distance of neighbours, `min_samples`: rows, itself included, that make a row a core."""
     labels = _by_density(rows, eps, min_samples)
     if labels.max() + 1 >= n_clusters:
@@ -177,7 +179,7 @@ def cluster_rows(rows: torch.Tensor, n_clusters: int, method: str = "average", s
     unit = unit_rows(rows).float()
     if n_clusters == len(rows):
         return np.arange(n_clusters)
-    return call_declared(function, unit, n_clusters, offered={"seed": seed}, **options)
+    return function(unit, n_clusters, seed, **options)
 
 # %% ../../nbs/algorithms/clusters.ipynb #cc3d29a6
 def centroids(rows: torch.Tensor, labels: np.ndarray) -> torch.Tensor:

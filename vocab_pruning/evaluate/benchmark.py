@@ -22,8 +22,9 @@ import torch
 
 from ..core import quiet_transformers
 from .finetune import device_name, has_bf16
-from ..models.embedding import sizes
-from ..models.saving import _config, _load_model, evaluating
+from ..models.anatomy import sizes
+from ..models.saving import _config, _load_model
+from ..models.verify import evaluating
 
 # %% ../../nbs/evaluate/benchmark.ipynb #49c75209
 def bytes_on_disk(model) -> int:

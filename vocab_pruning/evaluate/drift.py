@@ -12,7 +12,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..scorers.budget import BASES, break_even, max_ratio, model_size, special_mask
+from ..scorers.budget import BASES, break_even, max_ratio, model_size
+from ..models.anatomy import special_mask
 from ..core import check_texts
 from ..models.saving import PrunedModel
 from ..data.stats import TokenStats, backend, batch_stats, coverage_curve, token_batches, token_stats

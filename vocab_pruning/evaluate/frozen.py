@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 from ..core import list_of_texts, whole_number
 from ..data.tasks import examples
-from ..models.saving import PrunedModel, evaluating
+from ..models.saving import PrunedModel
+from ..models.verify import evaluating
 
 # %% ../../nbs/evaluate/frozen.ipynb #1e0e6c9e
 def sentence_vectors(model, tokenizer, texts: Iterable[str], batch_size: int = 64, max_length: int = 128, progress: bool = False) -> torch.Tensor:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import TrainerCallback
 
-from ..scorers.budget import check_ratio, max_ratio, special_mask
+from ..scorers.budget import check_ratio, max_ratio
+from ..models.anatomy import special_mask
 from ..models.lowrank import LoSparseLinear, compact, encoder_linears, losparse_linears, rank_of, split_model
 from ..models.pruning import prune, size_with
 from ..models.saving import PrunedModel

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'PrunedEmbedding', 'in_manner_of', 'pruned_embedding', 'PrunedHead', 'pruned_head', 'install',
-           'plain_embedding', 'rebuild_model_with_vocab', 'dropped_ids', 'rebuild_plain', 'sizes']
+           'plain_embedding', 'rebuild_model_with_vocab']
 
 # %% ../../nbs/models/embedding.ipynb #7896a13c
 import copy
 import inspect
-import math
-import warnings
 from functools import cache
 from itertools import chain
 
@@ -20,10 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from ..scorers.budget import configurations, renumber_tokens
+from .anatomy import configurations, renumber_tokens
 from ..remaps.codes import RowCodes
 from ..core import CannotPrune, refuse_plain_loading
-from ..remaps.kinds import Remap
+from ..remaps.table import Remap
 
 # %% ../../nbs/models/embedding.ipynb #39347c15
 class PrunedEmbedding(nn.Embedding):
@@ -333,114 +331,3 @@ def rebuild_model_with_vocab(model, remap: Remap, share: bool = False):
     result.config.vocab_pruning = {"rows": remap.n_rows, "kept": len(remap.keep), "m": remap.index.shape[1],
                                    "coded": None if remap.coded is None else remap.coded.describe()}
     return result
-
-# %% ../../nbs/models/embedding.ipynb #a722ebad
-def _gather(old: torch.Tensor, rows: torch.Tensor, n_rows: int, fill: float = 0.0) -> nn.Parameter:
-    "The `rows` of `old` (V, ...), followed by `fill` up to `n_rows`."
-    new = old.new_full((n_rows, *old.shape[1:]), fill)
-    new[: len(rows)] = old.detach()[rows.to(old.device)]
-    return nn.Parameter(new, requires_grad=old.requires_grad)
-
-
-def _plain_head(head: nn.Linear, old: nn.Embedding, new: nn.Embedding, rows: torch.Tensor) -> nn.Linear:
-    "`head` with the original `rows` only, tied to `new` where it was tied to `old`; a row that pads can never be predicted."
-    n_rows = new.num_embeddings
-    small = nn.Linear(head.in_features, n_rows, head.bias is not None, device="meta")
-    small.weight = new.weight if head.weight is old.weight else _gather(head.weight, rows, n_rows)
-    if head.bias is not None:
-        small.bias = _gather(head.bias, rows, n_rows, FLOOR)
-    return small
-
-
-def _install_plain_head(model, head: nn.Linear, rows: torch.Tensor, n_old: int):
-    "Make `head` that of `model`, in place, and gather what stands beside a head without a bias: ESM's and BART's, a parameter and a buffer."
-    model.set_output_embeddings(head)
-    _second_bias(model, head)
-    parent = _head_parent(model, head)
-    if head.bias is None and isinstance(getattr(parent, "bias", None), nn.Parameter):
-        parent.bias = _gather(parent.bias, rows, head.out_features, FLOOR)
-    for name, buffer in [*parent.named_buffers(recurse=False)]:
-        if buffer.shape[-1:] == (n_old,):
-            setattr(parent, name, _gather(buffer.mT, rows, head.out_features, FLOOR).detach().mT.contiguous())
-
-# %% ../../nbs/models/embedding.ipynb #15aa9140
-def dropped_ids(model, rows: np.ndarray) -> dict[str, list]:
-    """What the configurations of `model` lose where only `rows`, int64 (K,), stay: by field, ids, or words as lists of ids.
-
-    Raises `ValueError` for a special token that does not stay."""
-    n_old, dropped = len(model.get_input_embeddings().weight), {}
-    new_id = {old_id: new for new, old_id in enumerate(np.asarray(rows).tolist())}
-    for config in configurations(model, n_old):
-        for name, words in renumber_tokens(copy.deepcopy(config), new_id, n_old).items():
-            dropped.setdefault(name, set()).update(words)
-    return {name: [ids[0] if len(ids) == 1 else [*ids] for ids in sorted(found)] for name, found in dropped.items()}
-
-
-def _warn_of(dropped: dict[str, list]):
-    "Say in one line what is `dropped`: of each field the first three, and how many more."
-    shown = []
-    for name, ids in dropped.items():
-        more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
-        shown.append(f"{name} {str(ids[:3])[1:-1]}{more}")
-    if shown:
-        what = "; ".join(shown)
-        warnings.warn(f"dropped from the configuration, as their tokens are gone (original ids): {what}", stacklevel=3)
-
-
-def _renumber(model, new_id: dict[int, int], n_old: int, n_rows: int):
-    "Set `vocab_size` and the ids of tokens in all configurations of `model` to the new numbers."
-    for config in configurations(model, n_old):
-        renumber_tokens(config, new_id, n_old)
-        if "vocab_size" in vars(config):
-            config.vocab_size = n_rows
-
-# %% ../../nbs/models/embedding.ipynb #fa08e312
-def _check_rows(model, rows: torch.Tensor, n_old: int, pad: int | None, new_pad: int | None):
-    "Raise `ValueError` for rows that are not there or come twice, and a padding row that moves in a model that counts positions from it."
-    if len(rows.unique()) != len(rows) or not 0 <= int(rows.min()) <= int(rows.max()) < n_old:
-        raise ValueError(f"{len(rows)} rows, {len(rows.unique())} of them different, from {int(rows.min())} to {int(rows.max())}: "
-                         f"give each of 0 .. {n_old - 1} once at most")
-    if new_pad != pad and any(hasattr(part, "create_position_ids_from_input_ids") for part in model.modules()):
-        raise CannotPrune(f"this model counts positions from its padding id, which would move from {pad} to "
-                          f"{new_pad}; choose another oov, e.g. 'sparse'")
-
-
-def _check_padding(model, head: nn.Linear, n_old: int):
-    "Raise `ValueError` where the logits of `head` have no bias, in it or beside it, that says which rows only fill up."
-    parent = _head_parent(model, head)
-    biases = [head.bias, getattr(parent, "bias", None), *parent.buffers(recurse=False)]
-    if not any(torch.is_tensor(bias) and bias.shape[-1:] == (n_old,) for bias in biases):
-        raise ValueError(f"{type(model).__name__} has a head without a bias, so a row that only fills up could be predicted; leave pad_to_multiple_of out")
-
-
-def rebuild_plain(model, rows: np.ndarray, pad_to_multiple_of: int = 1, share: bool = False):
-    """A copy of `model` with a plain embedding (and head) of the original `rows`, int64 (K,), in that order; `model` is not changed.
-
-    `pad_to_multiple_of`: rows of zeros follow up to a multiple of it. Ids of tokens in the configurations are renumbered; of
-    lists, those whose row is gone are dropped, with a warning. `share` as in `rebuild_model_with_vocab`. Raises `TypeError` for
-    a pruned model, `ValueError` for rows that the model does not have, that come twice, or that lack a special token of the
-    configuration, and for a model that cannot bear another padding id, or rows that fill up: its head has no bias."""
-    old, head, rows = plain_embedding(model), model.get_output_embeddings(), torch.as_tensor(rows)
-    n_old, n_rows = len(old.weight), math.ceil(len(rows) / pad_to_multiple_of) * pad_to_multiple_of
-    new_id = {old_id: new for new, old_id in enumerate(rows.tolist())}
-    _check_rows(model, rows, n_old, old.padding_idx, new_id.get(old.padding_idx))
-    if head is not None and n_rows > len(rows):
-        _check_padding(model, head, n_old)
-    _warn_of(dropped_ids(model, rows))
-    new = nn.Embedding(n_rows, old.embedding_dim, new_id.get(old.padding_idx), _weight=torch.empty(n_rows, old.embedding_dim, device="meta"))
-    new.weight = _gather(old.weight, rows, n_rows)
-    result = _copy(model, without=[old, head], share=share)
-    result.set_input_embeddings(in_manner_of(old, new))
-    if head is not None:
-        _install_plain_head(result, _plain_head(head, old, new, rows), rows, n_old)
-    _check_reached(model, result)
-    _renumber(result, new_id, n_old, n_rows)
-    return result
-
-# %% ../../nbs/models/embedding.ipynb #0439784a
-def sizes(model) -> dict[str, int]:
-    "`rows` and `embedding_params` (codebooks included) of the input embedding, `params` of the whole model (tied ones once), `bytes` of all saved tensors."
-    embedding = model.get_input_embeddings()
-    tensors = {id(t): t for t in model.state_dict(keep_vars=True).values()}.values()
-    return dict(rows=len(embedding.weight), embedding_params=sum(p.numel() for p in embedding.parameters()),
-                params=sum(p.numel() for p in model.parameters()), bytes=sum(t.nbytes for t in tensors))

@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from ..core import library_versions, to_json, whole_directory
-from vocab_pruning.models.saving import (
-    MARKER, OURS, PrunedModel, _as_it_was, _columns, _write_tokenizer, difference, evaluating, kept_columns, rounding,
-    trial_length,
-)
+from .saving import MARKER, OURS, PrunedModel
+from .tokenizer import as_it_was, write_tokenizer
+from .verify import _columns, difference, evaluating, kept_columns, rounding, trial_length
 from ..remaps.resegmenting import _silence
 
 # %% ../../nbs/models/onnx.ipynb #a8a42259
@@ -26,7 +25,7 @@ def _encoded(pruned: PrunedModel, texts: list) -> dict[str, torch.Tensor]:
     "What the tokenizer of `pruned` gives for `texts`, and `attention_mask`, whether the model takes it or not."
     tokenizer = pruned.tokenizer
     some = dict(padding=tokenizer.pad_token is not None, truncation=True, max_length=trial_length(pruned.model.config))
-    with _as_it_was(tokenizer):
+    with as_it_was(tokenizer):
         return dict(tokenizer(texts, **some, return_attention_mask=True, return_tensors="pt"))
 
 
@@ -151,7 +150,7 @@ def export_onnx(
     with whole_directory(directory, MARKER, unlike="*.safetensors", ours=OURS) as new:
         _onnx_program(pruned).save(new / "model.onnx")
         pruned.model.config.save_pretrained(new)
-        _write_tokenizer(pruned.tokenizer, new)
+        write_tokenizer(pruned.tokenizer, new)
         report = dict(bytes=sum(file.stat().st_size for file in new.glob("model.onnx*")), texts=len(texts),
                       max_difference=compare_onnx(pruned, onnx_session(new), texts, tolerance))
         info = pruned.info | {"onnx": report, "versions": library_versions()}

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
-from .saving import PrunedModel, companions, load, positions
+from .saving import PrunedModel, load
+from .hub import companions
+from .verify import positions
 
 try:
     from sentence_transformers import SentenceTransformer

@@ -18,7 +18,19 @@ import numpy as np
 import pandas as pd
 
 from ..core import choose
-from .summary import FULL, TRAIN_ONLY, at_cut, averages, cut_label, score_means, sort_columns, task_title
+from ..remaps.kinds import REMAPS
+from vocab_pruning.report.summary import (
+    FULL,
+    TRAIN_ONLY,
+    at_cut,
+    averages,
+    cut_label,
+    score_means,
+    scorer_label,
+    sort_columns,
+    task_title,
+)
+from ..scorers.registry import SCORERS
 
 # %% ../../nbs/report/tables.ipynb #35c5f011
 PAPER = ("table1_glue", "table1_reduction", "table2_tokens", "table3_efficiency", "train_rows_modernbert", "figure1_points")
@@ -121,10 +133,6 @@ def to_html(table: Table) -> str:
 # %% ../../nbs/report/tables.ipynb #63ebab40
 FORMATS: dict[str, Callable[[Table], str]] = {"md": to_markdown, "tex": to_latex, "html": to_html}
 
-# %% ../../nbs/report/tables.ipynb #8c26e00a
-_KINDS = ("unk", "cluster", "dbscan", "nearest", "sparse", "pq", "int4", "int8", "resegment")
-_SCORERS = ("random", "clustering", "attention", "VATP", "frequency", "tf-idf")
-
 # %% ../../nbs/report/tables.ipynb #3c3f2383
 def label_parts(label: str) -> list[str]:
     "The names that the method `label` is made of; options and what follows a comma are left out."
@@ -134,8 +142,8 @@ def label_parts(label: str) -> list[str]:
 def method_order(label: str) -> tuple:
     "Where the method `label` stands in a table: the full model, train tokens only, LoSparse, then by scorer and remap."
     parts = label_parts(label)
-    first = next((i for i, name in enumerate((FULL, TRAIN_ONLY, "LoSparse", *_SCORERS)) if parts[0] == name), 99)
-    second = next((i for i, name in enumerate(_KINDS) if name in parts[1:]), 99)
+    first = next((i for i, name in enumerate((FULL, TRAIN_ONLY, "LoSparse", *map(scorer_label, SCORERS))) if parts[0] == name), 99)
+    second = next((i for i, name in enumerate(REMAPS) if name in parts[1:]), 99)
     return first, len(parts), second, label
 
 # %% ../../nbs/report/tables.ipynb #19ed0d32

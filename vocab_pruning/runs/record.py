@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from vocab_pruning.core import (
-    call_declared,
     directory_lock,
     fingerprint,
     library_versions,
@@ -28,7 +27,7 @@ from vocab_pruning.core import (
 )
 from ..data.tasks import Task, data_fingerprint, documents, get_task, load_task
 from ..evaluate.finetune import FineTuned, finetune, retention
-from ..models.embedding import sizes
+from ..models.anatomy import sizes
 from .spec import METHODS
 
 # %% ../../nbs/runs/record.ipynb #b06b9dbb
@@ -155,8 +154,8 @@ def record_run(directory: str | Path, parameters: dict, model, tokenizer, datase
     """The row of a run: read where `directory` holds it, else made by fine-tuning `model` and written, whole or not at all.
 
     `parameters` identify the run, `facts` are what is known before training (break-even, seconds), `full_score` is what retention is relative to; `task`:
-    None for the one that `parameters` name; sizes are those of the trained model, which `callbacks` may have made smaller. `save(directory)` writes it beside
-    the row, and a run without one is then made again; another process that makes the same run is waited for.
+    None for the one that `parameters` name; sizes are those of the trained model, which `callbacks` may have made smaller.
+    `save(directory, scores)` writes it beside the row, and a run without one is then made again; another process that makes the same run is waited for.
     Raises `FileExistsError` where `directory` holds something else."""
     if (row := _row_there(directory, save)) is not None:
         return row
@@ -174,7 +173,7 @@ def record_run(directory: str | Path, parameters: dict, model, tokenizer, datase
             (new / "history.json").write_text(json.dumps(result.history), encoding="utf-8")
             (new / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
             if save is not None:
-                call_declared(save, new / "model", offered=dict(scores={"task": task.name} | scores))
+                save(new / "model", {"task": task.name} | scores)
     return row
 
 # %% ../../nbs/runs/record.ipynb #0aecd4c0

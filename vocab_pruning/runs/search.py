@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..scorers.budget import max_ratio, special_mask
+from ..scorers.budget import max_ratio
+from ..models.anatomy import special_mask
 from ..evaluate.bootstrap import read_predictions, resampled_scores, retention_interval
 from ..core import check_seed, list_of_texts, resolve_model, whole_number
 from ..data.tasks import Task, documents, get_task, load_task, resolve_data
@@ -25,9 +26,9 @@ from ..evaluate.finetune import load_classifier, make_recipe
 from ..evaluate.frozen import sentence_vectors
 from ..evaluate.preflight import growth
 from ..models.pruning import lost, prune_with_stats, size_with
-from ..models.embedding import sizes
+from ..models.anatomy import sizes
 from .record import asked_for, pruned_facts, record_run, run_directory, shared_parameters, subset
-from ..scorers.registry import TUNED, compute_token_scores, reads_n_rows
+from ..scorers.registry import compute_token_scores, get_scorer
 from ..models.saving import PrunedModel
 from .spec import RunSpec
 from ..data.stats import TokenStats, token_stats
@@ -187,7 +188,7 @@ def _case(task: str | Task, base: str, scorer: str, oov: str, model: str, data: 
     chosen = RunSpec.parse(task=task, base=base, scorer=scorer, oov=oov, scorer_options=scorer_options,
                            oov_options=oov_options)
     chosen.check(task)
-    if scorer in TUNED or reads_n_rows(scorer):
+    if get_scorer(scorer).tuned or get_scorer(scorer).reads_n_rows:
         raise ValueError(f"scorer {scorer!r} has no ranking that is fixed before training and for every number of rows; choose frequency, tfidf or random")
     recipe, (source, model_id), (_, data_id) = make_recipe(task, **recipe), resolve_model(model), resolve_data(data, task)
     dataset, (classifier, tokenizer) = subset(load_task(task, data), max_train_examples, held_out_examples), load_classifier(source, task, seed)

@@ -21,8 +21,8 @@ import yaml
 from ..scorers.budget import check_ratio
 from ..core import choose, parse_yaml
 from ..data.tasks import Task, get_task
-from ..models.pruning import check_oov
-from ..scorers.registry import TUNED, check_scorer
+from ..remaps.kinds import check_remap
+from ..scorers.registry import check_scorer, get_scorer
 
 # %% ../../nbs/runs/spec.ipynb #8e391c88
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -258,7 +258,7 @@ def _check_vocabulary(spec: RunSpec, own: str):
     if spec.held_out_examples and any(few is None or few > (spec.max_train_examples or few) for few in counted):
         raise ValueError(f"vocabulary_tasks: {own} with {counted[0] or 'all'} examples counts those held out; "
                          f"give it max_train_examples={spec.max_train_examples}")
-    if others and spec.scorer in TUNED:
+    if others and get_scorer(spec.scorer).tuned:
         raise ValueError(f"scorer {spec.scorer!r} reads a model tuned on one task; "
                          f"choose another for a vocabulary of {', '.join(others)}")
 
@@ -272,7 +272,7 @@ def _check_spec(spec: RunSpec, task: Task | None = None):
     check_ratio(spec.ratio, spec.base)
     _check_vocabulary(spec, own)
     check_scorer(spec.scorer, spec.scorer_options)
-    check_oov(spec.oov, **spec.oov_options)
+    check_remap(spec.oov, spec.oov_options)
     if spec.method != "vocab":
         try:
             _check_losparse(spec, **spec.losparse_options)

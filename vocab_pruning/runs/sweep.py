@@ -45,7 +45,7 @@ from vocab_pruning.core import (
 )
 from ..data.tasks import SAMPLE, Task, data_fingerprint, get_task, resolve_data
 from .record import ROW, read_row, read_rows, row_of_notebook
-from ..scorers.registry import TUNED
+from ..scorers.registry import SCORERS
 from .spec import Kind, RunSpec, as_number, as_whole, at_least, parameter_kinds, read_values
 
 # %% ../../nbs/runs/sweep.ipynb #1febc517
@@ -423,6 +423,11 @@ def _read_options(engine: str, options: dict) -> dict:
     return read_values(_ENGINE_OPTIONS, options)
 
 # %% ../../nbs/runs/sweep.ipynb #91df9b20
+def _reads_tuned(run: dict) -> bool:
+    "Whether the scorer of `run` reads a fine-tuned model."
+    return run.get("scorer") in SCORERS and SCORERS[run["scorer"]].tuned
+
+
 def _order(cells: dict[Path, dict], todo: set[Path]) -> dict[Path, list[Path]]:
     "The cells of `todo` that can start at once, in order, each with those that wait for it. `cells`: directory -> run."
     groups: dict[tuple, list[Path]] = {}
@@ -430,7 +435,7 @@ def _order(cells: dict[Path, dict], todo: set[Path]) -> dict[Path, list[Path]]:
         groups.setdefault((run["task"], run["seed"], run["model"], run["data"]), []).append(directory)
     first, rest = {}, {}
     for group in groups.values():
-        leader = min(group, key=lambda directory: cells[directory].get("scorer") not in TUNED)
+        leader = min(group, key=lambda directory: not _reads_tuned(cells[directory]))
         others = [directory for directory in group if directory in todo and directory != leader]
         if leader in todo:
             first[leader] = others
