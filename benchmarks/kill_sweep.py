@@ -16,7 +16,9 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell
 
-from vocab_pruning.runs.sweep import CELLS, read_recipe, run_notebook, sweep_status
+from vocab_pruning.runs.cells import CELLS
+from vocab_pruning.runs.recipe import read_recipe, run_notebook
+from vocab_pruning.runs.sweep import sweep_status
 
 ROOT = Path(__file__).parent.parent
 WORK = """

@@ -18,7 +18,7 @@ from vocab_pruning.models import onnx as export
 from vocab_pruning.models.embedding import FLOOR
 from vocab_pruning.models.onnx import _of_text, compare_onnx, encode, export_onnx, export_program, onnx_session, run_onnx
 from vocab_pruning.models.verify import _columns, difference, kept_columns, rounding
-from vocab_pruning.testing import tiny_model
+from vocab_pruning.testing.families import tiny_model
 
 TEXTS = documents(load_task("cola", "sample")["train"])[:20]
 KINDS = {"mapped": dict(oov="nearest"), "coded": dict(oov="pq", n_bytes=4), "int4": dict(oov="int4"), "mixed": dict(oov="sparse", m=3),

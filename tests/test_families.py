@@ -14,7 +14,7 @@ from vocab_pruning.models.anatomy import special_mask
 from vocab_pruning.models.embedding import PrunedEmbedding, rebuild_model_with_vocab
 from vocab_pruning.models.plain import rebuild_plain
 from vocab_pruning.remaps.resegmenting import rows_for_lossless
-from vocab_pruning.testing import FAMILIES, tiny_model
+from vocab_pruning.testing.families import FAMILIES, tiny_model
 
 TEXTS = documents(load_task("cola", "sample")["train"])[:8]
 CLASSIFIER, BARE, MASKED, CAUSAL, BOTH = (f"AutoModel{what}" for what in ("ForSequenceClassification", "", "ForMaskedLM", "ForCausalLM", "ForSeq2SeqLM"))

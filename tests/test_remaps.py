@@ -18,7 +18,7 @@ from vocab_pruning.core import minilm_directory
 from vocab_pruning.models.anatomy import PLACEHOLDER, reserved_mask, special_mask
 from vocab_pruning.remaps.codes import product_codes
 from vocab_pruning.remaps.kinds import OPTIONS, REMAPS, Plan, check_remap, nearest_rows
-from vocab_pruning.testing import FAMILIES, tiny_model
+from vocab_pruning.testing.families import FAMILIES, tiny_model
 
 TEXTS = ["the cat sat on the mat", "a dog ran away"] * 20
 TARGETS = {"nearest": {}, "sparse": dict(m=3), "cluster": dict(n_clusters=4), "dbscan": dict(n_clusters=4)}

@@ -20,13 +20,13 @@ from vocab_pruning.report.summary import (
     averages,
     check_provenance,
     evaluations,
-    example_runs,
     front,
     split_provenance,
     who_wins,
 )
 from vocab_pruning.report.tables import FORMATS, PAPER, Cell, Table, paper_numbers, table_1, table_3
 from vocab_pruning.runs.record import ROW
+from vocab_pruning.testing.runs import example_runs
 
 METHODS = ("random+unk", "tfidf+unk", "tfidf+cluster", "losparse")
 TASKS = ("sst2", "cola", "stsb")

@@ -19,9 +19,10 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.publish import page_name
+from vocab_pruning.runs.recipe import run_parameters
 from vocab_pruning.runs.record import asked_for, read_rows, row_of_notebook, run_directory, run_name, summarize_notebook
 from vocab_pruning.runs.spec import RunSpec, parameter_defaults
-from vocab_pruning.runs.sweep import run_parameters, sweep_cells
+from vocab_pruning.runs.sweep import sweep_cells
 
 ROOT = Path(__file__).parent.parent
 QUICK = dict(task="cola", ratio=0.45, oov="nearest", data="sample", max_train_examples=64, epochs=1, seed=7, look_first=False)

@@ -24,7 +24,7 @@ from vocab_pruning.evaluate.frozen import sentence_vectors
 from vocab_pruning.models.anatomy import special_mask
 from vocab_pruning.scorers.attention import attention_received, compute_attention_scores, vatp_scores
 from vocab_pruning.scorers.registry import SCORERS, compute_token_scores
-from vocab_pruning.testing import tiny_model
+from vocab_pruning.testing.families import tiny_model
 
 CLOSE = 1e-5  # of distances 1 - cosine, whose scale is 1: some tens of float32's unit there
 ATTENTION = 1e-4  # relative, of sums of attention: float32 rounds a logit of some tens by 1e-6 to 1e-5, so its exp

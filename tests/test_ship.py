@@ -73,8 +73,8 @@ from vocab_pruning.models.verify import _ids, _outputs, _read_back, difference, 
 from vocab_pruning.remaps.table import Remap
 from vocab_pruning.scorers.budget import count_rows, model_size
 from vocab_pruning.scorers.registry import compute_token_scores
-from vocab_pruning.testing import FAMILIES as TINY
-from vocab_pruning.testing import tiny_model
+from vocab_pruning.testing.families import FAMILIES as TINY
+from vocab_pruning.testing.families import tiny_model
 
 KIND = {
     "unk": {},

@@ -17,8 +17,9 @@ from vocab_pruning.data.tasks import get_task
 from vocab_pruning.evaluate.finetune import FineTuned
 from vocab_pruning.publish import publish_run
 from vocab_pruning.runs import record as results
+from vocab_pruning.runs.cells import CELL, PAGE, _error_of
 from vocab_pruning.runs.record import read_row, read_rows, record_run
-from vocab_pruning.runs.sweep import CELL, PAGE, _error_of, _keep, _outcome, sweep, sweep_cells, sweep_status
+from vocab_pruning.runs.sweep import _keep, _outcome, sweep, sweep_cells, sweep_status
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -117,11 +118,11 @@ def test_a_run_on_what_auto_was_is_made_again(two, monkeypatch):
     given["notebook"].write_text(given["notebook"].read_text().replace("seed=seed, score", "seed=seed, data_id=data_id, score"))
     for there in ("sample", "glue-directory"):
         monkeypatch.setenv("GLUE_DIR", there)
-        monkeypatch.setattr("vocab_pruning.runs.sweep.resolve_data", lambda there=there: (there, there))
+        monkeypatch.setattr("vocab_pruning.runs.cells.resolve_data", lambda there=there: (there, there))
         assert sweep_status(**given).state.tolist() == ["missing", "missing"]
         sweep(**given, progress=False)
         assert sweep_status(**given).state.tolist() == ["done", "done"]
-    monkeypatch.setattr("vocab_pruning.runs.sweep.resolve_data", lambda: ("sample", "sample"))  # what is better than what is at hand stays
+    monkeypatch.setattr("vocab_pruning.runs.cells.resolve_data", lambda: ("sample", "sample"))  # what is better than what is at hand stays
     assert sweep_status(**given).state.tolist() == ["done", "done"]
 
 
@@ -206,7 +207,7 @@ def test_the_cells_of_an_own_task_are_those_of_its_files(tmp_path, own):
 
 def test_an_own_task_is_read_once(own, monkeypatch):
     read = []
-    monkeypatch.setattr("vocab_pruning.runs.sweep.get_task", lambda task: read.append(task) or get_task(task))
+    monkeypatch.setattr("vocab_pruning.runs.recipe.get_task", lambda task: read.append(task) or get_task(task))
     monkeypatch.setattr("vocab_pruning.runs.record.get_task", lambda task: read.append(task) or get_task(task))
     own()
     assert [task for task in read if isinstance(task, str)] == ["data/reviews.yaml"]
@@ -267,7 +268,7 @@ def test_the_cells_of_the_shipped_recipe_keep_their_names():
 
 
 def test_other_engines_and_missing_ones(two, monkeypatch):
-    import vocab_pruning.runs.sweep as module
+    import vocab_pruning.runs.engines as module
 
     with pytest.raises(ValueError, match="unknown engine 'dask'; choose one of local, ray"):
         sweep(**two(), engine="dask")

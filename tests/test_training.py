@@ -18,7 +18,7 @@ from vocab_pruning.models.embedding import FLOOR, PrunedEmbedding, PrunedHead
 from vocab_pruning.models.lowrank import compact, split_model
 from vocab_pruning.models.plain import rebuild_plain
 from vocab_pruning.remaps.kinds import REMAPS
-from vocab_pruning.testing import FAMILIES, tiny_model
+from vocab_pruning.testing.families import FAMILIES, tiny_model
 
 TEXTS = ["the cat sat on the mat", "a dog ran away", "the committee postponed it"]
 CLASSIFIER, MASKED, CAUSAL, BOTH = (

@@ -178,10 +178,14 @@ def check_replaceable(path: str | Path, marker: str, unlike: str | None = None) 
         raise PermissionError(f"{home} cannot be written to; choose another path for {path.name}")
     _check_exchangeable(path)
     if unlike and (other := next(path.glob(unlike), None)):
-        raise FileExistsError(f"{path} holds {other.name}, a save of another kind, which would be lost; choose another path or remove it yourself")
+        raise FileExistsError(
+            f"{path} holds {other.name}, a save of another kind, which would be lost; choose another path or remove it yourself"
+        )
     if path.is_dir() and not any(path.iterdir()) or (path / marker).is_file() or not path.exists():
         return path
-    raise FileExistsError(f"{path} exists and is not an earlier save (no {marker} in it); choose another path or remove it yourself")
+    raise FileExistsError(
+        f"{path} exists and is not an earlier save (no {marker} in it); choose another path or remove it yourself"
+    )
 
 # %% ../nbs/core.ipynb #6021b843
 @contextmanager
@@ -378,7 +382,9 @@ def _is_flag(value) -> bool:
 
 
 FLAG = Option("True or False", _is_flag)
-POSITIVE = Option("a number above 0", lambda value: isinstance(value, Real) and not _is_flag(value) and 0 < value < math.inf)
+POSITIVE = Option(
+    "a number above 0", lambda value: isinstance(value, Real) and not _is_flag(value) and 0 < value < math.inf
+)
 
 
 def at_least(least: int, none: bool = False, note: str = "") -> Option:
@@ -389,6 +395,7 @@ def at_least(least: int, none: bool = False, note: str = "") -> Option:
 
 def one_of(*names) -> Option:
     "Return the option that takes one of `names`."
+
     def fits(value) -> bool:
         return (value is None or isinstance(value, str) or _is_whole(value)) and value in names
 
@@ -414,7 +421,9 @@ def parse_yaml(text: str):
     class Loader(yaml.SafeLoader):
         "Nothing but plain data."
 
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
     return yaml.load(text, Loader)
 
 # %% ../nbs/core.ipynb #de0d4d49
@@ -487,7 +496,9 @@ def _no_texts(texts) -> str | None:
         return f"{what}; give an iterable of decoded texts"
     if isinstance(texts, os.PathLike):
         return f"{what}; read it first and give its texts"
-    if isinstance(texts, Mapping) or any(getattr(texts, name, None) is not None for name in ("columns", "column_names")):
+    if isinstance(texts, Mapping) or any(
+        getattr(texts, name, None) is not None for name in ("columns", "column_names")
+    ):
         return f"{what}; give one of its columns, a list of texts"
     try:
         iter(texts)
@@ -507,8 +518,10 @@ def check_texts(texts, reader: str | None = None, name: str = "texts"):
     if bad := _no_texts(texts):
         raise TypeError(f"{name} is {bad}")
     if reader and is_one_shot(texts):
-        raise ValueError(f"{reader} reads {name} a second time, but a {type(texts).__name__} can be read only once; "
-                         "give a list, not a one-shot iterator")
+        raise ValueError(
+            f"{reader} reads {name} a second time, but a {type(texts).__name__} can be read only once; "
+            "give a list, not a one-shot iterator"
+        )
 
 
 def list_of_texts(texts, name: str = "texts") -> list[str]:

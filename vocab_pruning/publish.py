@@ -22,8 +22,18 @@ from .scorers.budget import CUTS
 from .models.card import markdown_table
 from .runs.record import ROW, read_row, read_rows, shown_row
 from .site import MACHINE, RUNS, notebook_problems, read_notebook, readme_text
-from .report.summary import (at_cut, averages, check_provenance, cut_label, cuts, evaluations, method_label, score_means, sort_columns,
-                                   task_title)
+from vocab_pruning.report.summary import (
+    at_cut,
+    averages,
+    check_provenance,
+    cut_label,
+    cuts,
+    evaluations,
+    method_label,
+    score_means,
+    sort_columns,
+    task_title,
+)
 from .report.tables import method_order
 
 # %% ../nbs/publish.ipynb #5ad6eb91
@@ -43,8 +53,14 @@ def clean_outputs(nb: dict) -> dict:
         cell["metadata"] = {"tags": tags} if (tags := cell["metadata"].get("tags")) else {}
         if cell["cell_type"] == "code":
             if failed := next((output for output in cell["outputs"] if output["output_type"] == "error"), None):
-                raise ValueError(f"cell {number} failed with {failed['ename']}: {failed['evalue']}; run the notebook again")
-            cell["outputs"] = [output | ({"execution_count": None} if "execution_count" in output else {}) for output in cell["outputs"] if not _noise(output)]
+                raise ValueError(
+                    f"cell {number} failed with {failed['ename']}: {failed['evalue']}; run the notebook again"
+                )
+            cell["outputs"] = [
+                output | ({"execution_count": None} if "execution_count" in output else {})
+                for output in cell["outputs"]
+                if not _noise(output)
+            ]
             cell["execution_count"] = None
     nb["metadata"] = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     return nb
@@ -98,7 +114,11 @@ def _shrink(nb: dict) -> dict:
 def _run_title(row: dict) -> str:
     "Title and description of the page of the run that made `row`."
     cut = f", {cut_label(row['base'], row['ratio'])} removed" if row.get("ratio") is not None else ""
-    kept = f"{row['retention']:.1%} of the full model's {row['full_score']:.4f}" if row.get("retention") is not None else "no retention"
+    kept = (
+        f"{row['retention']:.1%} of the full model's {row['full_score']:.4f}"
+        if row.get("retention") is not None
+        else "no retention"
+    )
     return f"# {task_title(row['task'])}: {method_label(row)}{cut}, seed {row['seed']}\n\n> {row['metric']} {row['score']:.4f}, {kept}; {row['rows']:,} rows."
 
 # %% ../nbs/publish.ipynb #06aedd21
@@ -171,7 +191,11 @@ def _grouped(rows: Iterable[dict], *names: str) -> dict[tuple, list[dict]]:
 def _linked(row: dict, results: str | Path, start: str | Path) -> str:
     "The retention of `row` in per cent, linked to its page in `results` where it has one."
     page = Path(results) / "runs" / page_name(row["run"])
-    return f"[{_percent(row['retention'])}]({Path(os.path.relpath(page, start)).as_posix()})" if page.is_file() else _percent(row["retention"])
+    return (
+        f"[{_percent(row['retention'])}]({Path(os.path.relpath(page, start)).as_posix()})"
+        if page.is_file()
+        else _percent(row["retention"])
+    )
 
 # %% ../nbs/publish.ipynb #02c4fe51
 def runs_listing(results: str | Path, start: str | Path = ".") -> str:
@@ -181,12 +205,23 @@ def runs_listing(results: str | Path, start: str | Path = ".") -> str:
     pruned = [row for row in load_rows(results) if row.get("ratio") is not None]
     lines = []
     for (base,), rows in _grouped(pruned, "base").items():
-        ratios = [ratio for ratio, in _grouped(rows, "ratio")]
-        named = [row | dict(task=task_title(row["task"]), method=method_label(row)) for row in sorted(rows, key=lambda row: row["seed"])]
+        ratios = [ratio for (ratio,) in _grouped(rows, "ratio")]
+        named = [
+            row | dict(task=task_title(row["task"]), method=method_label(row))
+            for row in sorted(rows, key=lambda row: row["seed"])
+        ]
         runs = _grouped(named, "task", "method", "ratio")
-        cells = [[*kind, *(" · ".join(_linked(row, results, start) for row in runs.get((*kind, ratio), [])) for ratio in ratios)]
-                 for kind in _grouped(named, "task", "method")]
-        lines += [f"#### Per cent {CUTS[base]} removed", markdown_table(["task", "method", *(f"{100 * ratio:.4g}" for ratio in ratios)], cells)]
+        cells = [
+            [
+                *kind,
+                *(" · ".join(_linked(row, results, start) for row in runs.get((*kind, ratio), [])) for ratio in ratios),
+            ]
+            for kind in _grouped(named, "task", "method")
+        ]
+        lines += [
+            f"#### Per cent {CUTS[base]} removed",
+            markdown_table(["task", "method", *(f"{100 * ratio:.4g}" for ratio in ratios)], cells),
+        ]
     return "\n\n".join(lines)
 
 # %% ../nbs/publish.ipynb #a87e6cf2
@@ -199,16 +234,31 @@ def results_listing(root: str | Path = ".", start: str = "nbs") -> str:
     for results in sorted(path.parent for path in root.glob("results/*/rows")):
         rows = load_rows(results)
         models = ", ".join(sorted({f"`{row['model_id']}` on {row['data_id']}" for row in rows}))
-        lines += [f"### {results.name}", f"{models}: {len(rows)} runs. Retention in per cent of the full model's score.", runs_listing(results, root / start)]
+        lines += [
+            f"### {results.name}",
+            f"{models}: {len(rows)} runs. Retention in per cent of the full model's score.",
+            runs_listing(results, root / start),
+        ]
     return "\n\n".join(lines) or NO_RESULTS
 
 # %% ../nbs/publish.ipynb #19b2787d
 def _readme_table(lines) -> str:
     "Markdown: retention in per cent of every method in `lines`, all of one cut, on each task and split, and the mean over all tasks."
-    kept, sizes = score_means(lines, "retention").pivot(index="label", columns="column", values="mean"), averages(lines).set_index("label")
+    kept, sizes = (
+        score_means(lines, "retention").pivot(index="label", columns="column", values="mean"),
+        averages(lines).set_index("label"),
+    )
     columns = sort_columns(kept)
-    cells = [[label, f"{size.params_removed:.0%}", f"{size.bytes / 2**20:.1f}", *map(_percent, kept.loc[label, columns]), _percent(size["mean"])]
-             for label, size in sizes.loc[sorted(kept.index, key=method_order)].iterrows()]
+    cells = [
+        [
+            label,
+            f"{size.params_removed:.0%}",
+            f"{size.bytes / 2**20:.1f}",
+            *map(_percent, kept.loc[label, columns]),
+            _percent(size["mean"]),
+        ]
+        for label, size in sizes.loc[sorted(kept.index, key=method_order)].iterrows()
+    ]
     return markdown_table(["method", "parameters removed", "MiB", *map(task_title, columns), "mean"], cells)
 
 # %% ../nbs/publish.ipynb #de2b8650
@@ -224,15 +274,20 @@ def readme_results(results: str | Path) -> str:
         return NO_RESULTS
     (base, ratio), *_ = made
     lines, seeds = at_cut(lines, base, ratio), ", ".join(map(str, sorted(rows.seed.unique())))
-    return (f"Retention with {cut_label(base, ratio)} removed: the pruned model's dev score in per cent of the full model's, same weights, data, recipe and "
-            f"seed (`{rows.model_id[0]}`, {rows.data_id[0]}, seeds {seeds}; more than one is a mean).\n\n{_readme_table(lines)}")
+    return (
+        f"Retention with {cut_label(base, ratio)} removed: the pruned model's dev score in per cent of the full model's, same weights, data, recipe and "
+        f"seed (`{rows.model_id[0]}`, {rows.data_id[0]}, seeds {seeds}; more than one is a mean).\n\n{_readme_table(lines)}"
+    )
 
 # %% ../nbs/publish.ipynb #2170ba9c
 def results_problems(root: str | Path = ".") -> list[str]:
     "What is wrong with the published sweeps below `root`/results, one line each."
     root = Path(root)
-    return [f"{results.relative_to(root)}: {problem}" for results in sorted({path.parent for path in (*root.glob(RUNS), *root.glob("results/*/rows"))})
-            for problem in _sweep_problems(results)]
+    return [
+        f"{results.relative_to(root)}: {problem}"
+        for results in sorted({path.parent for path in (*root.glob(RUNS), *root.glob("results/*/rows"))})
+        for problem in _sweep_problems(results)
+    ]
 
 # %% ../nbs/publish.ipynb #7387eb93
 def _sweep_problems(results: Path) -> Iterator[str]:
@@ -277,15 +332,23 @@ def run_page(notebook: str | Path):
     path = Path(notebook)
     nb = nbformat.read(path, as_version=4)
     kernel = nb.metadata.get("kernelspec", {})
-    NotebookClient(nb, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
-    clean = clean_outputs(json.loads(nbformat.writes(nb))) | ({"metadata": {"kernelspec": kernel}} if kernel else {"metadata": {}})
+    NotebookClient(
+        nb, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+    clean = clean_outputs(json.loads(nbformat.writes(nb))) | (
+        {"metadata": {"kernelspec": kernel}} if kernel else {"metadata": {}}
+    )
     _write_whole(path, (json.dumps(clean, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
 
 # %% ../nbs/publish.ipynb #86ad5137
 def page_figures(notebook: str | Path) -> list[bytes]:
     "The PNG figures that `notebook` shows, in order."
     outputs = [output for cell in read_notebook(Path(notebook))["cells"] for output in cell.get("outputs", [])]
-    return [base64.b64decode("".join(output["data"]["image/png"])) for output in outputs if "image/png" in output.get("data", {})]
+    return [
+        base64.b64decode("".join(output["data"]["image/png"]))
+        for output in outputs
+        if "image/png" in output.get("data", {})
+    ]
 
 # %% ../nbs/publish.ipynb #812d4263
 FIGURES = {"nbs/images/bytes_against_retention.png": ("nbs/results/remaps.ipynb", 1)}
@@ -311,7 +374,10 @@ def main(results: str, *sources: str) -> int:
     refused = 0
     for source in map(Path, sources):
         try:
-            print(*(publish_rows(source, results) if source.is_dir() else [publish_run(source, Path(results) / "runs")]), sep="\n")
+            print(
+                *(publish_rows(source, results) if source.is_dir() else [publish_run(source, Path(results) / "runs")]),
+                sep="\n",
+            )
         except (OSError, ValueError) as error:
             refused += 1
             print(error, file=sys.stderr)

@@ -60,7 +60,9 @@ def _document(nb):
 # %% ../nbs/site.ipynb #ed7812bd
 def _shown(output: dict) -> bool:
     "Whether a page can show anything of `output`."
-    return output["output_type"] not in ("display_data", "execute_result") or bool(output["data"].keys() - {"application/json"})
+    return output["output_type"] not in ("display_data", "execute_result") or bool(
+        output["data"].keys() - {"application/json"}
+    )
 
 
 def filter_notebook(text: str) -> str:
@@ -111,7 +113,9 @@ def _at(config: dict, *keys: str):
 # %% ../nbs/site.ipynb #bd166878
 def _matches(root: Path, glob: str) -> list[Path]:
     "Files under `root` that `glob` matches, sorted, without those in hidden or private folders."
-    return [path for path in sorted(root.glob(glob)) if not any(part[0] in "._" for part in path.relative_to(root).parts)]
+    return [
+        path for path in sorted(root.glob(glob)) if not any(part[0] in "._" for part in path.relative_to(root).parts)
+    ]
 
 
 def site_pages(root: Path, config: dict) -> list[Path]:
@@ -121,14 +125,64 @@ def site_pages(root: Path, config: dict) -> list[Path]:
 
 # %% ../nbs/site.ipynb #6fc6e9f6
 KEYS = {
-    "project", "website", "format", "execute", "ipynb-filters", "filters", "shortcodes", "metadata-files", "profile", "engines",
-    "jupyter", "lang", "language", "title", "subtitle", "author", "date", "toc", "toc-depth", "theme", "css", "html-math-method",
-    "number-sections", "bibliography", "csl", "crossref", "editor", "brand",
+    "project",
+    "website",
+    "format",
+    "execute",
+    "ipynb-filters",
+    "filters",
+    "shortcodes",
+    "metadata-files",
+    "profile",
+    "engines",
+    "jupyter",
+    "lang",
+    "language",
+    "title",
+    "subtitle",
+    "author",
+    "date",
+    "toc",
+    "toc-depth",
+    "theme",
+    "css",
+    "html-math-method",
+    "number-sections",
+    "bibliography",
+    "csl",
+    "crossref",
+    "editor",
+    "brand",
 }
 THEMES = {
-    "none", "pandoc", "default", "cerulean", "cosmo", "cyborg", "darkly", "flatly", "journal", "litera", "lumen", "lux", "materia",
-    "minty", "morph", "pulse", "quartz", "sandstone", "simplex", "sketchy", "slate", "solar", "spacelab", "superhero", "united",
-    "vapor", "yeti", "zephyr",
+    "none",
+    "pandoc",
+    "default",
+    "cerulean",
+    "cosmo",
+    "cyborg",
+    "darkly",
+    "flatly",
+    "journal",
+    "litera",
+    "lumen",
+    "lux",
+    "materia",
+    "minty",
+    "morph",
+    "pulse",
+    "quartz",
+    "sandstone",
+    "simplex",
+    "sketchy",
+    "slate",
+    "solar",
+    "spacelab",
+    "superhero",
+    "united",
+    "vapor",
+    "yeti",
+    "zephyr",
 }
 
 # %% ../nbs/site.ipynb #53318b9b
@@ -146,7 +200,9 @@ def config_problems(root: Path, config: dict) -> Iterator[str]:
     yield from (f"_quarto.yml: unknown key {key!r}" for key in config if key not in KEYS)
     if not (globs := _at(config, "project", "render")):
         yield "_quarto.yml: no list of files under project: render"
-    yield from (f"_quarto.yml: render glob {glob!r} matches no file" for glob in globs or [] if not _matches(root, glob))
+    yield from (
+        f"_quarto.yml: render glob {glob!r} matches no file" for glob in globs or [] if not _matches(root, glob)
+    )
     for theme in _strings([config.get("theme"), _at(config, "format", "html", "theme")]):
         if theme not in THEMES and not (root / theme).is_file():
             yield f"_quarto.yml: unknown theme {theme!r}"
@@ -179,20 +235,28 @@ def navigation_problems(root: Path, config: dict, pages: list[Path]) -> Iterator
                 yield f"_quarto.yml: {bar} target {target!r} {'is not rendered' if path.is_file() else 'does not exist'}"
     listed = {root / target.partition("#")[0].lstrip("/") for target in bars["sidebar"]}
     runs = list(root.glob(RUNS))
-    yield from (f"{page.relative_to(root)}: not in the sidebar" for page in pages if page not in listed and page.parent not in runs)
+    yield from (
+        f"{page.relative_to(root)}: not in the sidebar"
+        for page in pages
+        if page not in listed and page.parent not in runs
+    )
     for folder in dict.fromkeys([*(page.parent for page in pages), *runs]):
         beside = (path for path in sorted(folder.glob("[!._]*.ipynb")) if path not in pages)
         yield from (f"{path.relative_to(root)}: not in the render list" for path in beside)
 
 # %% ../nbs/site.ipynb #7a78883b
-MACHINE = re.compile(r"(?<![\w./…])/(?:root|home|Users|tmp|private|var|mnt|media|opt|usr|srv|data|work|workspace|content|kaggle)/(?=[\w.])")
+MACHINE = re.compile(
+    r"(?<![\w./…])/(?:root|home|Users|tmp|private|var|mnt|media|opt|usr|srv|data|work|workspace|content|kaggle)/(?=[\w.])"
+)
 _WARNING = re.compile(r"\b\w*Warning: ")
 
 
 def output_problems(output: dict) -> Iterator[str]:
     "What must not be in a saved `output`: an error, anything on stderr, a widget, a warning, a machine's path, an execution count."
     shown = [value for mime, value in output.get("data", {}).items() if mime not in ("image/png", "image/jpeg")]
-    text = "\n".join("".join(value) if isinstance(value, list) else str(value) for value in [output.get("text", ""), *shown])
+    text = "\n".join(
+        "".join(value) if isinstance(value, list) else str(value) for value in [output.get("text", ""), *shown]
+    )
     if output["output_type"] == "error":
         yield f"saved error {output['ename']}: {output['evalue']}"
     if output.get("name") == "stderr":
@@ -319,7 +383,9 @@ def _apply_options(cell: dict) -> dict:
     elif cell["cell_type"] == "code":
         options = _OPTIONS.match(cell["source"])[0]
         cell["source"] = cell["source"].removeprefix(options)
-        cell["metadata"]["transient"] = {"remove_source": bool(re.search(r"^#\|\s*echo:\s*false", options, re.MULTILINE))}
+        cell["metadata"]["transient"] = {
+            "remove_source": bool(re.search(r"^#\|\s*echo:\s*false", options, re.MULTILINE))
+        }
     return cell
 
 # %% ../nbs/site.ipynb #c71ff273
@@ -353,7 +419,11 @@ def render_pages(root: str | Path = ".", runs: int | None = None) -> dict[str, s
     Raises `ValueError` where a page shows a raw directive or a traceback; an error in a notebook's exported code is raised as it is."""
     root = Path(root).resolve()
     paths = site_pages(root, read_config(root))
-    left_out = set() if runs is None else {path for path in paths if path.parent.name == "runs"} - {*sorted(root.glob(f"{RUNS}/*.ipynb"))[:runs]}
+    left_out = (
+        set()
+        if runs is None
+        else {path for path in paths if path.parent.name == "runs"} - {*sorted(root.glob(f"{RUNS}/*.ipynb"))[:runs]}
+    )
     pages = {path.relative_to(root).as_posix(): page_html(path) for path in paths if path not in left_out}
     for name, html in pages.items():
         if found := _DIRECTIVE.search(html):
@@ -377,7 +447,14 @@ def render_site(root: str | Path = ".") -> int:
     if not (quarto := shutil.which("quarto", path=path)):
         print(NO_QUARTO, file=sys.stderr)
         return 127
-    done = subprocess.run([quarto, "render"], cwd=root, env=os.environ | {"PATH": path}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        [quarto, "render"],
+        cwd=root,
+        env=os.environ | {"PATH": path},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     print(done.stdout, file=sys.stderr)
     return int(done.returncode != 0 or "WARN" in done.stdout)
 
@@ -390,7 +467,12 @@ def _title(nb: dict) -> tuple[str, str]:
 def public_names(nb: dict) -> dict[str, str]:
     "Public functions and classes that `nb` exports, each with the first line of its docstring; methods patched in are left out."
     cells = [ast.parse(source) for source in _sources(nb, "code") if re.match(r"#\|\s*exports?\b", source)]
-    nodes = [node for cell in cells for node in cell.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"]
+    nodes = [
+        node
+        for cell in cells
+        for node in cell.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
+    ]
     return {node.name: (ast.get_docstring(node) or "").partition("\n")[0] for node in nodes}
 
 # %% ../nbs/site.ipynb #7355a638
@@ -401,11 +483,20 @@ def api_listing(root: str | Path = ".", start: str = "nbs") -> str:
     root, lines = Path(root), []
     for target in dict.fromkeys(_targets(_at(read_config(root), "website", "sidebar"))):
         nb = read_notebook(root / target) if target.endswith(".ipynb") else {"cells": []}
-        module = next((source.split()[2] for source in _sources(nb, "code") if source.startswith("#| default_exp")), None)
+        module = next(
+            (source.split()[2] for source in _sources(nb, "code") if source.startswith("#| default_exp")), None
+        )
         if module and (names := public_names(nb)):
             page = os.path.relpath(target, start)
-            lines += [f"\n### {module}\n\n[{_title(nb)[0]}]({page}): {_title(nb)[1]}\n", "| name | what it is |", "|---|---|"]
-            lines += [f"| [{name}]({page}#{heading_anchor(name)}) | {what.replace('|', chr(92) + '|')} |" for name, what in names.items()]
+            lines += [
+                f"\n### {module}\n\n[{_title(nb)[0]}]({page}): {_title(nb)[1]}\n",
+                "| name | what it is |",
+                "|---|---|",
+            ]
+            lines += [
+                f"| [{name}]({page}#{heading_anchor(name)}) | {what.replace('|', chr(92) + '|')} |"
+                for name, what in names.items()
+            ]
     return "\n".join(lines).strip() + "\n"
 
 # %% ../nbs/site.ipynb #f45f3e78
@@ -419,7 +510,9 @@ def readme_text(index: Path) -> str:
     nb.cells = [cell for cell in nb.cells if not re.match(r"#\|\s*hide\b", cell.source)]
     nb.cells = [_apply_options(cell) for cell in nb.cells]
     text = MarkdownExporter().from_notebook_node(nb)[0]
-    text = re.sub(r"\]\((?![a-z]+:|#)([^)]+)\)", lambda link: f"]({os.path.normpath(f'{index.parent.name}/{link[1]}')})", text)
+    text = re.sub(
+        r"\]\((?![a-z]+:|#)([^)]+)\)", lambda link: f"]({os.path.normpath(f'{index.parent.name}/{link[1]}')})", text
+    )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 # %% ../nbs/site.ipynb #195ab8e2

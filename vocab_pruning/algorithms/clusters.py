@@ -134,7 +134,11 @@ def _by_density(rows: torch.Tensor, eps: float, min_samples: int) -> np.ndarray:
 
     radius = np.sqrt(2 * eps)  # on unit vectors |a - b|² = 2 (1 - a·b)
     with sklearn.config_context(working_memory=128):
-        labels = DBSCAN(eps=radius, min_samples=min_samples).fit_predict(F.normalize(rows.float(), dim=1).cpu().numpy()).astype(np.int64)
+        labels = (
+            DBSCAN(eps=radius, min_samples=min_samples)
+            .fit_predict(F.normalize(rows.float(), dim=1).cpu().numpy())
+            .astype(np.int64)
+        )
     noise = labels < 0
     labels[noise] = labels.max() + 1 + np.arange(noise.sum())
     return labels
@@ -165,7 +169,11 @@ def dbscan_clusters(rows: torch.Tensor, n_clusters: int, seed: int = 0, eps: flo
     return _split(rows, labels, n_clusters)
 
 # %% ../../nbs/algorithms/clusters.ipynb #460c8117
-CLUSTERINGS: dict[str, Callable[..., np.ndarray]] = {"average": average_clusters, "dbscan": dbscan_clusters, "kmeans": kmeans_clusters}
+CLUSTERINGS: dict[str, Callable[..., np.ndarray]] = {
+    "average": average_clusters,
+    "dbscan": dbscan_clusters,
+    "kmeans": kmeans_clusters,
+}
 
 
 def cluster_rows(rows: torch.Tensor, n_clusters: int, method: str = "average", seed: int = 0, **options) -> np.ndarray:

@@ -32,7 +32,10 @@ def _all_nearest(means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     height, width = TILE
     for top in range(0, len(means), height):
         for left in range(top, len(means), width):
-            rows, columns = slice(top, top + height), slice(max(left, top + height), left + width)  # a tile's own block has both sides in its rows
+            rows, columns = (
+                slice(top, top + height),
+                slice(max(left, top + height), left + width),
+            )  # a tile's own block has both sides in its rows
             sims = means[rows] @ means[left : left + width].T
             if left == top:
                 sims.fill_diagonal_(-torch.inf)
@@ -47,7 +50,11 @@ class _Clusters:
     `nearest`: the place of the nearest other, -1 unknown; `bound`: no other but that one is more similar than this; `mask`: 0, or -inf where dead."""
 
     def __init__(self, sums: torch.Tensor, size: torch.Tensor):
-        self.sums, self.size, self.height = sums, size.double(), torch.zeros(len(sums), dtype=torch.float64, device=sums.device)
+        self.sums, self.size, self.height = (
+            sums,
+            size.double(),
+            torch.zeros(len(sums), dtype=torch.float64, device=sums.device),
+        )
         self.node, self.mask = torch.arange(len(sums), device=sums.device), torch.zeros(len(sums), device=sums.device)
         self.means = (sums / self.size[:, None]).float()
         self.nearest, self.bound = _all_nearest(self.means)
@@ -109,7 +116,9 @@ def _wanted(clusters: _Clusters) -> torch.Tensor:
     unknown = ((clusters.nearest < 0) & (clusters.mask == 0)).nonzero()[:, 0]
     if len(unknown) <= BATCH:
         return unknown
-    asked = torch.zeros(len(clusters.sums) + 1, dtype=torch.bool, device=unknown.device).index_fill_(0, clusters.nearest + 1, True)[unknown + 1]
+    asked = torch.zeros(len(clusters.sums) + 1, dtype=torch.bool, device=unknown.device).index_fill_(
+        0, clusters.nearest + 1, True
+    )[unknown + 1]
     return torch.cat([unknown[asked], unknown[~asked][: max(0, BATCH - int(asked.sum()))]])
 
 # %% ../../nbs/algorithms/linkage.ipynb #63508a04
@@ -151,7 +160,9 @@ def unit_rows(rows: torch.Tensor) -> torch.Tensor:
     length = unit.norm(dim=1)
     bad = (~(length > 0) | ~length.isfinite()).nonzero()[:, 0]
     if len(bad):
-        raise ValueError(f"row {int(bad[0])} has length {float(length[bad[0]])}, so it has no direction to compare; leave such rows out")
+        raise ValueError(
+            f"row {int(bad[0])} has length {float(length[bad[0]])}, so it has no direction to compare; leave such rows out"
+        )
     return unit / length[:, None]
 
 # %% ../../nbs/algorithms/linkage.ipynb #5bdc87f5
@@ -177,7 +188,9 @@ def average_linkage(rows: torch.Tensor, labels: np.ndarray | None = None, progre
     if labels is not None:
         sums, size = cluster_sums(sums, labels)
         if (size == 0).any():
-            raise ValueError(f"no row has label {int((size == 0).nonzero()[0])}; number the clusters 0 .. c - 1 without a gap")
+            raise ValueError(
+                f"no row has label {int((size == 0).nonzero()[0])}; number the clusters 0 .. c - 1 without a gap"
+            )
     clusters = _Clusters(sums, size)
     with tqdm(total=len(sums) - 1, unit="merge", desc="clustering", disable=not progress) as bar:
         while clusters.n_alive > 1:

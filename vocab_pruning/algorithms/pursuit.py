@@ -90,8 +90,9 @@ def _pursue_block(targets: torch.Tensor, search: Products, m: int) -> tuple[torc
     return index, weight
 
 # %% ../../nbs/algorithms/pursuit.ipynb #753f7daf
-def pursue(targets: torch.Tensor, rows: torch.Tensor, m: int = 4, block: int | None = None,
-           progress: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def pursue(
+    targets: torch.Tensor, rows: torch.Tensor, m: int = 4, block: int | None = None, progress: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Each of `targets` (n, d) as a least-squares mixture of `m` of `rows` (K, d), picked by orthogonal matching pursuit.
 
     Returns positions int64 (n, m), all different, and weights float32 (n, m), in the order picked; m is at most K.

@@ -227,7 +227,10 @@ COLA = {
     ],
     "past": [
         ("the {person} did not {x} the {person} {time}.", "it was the {person} who {x} the {person} {time}."),
-        ("the {person} will {x} the {person} near the {place}.", "the {person} already {x} the {person} near the {place}."),
+        (
+            "the {person} will {x} the {person} near the {place}.",
+            "the {person} already {x} the {person} near the {place}.",
+        ),
     ],
     "gender": [
         ("the {x} saw himself in the {place} {time}.", "the {x} saw herself in the {place} {time}."),
@@ -261,8 +264,18 @@ MRPC = [
         "it was the {x} that the {person} {mentioned}.",
         "{time} the {x} was {mentioned} by the {person}.",
     ),
-    (VERBS, "we heard that the {person} {x} it {time}.", "{time} it was the {person} who {x} it.", "the {person} {x} it, somebody said."),
-    (ADJECTIVES, "the {person} said that it was very {x}.", "it was very {x}, as the {person} said.", "to the {person} it seemed very {x} {time}."),
+    (
+        VERBS,
+        "we heard that the {person} {x} it {time}.",
+        "{time} it was the {person} who {x} it.",
+        "the {person} {x} it, somebody said.",
+    ),
+    (
+        ADJECTIVES,
+        "the {person} said that it was very {x}.",
+        "it was very {x}, as the {person} said.",
+        "to the {person} it seemed very {x} {time}.",
+    ),
 ]
 
 # %% ../../nbs/data/sample.ipynb #595cbe85
@@ -270,14 +283,32 @@ def _mrpc(draw: _Draw) -> tuple[tuple[str, str], int]:
     label, (groups, *frames) = draw.rng.randrange(2), draw.rng.choice(MRPC)
     fillers = {name: draw.word(FILLERS[name]) for name in ("person", "time", "mentioned")}
     words = _pair(draw, groups, alike=label == 1)
-    return tuple(_fill(draw, frame, x=x, **fillers) for frame, x in zip(draw.rng.sample(frames, 2), words, strict=True)), label
+    return tuple(
+        _fill(draw, frame, x=x, **fillers) for frame, x in zip(draw.rng.sample(frames, 2), words, strict=True)
+    ), label
 
 # %% ../../nbs/data/sample.ipynb #e97fb51f
 QQP = [
-    ("where can i find a good film about the {x}?", "which film about the {x} should i watch first?", "what are some good films about the {x}?"),
-    ("what does it mean to dream of the {x}?", "why do i keep dreaming of the {x}?", "what is the meaning of dreams about the {x}?"),
-    ("how do i draw the {x} for the {person}?", "what is the best way to draw the {x}?", "how can a beginner learn to draw the {x}?"),
-    ("why is the {person} so afraid of the {x}?", "why would anyone fear the {x}?", "what makes people scared of the {x}?"),
+    (
+        "where can i find a good film about the {x}?",
+        "which film about the {x} should i watch first?",
+        "what are some good films about the {x}?",
+    ),
+    (
+        "what does it mean to dream of the {x}?",
+        "why do i keep dreaming of the {x}?",
+        "what is the meaning of dreams about the {x}?",
+    ),
+    (
+        "how do i draw the {x} for the {person}?",
+        "what is the best way to draw the {x}?",
+        "how can a beginner learn to draw the {x}?",
+    ),
+    (
+        "why is the {person} so afraid of the {x}?",
+        "why would anyone fear the {x}?",
+        "what makes people scared of the {x}?",
+    ),
     (
         "who wrote the first poem about the {x}?",
         "which poet was the first to write of the {x}?",
@@ -346,7 +377,10 @@ def _rte(draw: _Draw) -> tuple[tuple[str, str], int]:
 QNLI = [
     ("which {kind} was {mentioned} by the {person}?", "{time} the {person} {mentioned} {x} near the {place}."),
     ("what kind of {kind} did the {person} bring to the {place}?", "the {person} came {time} and brought {x}."),
-    ("which {kind} do people connect with the {place}?", "{time} the {person} said that many connect the {place} with {x}."),
+    (
+        "which {kind} do people connect with the {place}?",
+        "{time} the {person} said that many connect the {place} with {x}.",
+    ),
 ]
 
 # %% ../../nbs/data/sample.ipynb #ead72ec1
@@ -366,7 +400,10 @@ MNLI = [
         ("the only thing near the {place} was {x}.", "{y} was near the {place}"),
     ],
     [
-        ("in the letter the {person} {mentioned} {x} and nothing besides.", "in the letter the {person} {mentioned} {y}"),
+        (
+            "in the letter the {person} {mentioned} {x} and nothing besides.",
+            "in the letter the {person} {mentioned} {y}",
+        ),
         ("well, uh, all the {person} had was {x}.", "the {person} had {y}"),
     ],
 ]

@@ -23,7 +23,9 @@ from .tasks import Task, documents, get_task, load_task
 def backend(tokenizer):
     "A copy of a fast tokenizer's batch encoder without truncation and padding. Raises `TypeError` for a slow tokenizer."
     if not getattr(tokenizer, "is_fast", False):
-        raise TypeError(f"{type(tokenizer).__name__} is a slow tokenizer; vocabulary statistics need a fast one (a tokenizer.json, PreTrainedTokenizerFast)")
+        raise TypeError(
+            f"{type(tokenizer).__name__} is a slow tokenizer; vocabulary statistics need a fast one (a tokenizer.json, PreTrainedTokenizerFast)"
+        )
     encoder = copy.deepcopy(tokenizer.backend_tokenizer)
     encoder.no_truncation()
     encoder.no_padding()
@@ -34,13 +36,17 @@ def _encode(encoder, texts: tuple[str, ...], first: int) -> tuple[np.ndarray, np
     "`(ids, lengths)` of `texts`; `TypeError` names the first of `texts` (the corpus's text number `first` on) that is no text."
     bad = next((i for i, text in enumerate(texts) if not is_text(text)), None)
     if bad is not None:
-        raise TypeError(f"text {first + bad} is {texts[bad]!r}, not a string of whole characters; leave out missing and broken texts first")
+        raise TypeError(
+            f"text {first + bad} is {texts[bad]!r}, not a string of whole characters; leave out missing and broken texts first"
+        )
     encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
     lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
     return np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64, lengths.sum()), lengths
 
 # %% ../../nbs/data/stats.ipynb #92e911eb
-def token_batches(texts: Iterable[str], tokenizer, batch_size: int = 1024, progress: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def token_batches(
+    texts: Iterable[str], tokenizer, batch_size: int = 1024, progress: bool = False
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield `(ids, lengths)` for batches of documents: ids int64 (tokens,), lengths int64 (documents,).
 
     `texts` is read once, `batch_size` documents at a time. Raises `TypeError` for a text that is no string, a slow tokenizer and
@@ -88,15 +94,19 @@ class TokenStats:
 
     def __add__(self, other: "TokenStats") -> "TokenStats":
         if self.n_rows != other.n_rows:
-            raise ValueError(f"statistics over {self.n_rows} and {other.n_rows} rows do not add up; count with one tokenizer")
+            raise ValueError(
+                f"statistics over {self.n_rows} and {other.n_rows} rows do not add up; count with one tokenizer"
+            )
         return TokenStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 # %% ../../nbs/data/stats.ipynb #70a06a41
 def check_ids(ids: np.ndarray, n_rows: int):
     "Raise `ValueError` where one of `ids`, of any shape, is one that none of `n_rows` rows has."
     if ids.size and ids.max() >= n_rows:
-        raise ValueError(f"the tokenizer emits id {ids.max()} but the embedding has {n_rows} rows: they do not belong "
-                         "together; leave out the texts that use it, or give the model a row for it")
+        raise ValueError(
+            f"the tokenizer emits id {ids.max()} but the embedding has {n_rows} rows: they do not belong "
+            "together; leave out the texts that use it, or give the model a row for it"
+        )
 
 
 def batch_stats(ids: np.ndarray, lengths: np.ndarray, n_rows: int) -> TokenStats:
@@ -106,11 +116,18 @@ def batch_stats(ids: np.ndarray, lengths: np.ndarray, n_rows: int) -> TokenStats
     doc = np.repeat(np.arange(n), lengths)
     pairs = np.sort(ids * n + doc)
     first = np.diff(pairs, prepend=-1) > 0
-    return TokenStats(counts=np.bincount(ids, minlength=n_rows), doc_freq=np.bincount(pairs[first] // n, minlength=n_rows),
-                      tf_sum=np.bincount(ids, 1 / np.maximum(lengths, 1)[doc], minlength=n_rows), n_docs=n, n_tokens=ids.size)
+    return TokenStats(
+        counts=np.bincount(ids, minlength=n_rows),
+        doc_freq=np.bincount(pairs[first] // n, minlength=n_rows),
+        tf_sum=np.bincount(ids, 1 / np.maximum(lengths, 1)[doc], minlength=n_rows),
+        n_docs=n,
+        n_tokens=ids.size,
+    )
 
 # %% ../../nbs/data/stats.ipynb #18173c4e
-def token_stats(texts: Iterable[str], tokenizer, n_rows: int, batch_size: int = 1024, progress: bool = False) -> TokenStats:
+def token_stats(
+    texts: Iterable[str], tokenizer, n_rows: int, batch_size: int = 1024, progress: bool = False
+) -> TokenStats:
     """`TokenStats` of `texts` over `n_rows` rows, in one streaming pass.
 
     Raises `TypeError` as `token_batches` does, `ValueError` where there is no token at all or an id that no row has."""
@@ -133,7 +150,12 @@ def coverage(stats: TokenStats, reference: TokenStats | None = None) -> dict[str
 
     With `reference` (the train side) also the unique tokens it lacks, their number and their per cent."""
     curve = coverage_curve(stats)
-    row = dict(tokens=stats.n_tokens, unique=len(curve), coverage_pct=100 * len(curve) / stats.n_rows, top20_pct=100 * curve[int(0.2 * len(curve))])
+    row = dict(
+        tokens=stats.n_tokens,
+        unique=len(curve),
+        coverage_pct=100 * len(curve) / stats.n_rows,
+        top20_pct=100 * curve[int(0.2 * len(curve))],
+    )
     if reference is not None:
         oov = int((stats.seen & ~reference.seen).sum())
         row |= dict(oov_unique=oov, oov_pct=100 * oov / len(curve))
@@ -153,9 +175,15 @@ def coverage_table(tasks: Iterable[str], tokenizer, n_rows: int, data: str = "au
         split = load_task(task, data)["train"]
         labels = None if task.labels is None else split["label"][:]
         if labels and 1 in (counts := np.bincount(labels)):
-            raise ValueError(f"{task.name} has 1 train example of class {task.labels[counts.tolist().index(1)]!r}, "
-                             f"too few for two parts")
-        parts = train_test_split(np.arange(len(split)), train_size=0.9, test_size=0.1, random_state=seed, stratify=labels)
+            raise ValueError(
+                f"{task.name} has 1 train example of class {task.labels[counts.tolist().index(1)]!r}, "
+                f"too few for two parts"
+            )
+        parts = train_test_split(
+            np.arange(len(split)), train_size=0.9, test_size=0.1, random_state=seed, stratify=labels
+        )
         train, test = (token_stats(documents(split.select(part)), tokenizer, n_rows) for part in parts)
-        rows[task.name] = {f"train_{k}": v for k, v in coverage(train).items()} | {f"test_{k}": v for k, v in coverage(test, train).items()}
+        rows[task.name] = {f"train_{k}": v for k, v in coverage(train).items()} | {
+            f"test_{k}": v for k, v in coverage(test, train).items()
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")

@@ -171,8 +171,12 @@ def _read_parquet(path: Path):
     return pd.read_parquet(io.BytesIO(read_bytes(path)) if endings(path)[1] else path)
 
 # %% ../../nbs/data/table.ipynb #2ae59a22
-READERS: dict[str, Callable] = {".csv": lambda path: _read_separated(path, ","), ".tsv": lambda path: _read_separated(path, "\t"),
-                                ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+READERS: dict[str, Callable] = {
+    ".csv": lambda path: _read_separated(path, ","),
+    ".tsv": lambda path: _read_separated(path, "\t"),
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
 # as messages list them:
 KINDS_OF_FILE = f"{', '.join(READERS)}, each also compressed ({', '.join(COMPRESSED)}: reviews.csv.gz)"
 
@@ -241,7 +245,9 @@ def pick(frame, columns: Sequence[str], where: str, drop_missing: bool = False):
     if not drop_missing and missing.any(axis=None):
         row = int(missing.any(axis=1).to_numpy().argmax())
         column = columns[int(missing.iloc[row].to_numpy().argmax())]
-        raise ValueError(f"{at(where, row, column)} is empty, as {int(missing.any(axis=1).sum())} of {len(frame)} rows are; fill it, or pass drop_missing=True")
+        raise ValueError(
+            f"{at(where, row, column)} is empty, as {int(missing.any(axis=1).sum())} of {len(frame)} rows are; fill it, or pass drop_missing=True"
+        )
     if (frame := frame[~missing.any(axis=1)]).empty:
         raise ValueError(f"{where} has no row with {' and '.join(map(repr, columns))}")
     return frame
@@ -308,13 +314,20 @@ def find_classes(column, where: str) -> tuple[str, ...]:
         return _distinct([class_name(value) for value in named], f"{where}, column {column.name!r}")
     names = label_names(column, where)
     classes = sorted(set(names))
-    numbers, place = [_number(name) for name in classes], lambda name: at(where, column.index[names.index(name)], column.name)
+    numbers, place = (
+        [_number(name) for name in classes],
+        lambda name: at(where, column.index[names.index(name)], column.name),
+    )
     if len(classes) < 2:
-        raise ValueError(f"{where}, column {column.name!r}: every label is {classes[0]!r}; a classifier needs two classes")
+        raise ValueError(
+            f"{where}, column {column.name!r}: every label is {classes[0]!r}; a classifier needs two classes"
+        )
     if None in numbers:
         return tuple(classes)
     if odd := next((name for name, number in zip(classes, numbers, strict=True) if not number.is_integer()), None):
-        raise ValueError(f"{place(odd)}: {odd!r} is no class number; pass regression=True, or name the classes: labels=[…]")
+        raise ValueError(
+            f"{place(odd)}: {odd!r} is no class number; pass regression=True, or name the classes: labels=[…]"
+        )
     classes = sorted(classes, key=float)
     if twice := next(((a, b) for a, b in zip(classes, classes[1:], strict=False) if float(a) == float(b)), None):
         raise ValueError(f"{place(twice[1])}: {twice[0]!r} and {twice[1]!r} are one number; write it in one way")

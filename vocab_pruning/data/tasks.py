@@ -85,18 +85,38 @@ def _task(name, fields, labels, metrics, folder, columns, files=_FILES, splits=_
 
 # %% ../../nbs/data/tasks.ipynb #6c98dd85
 _ACC, _ACC_F1 = ("accuracy",), ("accuracy", "f1")
-TASKS: dict[str, Task] = {task.name: task for task in (
-    _task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), "CoLA", (3, 1), epochs=5),
-    _task("sst2", ("sentence",), ("negative", "positive"), _ACC, "SST-2", ("sentence", "label"), epochs=2),
-    _task("mrpc", _PAIR, ("not_equivalent", "equivalent"), _ACC_F1, "MRPC", ("#1 String", "#2 String", "Quality")),
-    _task("stsb", _PAIR, None, ("pearson", "spearman"), "STS-B", (*_PAIR, "score")),
-    _task("qqp", ("question1", "question2"), _DUPLICATE, _ACC_F1, "QQP", ("question1", "question2", "is_duplicate"), epochs=2),
-    _task("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), _ACC, "MNLI",
-          (*_PAIR, "gold_label"), _MNLI_FILES, _MNLI_SPLITS, epochs=2),
-    _task("qnli", ("question", "sentence"), _ENTAILMENT, _ACC, "QNLI", ("question", "sentence", "label"), epochs=2),
-    _task("rte", _PAIR, _ENTAILMENT, _ACC, "RTE", (*_PAIR, "label")),
-    _task("wnli", _PAIR, _ENTAILMENT[::-1], _ACC, "WNLI", (*_PAIR, "label")),
-)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), "CoLA", (3, 1), epochs=5),
+        _task("sst2", ("sentence",), ("negative", "positive"), _ACC, "SST-2", ("sentence", "label"), epochs=2),
+        _task("mrpc", _PAIR, ("not_equivalent", "equivalent"), _ACC_F1, "MRPC", ("#1 String", "#2 String", "Quality")),
+        _task("stsb", _PAIR, None, ("pearson", "spearman"), "STS-B", (*_PAIR, "score")),
+        _task(
+            "qqp",
+            ("question1", "question2"),
+            _DUPLICATE,
+            _ACC_F1,
+            "QQP",
+            ("question1", "question2", "is_duplicate"),
+            epochs=2,
+        ),
+        _task(
+            "mnli",
+            ("premise", "hypothesis"),
+            ("entailment", "neutral", "contradiction"),
+            _ACC,
+            "MNLI",
+            (*_PAIR, "gold_label"),
+            _MNLI_FILES,
+            _MNLI_SPLITS,
+            epochs=2,
+        ),
+        _task("qnli", ("question", "sentence"), _ENTAILMENT, _ACC, "QNLI", ("question", "sentence", "label"), epochs=2),
+        _task("rte", _PAIR, _ENTAILMENT, _ACC, "RTE", (*_PAIR, "label")),
+        _task("wnli", _PAIR, _ENTAILMENT[::-1], _ACC, "WNLI", (*_PAIR, "label")),
+    )
+}
 
 # %% ../../nbs/data/tasks.ipynb #75491503
 def read_tsv(path: str | Path, header: bool = True):
@@ -115,7 +135,11 @@ def read_tsv(path: str | Path, header: bool = True):
 # %% ../../nbs/data/tasks.ipynb #0e9ce26b
 def _labels(values: Mapping[int, object], task: Task, where: str) -> list[int | float]:
     "Labels, by row number, as class numbers (or finite floats for regression); `ValueError` names the first row that is neither."
-    known = {} if task.labels is None else {str(i): i for i in range(task.num_labels)} | {n: i for i, n in enumerate(task.labels)}
+    known = (
+        {}
+        if task.labels is None
+        else {str(i): i for i in range(task.num_labels)} | {n: i for i, n in enumerate(task.labels)}
+    )
     out = []
     for row, value in values.items():
         try:
@@ -149,8 +173,10 @@ def _from_directory(task: Task, root: Path) -> dict[str, dict[str, list]]:
 # %% ../../nbs/data/tasks.ipynb #170fc617
 def _from_rows(task: Task, rows: Mapping[str, list[dict]]) -> dict[str, dict[str, list]]:
     "Columns by split from rows with the hub's column names."
-    return {split: _columns([[row[f] for row in rows[theirs]] for f in task.fields], [row["label"] for row in rows[theirs]])
-            for split, theirs in task.splits.items()}
+    return {
+        split: _columns([[row[f] for row in rows[theirs]] for f in task.fields], [row["label"] for row in rows[theirs]])
+        for split, theirs in task.splits.items()
+    }
 
 # %% ../../nbs/data/tasks.ipynb #9c9581e5
 def _from_hub(task: Task, name: str) -> dict[str, dict[str, list]]:
@@ -176,7 +202,9 @@ def _own_split(frame, where: str, classes: Sequence[str] | None):
 
     *texts, label = (frame[name] for name in frame.columns)
     labels = quantities(label, where) if classes is None else class_numbers(label, classes, where)
-    return Dataset.from_dict(_columns([texts_of(column, where) for column in texts], labels), features=_features(classes, len(texts) == 2))
+    return Dataset.from_dict(
+        _columns([texts_of(column, where) for column in texts], labels), features=_features(classes, len(texts) == 2)
+    )
 
 # %% ../../nbs/data/tasks.ipynb #6587f392
 def _with_every_class(train: list[int], dev: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
@@ -198,11 +226,17 @@ def _divide(dataset, classes: Sequence[str] | None, where: str, dev_size: float,
     "Splits `train` and `dev` of one `Dataset`. Raises `ValueError` where a class (or the whole) is too small to be in both."
     n_dev, counts = math.ceil(dev_size * len(dataset)), Counter(dataset["label"])
     if not 0 < dev_size < 1 or not 0 < n_dev < len(dataset):
-        raise ValueError(f"dev_size {dev_size} of {len(dataset)} rows leaves no two parts; give a fraction between 0 and 1, or a dev table")
+        raise ValueError(
+            f"dev_size {dev_size} of {len(dataset)} rows leaves no two parts; give a fraction between 0 and 1, or a dev table"
+        )
     if classes and (rare := next((i for i, name in enumerate(classes) if counts[i] == 1), None)) is not None:
-        raise ValueError(f"{where} has 1 row of class {classes[rare]!r}, too few for both train and dev; give more, or a dev table")
+        raise ValueError(
+            f"{where} has 1 row of class {classes[rare]!r}, too few for both train and dev; give more, or a dev table"
+        )
     if classes and min(n_dev, len(dataset) - n_dev) < len(counts):
-        raise ValueError(f"dev_size {dev_size} of {len(dataset)} rows is {n_dev}, too few for {len(counts)} classes; choose another, or give a dev table")
+        raise ValueError(
+            f"dev_size {dev_size} of {len(dataset)} rows is {n_dev}, too few for {len(counts)} classes; choose another, or give a dev table"
+        )
     numbered = dataset.select_columns("label").add_column("row", range(len(dataset)))
     parts = numbered.train_test_split(test_size=n_dev, seed=seed, stratify_by_column="label" if classes else None)
     train, dev = parts["train"]["row"][:], parts["test"]["row"][:]
@@ -218,7 +252,9 @@ def _check_metrics(metrics: Sequence[str], labels: Sequence[str] | None):
     "Raise `ValueError` for a metric that does not fit the labels; f1 is that of the second of two classes."
     fitting = _METRICS["numbers" if labels is None else "classes"][: 3 if labels is None or len(labels) == 2 else 2]
     if bad := [name for name in metrics if name not in fitting] or ([] if metrics else ["none"]):
-        raise ValueError(f"metric {bad[0]!r} does not fit {'regression' if labels is None else f'{len(labels)} classes'}; choose from {', '.join(fitting)}")
+        raise ValueError(
+            f"metric {bad[0]!r} does not fit {'regression' if labels is None else f'{len(labels)} classes'}; choose from {', '.join(fitting)}"
+        )
 
 # %% ../../nbs/data/tasks.ipynb #50e775d1
 def _two(train, dev):
@@ -333,7 +369,9 @@ def read_description(path: str | Path) -> Task:
         return own_task(**{"name": path.stem} | given)
     except (yaml.YAMLError, TypeError, AttributeError) as error:
         said = str(error).replace("\n", " ")
-        raise ValueError(f"{path.name} does not describe a task ({said}); it holds train: and the other arguments of own_task") from None
+        raise ValueError(
+            f"{path.name} does not describe a task ({said}); it holds train: and the other arguments of own_task"
+        ) from None
 
 # %% ../../nbs/data/tasks.ipynb #aec48291
 DESCRIPTIONS = (".yaml", ".yml", ".json")
@@ -359,8 +397,10 @@ def get_task(task, **columns) -> Task:
         name = Path(task).name if kind in DESCRIPTIONS else repr(task if named else task.name)
         what = f"the description {name}" if kind in DESCRIPTIONS else f"task {name}"
         option, value = next(iter(columns.items()))
-        raise ValueError(f"{option}={value!r} does not apply to {what}; columns and settings go with a table, or into "
-                         f"the description")
+        raise ValueError(
+            f"{option}={value!r} does not apply to {what}; columns and settings go with a table, or into "
+            f"the description"
+        )
     if isinstance(task, Task):
         return task
     if named:
@@ -398,7 +438,9 @@ def resolve_data(data: str = "auto", task: Task | None = None) -> tuple[str, str
         return data, data
     if isinstance(data, str | os.PathLike) and Path(data).is_dir():
         return str(Path(data).resolve()), "glue-directory"
-    raise FileNotFoundError(f"data {data!r} is not a directory; give one in GLUE's layout, {GLUE!r}, {SAMPLE!r} or 'auto'")
+    raise FileNotFoundError(
+        f"data {data!r} is not a directory; give one in GLUE's layout, {GLUE!r}, {SAMPLE!r} or 'auto'"
+    )
 
 # %% ../../nbs/data/tasks.ipynb #cf30950e
 class GeneratedText(UserWarning):
@@ -442,7 +484,9 @@ def load_task(task, data: str = "auto", **columns):
     for split, values in columns.items():
         if not values["label"]:
             raise ValueError(f"the {split} split of {task.name} is empty in {data!r}")
-    return DatasetDict({s: Dataset.from_dict(v, features=_features(task.labels, len(task.fields) == 2)) for s, v in columns.items()})
+    return DatasetDict(
+        {s: Dataset.from_dict(v, features=_features(task.labels, len(task.fields) == 2)) for s, v in columns.items()}
+    )
 
 # %% ../../nbs/data/tasks.ipynb #2dbeb275
 def documents(split) -> list[str]:
@@ -452,7 +496,9 @@ def documents(split) -> list[str]:
 
 def examples(split) -> list[tuple[str, ...]]:
     "The texts of a split, one tuple per example: `(text,)`, or `(text, text_pair)` for pairs."
-    return list(zip(*(split[column][:] for column in ("text", "text_pair") if column in split.column_names), strict=True))
+    return list(
+        zip(*(split[column][:] for column in ("text", "text_pair") if column in split.column_names), strict=True)
+    )
 
 
 def data_fingerprint(dataset) -> str:

@@ -57,7 +57,14 @@ def _measure_peak(directory: str, device: str):
         tensor.sum()
     with evaluating(model):
         model(**{name: values.to(device) for name, values in load_file(Path(directory) / "batch.pt").items()})
-    print(json.dumps(dict(memory_bytes=process_peak() if device == "cpu" else torch.cuda.max_memory_allocated(), before_bytes=before)))
+    print(
+        json.dumps(
+            dict(
+                memory_bytes=process_peak() if device == "cpu" else torch.cuda.max_memory_allocated(),
+                before_bytes=before,
+            )
+        )
+    )
 
 # %% ../../nbs/evaluate/benchmark.ipynb #f8dba7ec
 def peak_memory(model, batch: dict[str, torch.Tensor], device: str | None = None) -> dict[str, int]:
@@ -71,13 +78,17 @@ def peak_memory(model, batch: dict[str, torch.Tensor], device: str | None = None
     with TemporaryDirectory() as directory, quiet_transformers():
         model.save_pretrained(directory)
         save_file(dict(batch), Path(directory) / "batch.pt")
-        run = subprocess.run([sys.executable, "-c", code, directory, device or device_name()], capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code, directory, device or device_name()], capture_output=True, text=True
+        )
     if run.returncode:
         raise RuntimeError(f"the process that was to be measured failed: {run.stderr[-500:]}")
     return json.loads(run.stdout.splitlines()[-1])
 
 # %% ../../nbs/evaluate/benchmark.ipynb #062decc1
-def text_batches(texts: Iterable[str], tokenizer, batch_size: int = 16, max_length: int = 128, labels: Sequence | None = None) -> list[dict[str, torch.Tensor]]:
+def text_batches(
+    texts: Iterable[str], tokenizer, batch_size: int = 16, max_length: int = 128, labels: Sequence | None = None
+) -> list[dict[str, torch.Tensor]]:
     "`texts` as inputs of a model, `batch_size` of them at a time and padded to the longest; with `labels` (n,) those, too."
     texts, found = list(texts), []
     for some in (slice(start, start + batch_size) for start in range(0, len(texts), batch_size)):
@@ -91,7 +102,9 @@ def both_clocks() -> np.ndarray:
     return np.array([perf_counter(), process_time()])
 
 
-def in_turn(calls: dict[str, Callable[[int], object]], rounds: int = 20, warm_up: int = 2, clock: Callable = perf_counter) -> dict[str, np.ndarray]:
+def in_turn(
+    calls: dict[str, Callable[[int], object]], rounds: int = 20, warm_up: int = 2, clock: Callable = perf_counter
+) -> dict[str, np.ndarray]:
     """Seconds of each of `calls` by name, float64 (rounds,); each is called once a round, with the round's number.
 
     `warm_up` rounds, of negative numbers, go before and are not counted. On an accelerator a call has ended when its work is done. `clock`: on a CPU that
@@ -129,13 +142,23 @@ def beside_first(seconds: dict[str, np.ndarray], level: float = 0.95):
 def _on_device(models: dict, batches) -> dict[str, list[dict[str, torch.Tensor]]]:
     "By the name of each of `models`, its batches where it is."
     own = batches if isinstance(batches, dict) else dict.fromkeys(models, batches)
-    return {name: [{k: v.to(model.device) for k, v in batch.items()} for batch in own[name]] for name, model in models.items()}
+    return {
+        name: [{k: v.to(model.device) for k, v in batch.items()} for batch in own[name]]
+        for name, model in models.items()
+    }
 
 
-def latency(models: dict, batches: list | dict[str, list], rounds: int = 20, warm_up: int = 2, clock: Callable[[], float] = perf_counter):
+def latency(
+    models: dict,
+    batches: list | dict[str, list],
+    rounds: int = 20,
+    warm_up: int = 2,
+    clock: Callable[[], float] = perf_counter,
+):
     """`beside_first` of forward passes of `models` by name, without gradients, in evaluation mode.
 
     `batches`: inputs, a dict of tensors each, for all models or by their names. `clock` as in `in_turn`. Raises as `beside_first` does."""
+
     def call(model, given):
         return lambda number: model(**given[number % len(given)])
 
@@ -143,7 +166,9 @@ def latency(models: dict, batches: list | dict[str, list], rounds: int = 20, war
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
-        return beside_first(in_turn({name: call(model, given[name]) for name, model in models.items()}, rounds, warm_up, clock))
+        return beside_first(
+            in_turn({name: call(model, given[name]) for name, model in models.items()}, rounds, warm_up, clock)
+        )
 
 # %% ../../nbs/evaluate/benchmark.ipynb #356e6a78
 def _step(model, batches: list[dict[str, torch.Tensor]]) -> Callable[[int], object]:
@@ -162,13 +187,28 @@ def _step(model, batches: list[dict[str, torch.Tensor]]) -> Callable[[int], obje
     return call
 
 
-def step_time(models: dict, batches: list | dict[str, list], rounds: int = 20, warm_up: int = 2, clock: Callable[[], float] = perf_counter):
+def step_time(
+    models: dict,
+    batches: list | dict[str, list],
+    rounds: int = 20,
+    warm_up: int = 2,
+    clock: Callable[[], float] = perf_counter,
+):
     "`beside_first` of fine-tuning steps of copies of `models`, as `latency` does; `batches` have `labels`."
     given, copies = _on_device(models, batches), {name: copy.deepcopy(model) for name, model in models.items()}
-    return beside_first(in_turn({name: _step(model, given[name]) for name, model in copies.items()}, rounds, warm_up, clock))
+    return beside_first(
+        in_turn({name: _step(model, given[name]) for name, model in copies.items()}, rounds, warm_up, clock)
+    )
 
 # %% ../../nbs/evaluate/benchmark.ipynb #36267bf4
-def table3(models: dict, batches: list | dict[str, list], rounds: int = 20, warm_up: int = 2, memory: bool = True, clock: Callable[[], float] = perf_counter):
+def table3(
+    models: dict,
+    batches: list | dict[str, list],
+    rounds: int = 20,
+    warm_up: int = 2,
+    memory: bool = True,
+    clock: Callable[[], float] = perf_counter,
+):
     """The paper's Table 3 for `models` by name, the first being the base: a DataFrame with a line for each.
 
     `model`; `rows`, `params`, `embedding_params`; `bytes` on disk; with `memory` those of `peak_memory` for the first batch; `latency_ms`, `latency_ratio` to
@@ -176,6 +216,9 @@ def table3(models: dict, batches: list | dict[str, list], rounds: int = 20, warm
     import pandas as pd
 
     given = batches if isinstance(batches, dict) else dict.fromkeys(models, batches)
-    counted = {name: sizes(model) | dict(bytes=bytes_on_disk(model)) | (peak_memory(model, given[name][0]) if memory else {}) for name, model in models.items()}
+    counted = {
+        name: sizes(model) | dict(bytes=bytes_on_disk(model)) | (peak_memory(model, given[name][0]) if memory else {})
+        for name, model in models.items()
+    }
     times = latency(models, batches, rounds, warm_up, clock).add_prefix("latency_")
     return pd.DataFrame.from_dict(counted, orient="index").join(times).rename_axis("model").reset_index()

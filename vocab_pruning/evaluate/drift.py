@@ -26,12 +26,22 @@ def spending(model, tokenizer, stats: TokenStats | None = None) -> dict:
     `break_even` by base."""
     size, special = model_size(model), special_mask(model, tokenizer)
     spent = size.rows * size.row_cost
-    known = dict(rows=size.rows, width=size.width, params=size.params, vocabulary_params=spent, share=spent / size.params,
-                 max_ratio=max_ratio(size, int(special.sum())))
+    known = dict(
+        rows=size.rows,
+        width=size.width,
+        params=size.params,
+        vocabulary_params=spent,
+        share=spent / size.params,
+        max_ratio=max_ratio(size, int(special.sum())),
+    )
     if stats is None:
         return known
-    used = dict(documents=stats.n_docs, tokens=stats.n_tokens, rows_used=int(stats.seen.sum()),
-                rows_for_99=int(np.searchsorted(coverage_curve(stats), 0.99)) + 1)
+    used = dict(
+        documents=stats.n_docs,
+        tokens=stats.n_tokens,
+        rows_used=int(stats.seen.sum()),
+        rows_for_99=int(np.searchsorted(coverage_curve(stats), 0.99)) + 1,
+    )
     return known | used | dict(break_even={base: break_even(base, size, special, stats.seen) for base in BASES})
 
 # %% ../../nbs/evaluate/drift.ipynb #81d415e4
@@ -100,7 +110,9 @@ def _against(original, texts: Iterable[str], total: TokenStats) -> dict:
     return dict(growth=total.n_tokens / before.n_tokens, unknown_original=_share_unknown(before, original))
 
 # %% ../../nbs/evaluate/drift.ipynb #73841cf2
-def coverage_of(pruned: PrunedModel, texts: Iterable[str], n_lost: int = 10, original=None, progress: bool = False) -> dict:
+def coverage_of(
+    pruned: PrunedModel, texts: Iterable[str], n_lost: int = 10, original=None, progress: bool = False
+) -> dict:
     """Return how much of `texts` a pruned model has rows for, JSON-ready.
 
     `documents`, `tokens`; `kept`, the share of tokens that read a row of their own, and `kept_train`, that of the
@@ -115,7 +127,9 @@ def coverage_of(pruned: PrunedModel, texts: Iterable[str], n_lost: int = 10, ori
     read only once and are to be read again."""
     tokenizer = pruned.tokenizer
     if tokenizer is None:
-        raise ValueError("the pruned model was saved without its tokenizer; save it beside the model, or set pruned.tokenizer")
+        raise ValueError(
+            "the pruned model was saved without its tokenizer; save it beside the model, or set pruned.tokenizer"
+        )
     check_texts(texts, "the growth, which original= asks for," if pruned.plain and original is not None else None)
     if pruned.plain:
         total, touched, parts = _count_plain(pruned, texts, original, progress)
@@ -130,9 +144,16 @@ def coverage_of(pruned: PrunedModel, texts: Iterable[str], n_lost: int = 10, ori
     before = dict(growth=None, unknown_original=None) if pruned.plain else dict(growth=1.0, unknown_original=unknown)
     if pruned.plain and original is not None:
         before = _against(original, texts, total)
-    return dict(documents=total.n_docs, tokens=total.n_tokens, kept=1 - gone / total.n_tokens,
-                kept_train=1 - train["share"] if train else None, touched=touched / total.n_docs, unknown=unknown,
-                **before, lost=lost)
+    return dict(
+        documents=total.n_docs,
+        tokens=total.n_tokens,
+        kept=1 - gone / total.n_tokens,
+        kept_train=1 - train["share"] if train else None,
+        touched=touched / total.n_docs,
+        unknown=unknown,
+        **before,
+        lost=lost,
+    )
 
 # %% ../../nbs/evaluate/drift.ipynb #e258a54e
 UNKNOWN_MARGIN = 0.01  # what the share of unknown tokens may be above the original's, where another limit is set

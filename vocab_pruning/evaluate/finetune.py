@@ -63,16 +63,24 @@ def has_bf16() -> bool:
     return device_name() == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 # %% ../../nbs/evaluate/finetune.ipynb #a31190e5
-def make_recipe(task: str | Task, epochs: float | None = None, learning_rate: float | None = None, batch_size: int | None = None,
-                max_length: int = 128) -> dict:
+def make_recipe(
+    task: str | Task,
+    epochs: float | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    max_length: int = 128,
+) -> dict:
     """Settings of a fine-tuning run, JSON-ready: the task's defaults where an argument is None.
 
     Raises `ValueError` for one that is no number above 0 (the text of a number is one), and a batch size or length that
     is not whole."""
     task, given = get_task(task), dict(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size)
-    given = {name: getattr(task, name) if value is None else value for name, value in given.items()} | dict(max_length=max_length)
-    checked = {name: positive_number(name, value, whole=name in ("batch_size", "max_length")) for name,
-               value in given.items()}
+    given = {name: getattr(task, name) if value is None else value for name, value in given.items()} | dict(
+        max_length=max_length
+    )
+    checked = {
+        name: positive_number(name, value, whole=name in ("batch_size", "max_length")) for name, value in given.items()
+    }
     return checked | dict(precision="bf16" if has_bf16() else "fp32", device=device_name())
 
 # %% ../../nbs/evaluate/finetune.ipynb #01438ff2
@@ -89,7 +97,8 @@ def load_classifier(model: str, task: str | Task, seed: int = 42):
     set_seed(seed)
     with quiet_transformers():
         classifier = AutoModelForSequenceClassification.from_pretrained(
-            model, id2label=names, label2id={name: i for i, name in names.items()}, dtype=torch.float32)
+            model, id2label=names, label2id={name: i for i, name in names.items()}, dtype=torch.float32
+        )
         return classifier, AutoTokenizer.from_pretrained(model)
 
 # %% ../../nbs/evaluate/finetune.ipynb #04a50633
@@ -129,22 +138,47 @@ def _trainer(model, tokenizer, train, dev, task: Task, recipe: dict, output_dir,
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
     arguments = TrainingArguments(
-        output_dir=str(output_dir), num_train_epochs=recipe["epochs"], learning_rate=recipe["learning_rate"], warmup_steps=0.1,
-        per_device_train_batch_size=recipe["batch_size"], per_device_eval_batch_size=64, train_sampling_strategy="group_by_length",
-        optim="adamw_torch_fused", bf16=recipe["precision"] == "bf16", use_cpu=recipe["device"] == "cpu", seed=seed, data_seed=seed,
-        eval_strategy="epoch", save_strategy="no", logging_strategy="steps", logging_steps=1 / 40, logging_nan_inf_filter=False, report_to="none",
-        disable_tqdm=not progress)
+        output_dir=str(output_dir),
+        num_train_epochs=recipe["epochs"],
+        learning_rate=recipe["learning_rate"],
+        warmup_steps=0.1,
+        per_device_train_batch_size=recipe["batch_size"],
+        per_device_eval_batch_size=64,
+        train_sampling_strategy="group_by_length",
+        optim="adamw_torch_fused",
+        bf16=recipe["precision"] == "bf16",
+        use_cpu=recipe["device"] == "cpu",
+        seed=seed,
+        data_seed=seed,
+        eval_strategy="epoch",
+        save_strategy="no",
+        logging_strategy="steps",
+        logging_steps=1 / 40,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=not progress,
+    )
     trainer = Trainer(
-        model, arguments, train_dataset=train, eval_dataset=dev, data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
-        callbacks=list(callbacks), compute_metrics=lambda p: score(task, p.label_ids, decide(task, p.predictions)),
-        preprocess_logits_for_metrics=lambda outputs, _: outputs[0] if isinstance(outputs, tuple) else outputs)  # BART and T5 give their encoder's, too
+        model,
+        arguments,
+        train_dataset=train,
+        eval_dataset=dev,
+        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
+        callbacks=list(callbacks),
+        compute_metrics=lambda p: score(task, p.label_ids, decide(task, p.predictions)),
+        preprocess_logits_for_metrics=lambda outputs, _: outputs[0] if isinstance(outputs, tuple) else outputs,
+    )  # BART and T5 give their encoder's, too
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 # %% ../../nbs/evaluate/finetune.ipynb #ba30406b
 def _last_epoch(task: Task, labels: dict[str, np.ndarray], predictions: dict[str, np.ndarray]) -> dict[str, float]:
     "Metrics of all dev splits in one dict; those of `dev_mismatched` end in `_mismatched`."
-    return {name + split.removeprefix("dev"): value for split in labels for name, value in score(task, labels[split], predictions[split]).items()}
+    return {
+        name + split.removeprefix("dev"): value
+        for split in labels
+        for name, value in score(task, labels[split], predictions[split]).items()
+    }
 
 # %% ../../nbs/evaluate/finetune.ipynb #5b1d7a11
 def _predict(trainer, split) -> tuple[np.ndarray, np.ndarray]:
@@ -169,14 +203,27 @@ def _own_forward(model):
 def _start_at_mean(model, labels):
     "Give a regression head that is new (its bias is 0) the mean of `labels` as its bias."
     body = f"{model.base_model_prefix}."
-    heads = [layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 1 and not name.startswith(body)]
+    heads = [
+        layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and layer.out_features == 1 and not name.startswith(body)
+    ]
     for head in heads:
         if head.bias is not None and not head.bias.any():
             torch.nn.init.constant_(head.bias, float(np.mean(labels)))
 
 # %% ../../nbs/evaluate/finetune.ipynb #561e4de8
-def finetune(model, tokenizer, dataset, task: str | Task, recipe: dict, output_dir: str | Path, seed: int = 42, progress: bool = False,
-             callbacks=()) -> FineTuned:
+def finetune(
+    model,
+    tokenizer,
+    dataset,
+    task: str | Task,
+    recipe: dict,
+    output_dir: str | Path,
+    seed: int = 42,
+    progress: bool = False,
+    callbacks=(),
+) -> FineTuned:
     """Fine-tune `model` in place on `dataset["train"]` as `recipe` says and score it on every other split.
 
     `dataset` as `load_task` gives it; a new regression head starts at the mean label; the Trainer's own files go to `output_dir`; `callbacks` are its
@@ -196,7 +243,9 @@ def finetune(model, tokenizer, dataset, task: str | Task, recipe: dict, output_d
         loss = trainer.train().training_loss
         trained = time.perf_counter()
         if not np.isfinite(loss):
-            raise ValueError(f"training loss is {loss} after {recipe['epochs']} epochs; lower learning_rate ({recipe['learning_rate']})")
+            raise ValueError(
+                f"training loss is {loss} after {recipe['epochs']} epochs; lower learning_rate ({recipe['learning_rate']})"
+            )
         trainer.args.train_sampling_strategy = "sequential"  # grouping by length would shuffle the predictions, too
         outputs = {name: _predict(trainer, split) for name, split in splits.items()}
     labels = {name: known for name, (_, known) in outputs.items()}

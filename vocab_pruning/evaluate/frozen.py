@@ -18,7 +18,9 @@ from ..models.saving import PrunedModel
 from ..models.verify import evaluating
 
 # %% ../../nbs/evaluate/frozen.ipynb #1e0e6c9e
-def sentence_vectors(model, tokenizer, texts: Iterable[str], batch_size: int = 64, max_length: int = 128, progress: bool = False) -> torch.Tensor:
+def sentence_vectors(
+    model, tokenizer, texts: Iterable[str], batch_size: int = 64, max_length: int = 128, progress: bool = False
+) -> torch.Tensor:
     """Return mean-pooled outputs of the encoder of `model` for `texts` (n,): float32 (n, d) on the CPU.
 
     `max_length`: where texts are cut, in tokens. `batch_size`: texts at a time. Raises `TypeError` for what holds no
@@ -33,7 +35,9 @@ def sentence_vectors(model, tokenizer, texts: Iterable[str], batch_size: int = 6
     result = torch.empty(len(texts), encoder.config.hidden_size)
     for start in tqdm(range(0, len(order), batch_size), unit="batch", desc="sentences", disable=not progress):
         some = order[start : start + batch_size]
-        batch = tokenizer.pad({name: [values[i] for i in some] for name, values in encoded.items()}, return_tensors="pt").to(encoder.device)
+        batch = tokenizer.pad(
+            {name: [values[i] for i in some] for name, values in encoded.items()}, return_tensors="pt"
+        ).to(encoder.device)
         mask = batch["attention_mask"].unsqueeze(-1)
         with evaluating(encoder):
             hidden = encoder(**batch).last_hidden_state.float()
@@ -47,10 +51,14 @@ def sts_score(model, tokenizer, split, **options) -> float:
     `options` go to `sentence_vectors`. Raises `ValueError` where the labels or the cosines are all the same."""
     from scipy.stats import spearmanr
 
-    first, second = (sentence_vectors(model, tokenizer, texts, **options) for texts in zip(*examples(split), strict=True))
+    first, second = (
+        sentence_vectors(model, tokenizer, texts, **options) for texts in zip(*examples(split), strict=True)
+    )
     cosine, labels = torch.cosine_similarity(first, second), torch.tensor(split["label"])
     if len(labels.unique()) < 2 or len(cosine.unique()) < 2:
-        raise ValueError(f"{len(labels)} pairs with one label or one cosine have no rank correlation; give STS-B's dev split")
+        raise ValueError(
+            f"{len(labels)} pairs with one label or one cosine have no rank correlation; give STS-B's dev split"
+        )
     return float(spearmanr(cosine, labels).statistic)
 
 # %% ../../nbs/evaluate/frozen.ipynb #1b407f51
@@ -58,5 +66,8 @@ def frozen_retention(pruned: PrunedModel, model, tokenizer, split, **options) ->
     """`sts_score` on `split` of the full `model`, of the `pruned` one, and `retention`, the second over the first (None where the full score is not above 0).
 
     Raises as `sts_score` does."""
-    full, left = sts_score(model, tokenizer, split, **options), sts_score(pruned.model, pruned.tokenizer, split, **options)
+    full, left = (
+        sts_score(model, tokenizer, split, **options),
+        sts_score(pruned.model, pruned.tokenizer, split, **options),
+    )
     return dict(full=full, pruned=left, retention=left / full if full > 0 else None)

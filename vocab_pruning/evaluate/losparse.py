@@ -15,7 +15,14 @@ from transformers import TrainerCallback
 
 from ..scorers.budget import check_ratio, max_ratio
 from ..models.anatomy import special_mask
-from ..models.lowrank import LoSparseLinear, compact, encoder_linears, losparse_linears, rank_of, split_model
+from vocab_pruning.models.lowrank import (
+    LoSparseLinear,
+    compact,
+    encoder_linears,
+    losparse_linears,
+    rank_of,
+    split_model,
+)
 from ..models.pruning import prune, size_with
 from ..models.saving import PrunedModel
 
@@ -33,10 +40,14 @@ class LoSparseSettings:
 def _check_reachable(budget: int, widest: int, most: float, ratio: float):
     "Raise `ValueError` unless `budget` entries hold a row of S of the `widest` linear."
     if ratio > most:
-        raise ValueError(f"ratio {ratio} is more than the encoder's linears can bear: at most {most:.4%} of all parameters can go; "
-                         "lower it, or prune the vocabulary too")
+        raise ValueError(
+            f"ratio {ratio} is more than the encoder's linears can bear: at most {most:.4%} of all parameters can go; "
+            "lower it, or prune the vocabulary too"
+        )
     if budget < widest:
-        raise ValueError(f"ratio {ratio} leaves {budget} entries for the rows of S, all of which would go; lower the ratio or low_rank")
+        raise ValueError(
+            f"ratio {ratio} leaves {budget} entries for the rows of S, all of which would go; lower the ratio or low_rank"
+        )
 
 # %% ../../nbs/evaluate/losparse.ipynb #69207dcc
 def check_low_rank(low_rank: float):
@@ -45,7 +56,9 @@ def check_low_rank(low_rank: float):
         raise ValueError(f"low_rank {low_rank} is outside (0, 1): it is the low-rank part's share of what stays")
 
 # %% ../../nbs/evaluate/losparse.ipynb #9ea47dd8
-def losparse_settings(model, ratio: float, low_rank: float = 0.25, of: int | None = None, borne: int = 0) -> LoSparseSettings:
+def losparse_settings(
+    model, ratio: float, low_rank: float = 0.25, of: int | None = None, borne: int = 0
+) -> LoSparseSettings:
     """What takes `model` to (1 - `ratio`) of `of` parameters (None: its own number), once it is compact; within one row of it.
 
     `low_rank` in (0, 1): the low-rank part's share of what stays of the linears. `of`: for a model whose vocabulary is pruned already, the number before;
@@ -53,12 +66,18 @@ def losparse_settings(model, ratio: float, low_rank: float = 0.25, of: int | Non
     Raises `ValueError` for a ratio or a share out of range, a model without linears, or one that cannot bear it."""
     check_ratio(ratio, "params"), check_low_rank(low_rank)
     shapes = [tuple(linear.weight.shape) for linear in encoder_linears(model).values()]
-    total, weights, widest = sum(p.numel() for p in model.parameters()), sum(h * w for h, w in shapes), max(w for _, w in shapes)
+    total, weights, widest = (
+        sum(p.numel() for p in model.parameters()),
+        sum(h * w for h, w in shapes),
+        max(w for _, w in shapes),
+    )
     of, params = of or total, total - borne
     target = of - int(ratio * of + 1e-9)
     left = weights - (params - target)  # what the linears' weights may have
     if left >= weights:
-        raise ValueError(f"the model has {params:,} parameters and may have {target:,}: nothing is left for LoSparse to remove; raise the ratio")
+        raise ValueError(
+            f"the model has {params:,} parameters and may have {target:,}: nothing is left for LoSparse to remove; raise the ratio"
+        )
     most = 1 - (params - weights + sum(h + w for h, w in shapes) + widest) / of
     rho = low_rank * left / weights
     budget = left - sum(rank_of(rho, h, w) * (h + w) for h, w in shapes)
@@ -113,7 +132,9 @@ def zero_rows(parts: Iterable[LoSparseLinear]):
         part.s[~part.mask] = 0
 
 # %% ../../nbs/evaluate/losparse.ipynb #febeaf53
-_MOST_OVERFLOWS = 24  # in a row: as often halved, the scale of a loss, 2**16 at first, is far below 1 and no reason any more
+_MOST_OVERFLOWS = (
+    24  # in a row: as often halved, the scale of a loss, 2**16 at first, is far below 1 and no reason any more
+)
 
 
 class LoSparseCallback(TrainerCallback):
@@ -123,11 +144,28 @@ class LoSparseCallback(TrainerCallback):
     row goes and after the last. `compact_after`: whether the model is compacted, in place, when training ends. While training, `ValueError` is raised for
     a model that was not split or is frozen, too few steps, a loss that is not finite and a training that ends with rows that should be gone."""
 
-    def __init__(self, settings: LoSparseSettings, beta: float = 0.85, window: int = 10, warmup: float = 0.1, final: float = 0.3, compact_after: bool = True):
+    def __init__(
+        self,
+        settings: LoSparseSettings,
+        beta: float = 0.85,
+        window: int = 10,
+        warmup: float = 0.1,
+        final: float = 0.3,
+        compact_after: bool = True,
+    ):
         if not (0 <= beta < 1 and window >= 1 and warmup >= 0 and final >= 0 and warmup + final < 1):
-            raise ValueError(f"beta={beta}, window={window}, warmup={warmup}, final={final}: "
-                             "beta is in [0, 1), window at least 1, warmup and final together below 1")
-        self.settings, self.beta, self.window, self.warmup, self.final, self.compact_after = settings, beta, window, warmup, final, compact_after
+            raise ValueError(
+                f"beta={beta}, window={window}, warmup={warmup}, final={final}: "
+                "beta is in [0, 1), window at least 1, warmup and final together below 1"
+            )
+        self.settings, self.beta, self.window, self.warmup, self.final, self.compact_after = (
+            settings,
+            beta,
+            window,
+            warmup,
+            final,
+            compact_after,
+        )
 
 # %% ../../nbs/evaluate/losparse.ipynb #d83e21af
 def _on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -136,11 +174,18 @@ def _on_train_begin(self, args, state, control, model=None, **kwargs):
     if not self.parts or any(part.rows is not None for part in self.parts):
         raise ValueError("the model has no LoSparse layer in training form; split it first (split_model)")
     if not all(part.s.requires_grad for part in self.parts):
-        raise ValueError("a LoSparse layer is frozen, and which of its rows go is learned from the gradient; set requires_grad of each `s`")
+        raise ValueError(
+            "a LoSparse layer is frozen, and which of its rows go is learned from the gradient; set requires_grad of each `s`"
+        )
     self.overflows = 0
-    self.start, self.end = max(round(self.warmup * state.max_steps), 1), state.max_steps - int(self.final * state.max_steps)
+    self.start, self.end = (
+        max(round(self.warmup * state.max_steps), 1),
+        state.max_steps - int(self.final * state.max_steps),
+    )
     if self.end <= self.start:
-        raise ValueError(f"{state.max_steps} steps are too few for a warm-up, pruning and a final phase; train for more epochs or on more examples")
+        raise ValueError(
+            f"{state.max_steps} steps are too few for a warm-up, pruning and a final phase; train for more epochs or on more examples"
+        )
     self.every, self.total = min(self.window, self.start), sum(part.s.numel() for part in self.parts)
 
 
@@ -155,8 +200,10 @@ def _on_pre_optimizer_step(self, args, state, control, **kwargs):
         for part, window in zip(self.parts, before, strict=True):
             part.window.copy_(window)
     else:
-        raise ValueError(f"the loss or its gradient is not finite at step {state.global_step + 1}; the weights are those of the step before, "
-                         f"and so is the last checkpoint; lower the learning rate ({args.learning_rate})")
+        raise ValueError(
+            f"the loss or its gradient is not finite at step {state.global_step + 1}; the weights are those of the step before, "
+            f"and so is the last checkpoint; lower the learning rate ({args.learning_rate})"
+        )
 
 # %% ../../nbs/evaluate/losparse.ipynb #e6359a02
 def _on_optimizer_step(self, args, state, control, **kwargs):
@@ -172,10 +219,14 @@ def _on_optimizer_step(self, args, state, control, **kwargs):
 def _on_train_end(self, args, state, control, model=None, **kwargs):
     "Compact the model."
     if state.global_step < self.end:
-        raise ValueError(f"training ended at step {state.global_step}, before the last rows go at step {self.end}; the model is not as small as was asked for")
+        raise ValueError(
+            f"training ended at step {state.global_step}, before the last rows go at step {self.end}; the model is not as small as was asked for"
+        )
     if (left := sum(int(part.mask.sum()) * part.in_features for part in self.parts)) > self.settings.budget:
-        raise ValueError(f"the model brought back at the end has {left:,} entries of S, {self.settings.budget:,} were asked for: it is from before the last "
-                         "rows went; train with load_best_model_at_end=False")
+        raise ValueError(
+            f"the model brought back at the end has {left:,} entries of S, {self.settings.budget:,} were asked for: it is from before the last "
+            "rows went; train with load_best_model_at_end=False"
+        )
     if self.compact_after:
         compact(model)
 
@@ -189,11 +240,17 @@ def vocabulary_ratio(ratio: float, most: float, vocab_share: float = 0.75) -> fl
 
     Raises `ValueError` for a share outside (0, 1], and where it can bear nothing, or everything."""
     if not 0 < vocab_share <= 1:
-        raise ValueError(f"vocab_share {vocab_share} is outside (0, 1]: it is the vocabulary's share; for the encoder alone use LoSparse without it")
+        raise ValueError(
+            f"vocab_share {vocab_share} is outside (0, 1]: it is the vocabulary's share; for the encoder alone use LoSparse without it"
+        )
     if most <= 0:
-        raise ValueError("the vocabulary can bear nothing: what this oov adds is more than its rows hold; choose another, e.g. 'nearest'")
+        raise ValueError(
+            "the vocabulary can bear nothing: what this oov adds is more than its rows hold; choose another, e.g. 'nearest'"
+        )
     if ratio > 0 and vocab_share * min(ratio, most) >= ratio:
-        raise ValueError(f"vocab_share {vocab_share} leaves nothing of ratio {ratio} for LoSparse; lower it, or prune the vocabulary alone")
+        raise ValueError(
+            f"vocab_share {vocab_share} leaves nothing of ratio {ratio} for LoSparse; lower it, or prune the vocabulary alone"
+        )
     return vocab_share * min(ratio, most)
 
 # %% ../../nbs/evaluate/losparse.ipynb #439903e6
@@ -203,12 +260,23 @@ def add_losparse(pruned: PrunedModel, ratio: float, low_rank: float = 0.25, of: 
     Raises `ValueError` as `losparse_settings` does; then `pruned` is what it was."""
     settings = losparse_settings(pruned.model, ratio, low_rank, of)
     pruned.model = split_model(pruned.model, settings.rho)
-    pruned.info |= dict(total_ratio=ratio, low_rank=low_rank, losparse=asdict(settings), after_vocabulary=pruned.info.pop("after", None))
+    pruned.info |= dict(
+        total_ratio=ratio, low_rank=low_rank, losparse=asdict(settings), after_vocabulary=pruned.info.pop("after", None)
+    )
     return settings
 
 # %% ../../nbs/evaluate/losparse.ipynb #dcbc8a35
-def combine(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, vocab_share: float = 0.75, *, low_rank: float = 0.25,
-            oov: str = "pq", **options) -> tuple[PrunedModel, LoSparseSettings]:
+def combine(
+    model,
+    tokenizer,
+    texts: Iterable[str],
+    ratio: float = 0.2,
+    vocab_share: float = 0.75,
+    *,
+    low_rank: float = 0.25,
+    oov: str = "pq",
+    **options,
+) -> tuple[PrunedModel, LoSparseSettings]:
     """Prune the vocabulary for `texts`, split the rest for LoSparse: together they remove `ratio` of all parameters, once fine-tuned with `LoSparseCallback`.
 
     `vocab_share` in (0, 1]: see `vocabulary_ratio`; `oov` and `options` go to `prune`. Returns the model in training form and the callback's settings.
@@ -216,6 +284,8 @@ def combine(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, vocab_sh
     check_ratio(ratio, "params")
     size = size_with(model, oov)
     by_vocabulary = vocabulary_ratio(ratio, max_ratio(size, int(special_mask(model, tokenizer).sum())), vocab_share)
-    losparse_settings(model, ratio, low_rank, borne=int(by_vocabulary * size.params))  # what cannot be had stops here, before the texts are read
+    losparse_settings(
+        model, ratio, low_rank, borne=int(by_vocabulary * size.params)
+    )  # what cannot be had stops here, before the texts are read
     pruned = prune(model, tokenizer, texts, by_vocabulary, oov=oov, **options)
     return pruned, add_losparse(pruned, ratio, low_rank, of=size.params)

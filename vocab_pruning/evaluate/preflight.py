@@ -47,9 +47,17 @@ def measure(pruned: PrunedModel, train: TokenStats, dev: TokenStats, held_out: I
     "One row of the table, of a model pruned for the texts of `train`; `held_out` are the texts of `dev`."
     gone = lost(pruned, dev)["share"]
     after = pruned.info["after"]
-    return dict(rows=after["rows"], coverage_train=1 - pruned.info["train"]["share"], coverage_held_out=1 - gone, mapped_held_out=gone,
-                error=mapped_error(pruned, dev), growth=growth(pruned, held_out, dev.n_tokens), params=after["params"],
-                params_removed=1 - after["params"] / pruned.info["before"]["params"], bytes=after["bytes"])
+    return dict(
+        rows=after["rows"],
+        coverage_train=1 - pruned.info["train"]["share"],
+        coverage_held_out=1 - gone,
+        mapped_held_out=gone,
+        error=mapped_error(pruned, dev),
+        growth=growth(pruned, held_out, dev.n_tokens),
+        params=after["params"],
+        params_removed=1 - after["params"] / pruned.info["before"]["params"],
+        bytes=after["bytes"],
+    )
 
 # %% ../../nbs/evaluate/preflight.ipynb #5e0c7a32
 def _scoring(train: TokenStats, scorer: str, **options) -> Callable[[int], np.ndarray]:
@@ -63,7 +71,20 @@ def _scoring(train: TokenStats, scorer: str, **options) -> Callable[[int], np.nd
     return lambda n_rows: score(n_rows if by_rows else None)
 
 # %% ../../nbs/evaluate/preflight.ipynb #ce15b12a
-COLUMNS = ["ratio", "oov", "rows", "coverage_train", "coverage_held_out", "mapped_held_out", "error", "growth", "params", "params_removed", "bytes", "reason"]
+COLUMNS = [
+    "ratio",
+    "oov",
+    "rows",
+    "coverage_train",
+    "coverage_held_out",
+    "mapped_held_out",
+    "error",
+    "growth",
+    "params",
+    "params_removed",
+    "bytes",
+    "reason",
+]
 
 
 def quick_remaps() -> list[str]:
@@ -71,8 +92,20 @@ def quick_remaps() -> list[str]:
     return [name for name, spec in REMAPS.items() if not spec.slow]
 
 # %% ../../nbs/evaluate/preflight.ipynb #8840c39a
-def _one(model, tokenizer, ratio: float, base: str, oov: str, score: Callable[[int], np.ndarray], seed: int, special: np.ndarray,
-         train: TokenStats, dev: TokenStats, texts, held_out) -> dict:
+def _one(
+    model,
+    tokenizer,
+    ratio: float,
+    base: str,
+    oov: str,
+    score: Callable[[int], np.ndarray],
+    seed: int,
+    special: np.ndarray,
+    train: TokenStats,
+    dev: TokenStats,
+    texts,
+    held_out,
+) -> dict:
     "`measure` of one cut, or `reason` why it cannot be had; `score` gives the scores for a number of rows."
     try:
         n_rows = count_rows(ratio, base, size_with(model, oov), special, train.seen)
@@ -100,10 +133,18 @@ def _cuts(ratios, base: str, oovs) -> list[tuple[float, str]]:
     return list(product(ratios, oovs))
 
 
-def preflight(model, tokenizer, texts: Sequence[str], held_out: Sequence[str],
-              ratios: float | Iterable[float] = (0.5, 0.75, 0.9, 0.95),
-              base: str = "vocab", oovs: str | Iterable[str] | None = None,
-              scorer: str = "tfidf", seed: int = 0, progress: bool = False):
+def preflight(
+    model,
+    tokenizer,
+    texts: Sequence[str],
+    held_out: Sequence[str],
+    ratios: float | Iterable[float] = (0.5, 0.75, 0.9, 0.95),
+    base: str = "vocab",
+    oovs: str | Iterable[str] | None = None,
+    scorer: str = "tfidf",
+    seed: int = 0,
+    progress: bool = False,
+):
     """What pruning `model` for `texts` would leave, a DataFrame with one row for each of `ratios` (fractions of `base` to remove)
     and `oovs`; nothing is trained or changed.
 
@@ -118,11 +159,17 @@ def preflight(model, tokenizer, texts: Sequence[str], held_out: Sequence[str],
     cuts = _cuts(ratios, base, quick_remaps() if oovs is None else oovs)
     get_scorer(scorer)
     _check_model(model, tokenizer)
-    train, dev = (token_stats(split, tokenizer, len(plain_embedding(model).weight), progress=progress) for split in (texts, held_out))
+    train, dev = (
+        token_stats(split, tokenizer, len(plain_embedding(model).weight), progress=progress)
+        for split in (texts, held_out)
+    )
     special = special_mask(model, tokenizer)
     score = _scoring(train, scorer, model=model, seed=seed, texts=texts, tokenizer=tokenizer, special=special)
-    rows = [dict(ratio=ratio, oov=oov) | _one(model, tokenizer, ratio, base, oov, score, seed, special, train, dev, texts, held_out)
-            for ratio, oov in tqdm(cuts, unit="cut", desc="preflight", disable=not progress)]
+    rows = [
+        dict(ratio=ratio, oov=oov)
+        | _one(model, tokenizer, ratio, base, oov, score, seed, special, train, dev, texts, held_out)
+        for ratio, oov in tqdm(cuts, unit="cut", desc="preflight", disable=not progress)
+    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 # %% ../../nbs/evaluate/preflight.ipynb #d04ba037
@@ -131,7 +178,9 @@ def plot_preflight(table):
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    measured = table.dropna(subset="rows").assign(loss=lambda t: t.mapped_held_out * t.error.astype(float), MiB=lambda t: t.bytes / 2**20)
+    measured = table.dropna(subset="rows").assign(
+        loss=lambda t: t.mapped_held_out * t.error.astype(float), MiB=lambda t: t.bytes / 2**20
+    )
     shown, grown = measured.dropna(subset="loss"), measured[measured.growth > 1]
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
     for ax, x in zip(axes, ("ratio", "MiB"), strict=True):

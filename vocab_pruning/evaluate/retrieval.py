@@ -29,7 +29,9 @@ def _read_texts(path: Path) -> dict[str, str]:
                 entry = json.loads(line)
                 name, text = str(entry["_id"]), f"{entry.get('title') or ''} {entry['text']}".strip()
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path.name}, line {number}: not a JSON object with `_id` and `text` ({error})") from None
+                raise ValueError(
+                    f"{path.name}, line {number}: not a JSON object with `_id` and `text` ({error})"
+                ) from None
             if name in texts:
                 raise ValueError(f"{path.name}, line {number}: the id {name!r} stands there twice")
             texts[name] = text
@@ -45,9 +47,13 @@ def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
                 query, document, relevance = line.rstrip("\r\n").split("\t")
                 relevance = int(relevance) if number > 1 else relevance
             except ValueError:
-                raise ValueError(f"{path.name}, line {number}: {line.rstrip()!r} is not a query's id, a document's id and a whole number") from None
+                raise ValueError(
+                    f"{path.name}, line {number}: {line.rstrip()!r} is not a query's id, a document's id and a whole number"
+                ) from None
             if number == 1 and relevance.strip().removeprefix("-").isdecimal():
-                raise ValueError(f"{path.name} has no header; put the line query-id, corpus-id, score above its first pair")
+                raise ValueError(
+                    f"{path.name} has no header; put the line query-id, corpus-id, score above its first pair"
+                )
             if number > 1 and document in qrels.setdefault(query, {}):
                 raise ValueError(f"{path.name}, line {number}: the pair {query!r}, {document!r} stands there twice")
             if number > 1:
@@ -69,9 +75,13 @@ def check_retrieval(corpus: dict[str, str], queries: dict[str, str], qrels: dict
     if not corpus:
         raise ValueError("the corpus is empty; give at least one document")
     if unknown := [query for query in qrels if query not in queries]:
-        raise ValueError(f"qrels name the query {unknown[0]!r} and {len(unknown) - 1} more that are not among the {len(queries):,} queries")
+        raise ValueError(
+            f"qrels name the query {unknown[0]!r} and {len(unknown) - 1} more that are not among the {len(queries):,} queries"
+        )
     if unknown := [document for judged in qrels.values() for document in judged if document not in corpus]:
-        raise ValueError(f"qrels name the document {unknown[0]!r} and {len(unknown) - 1} more that are not among the {len(corpus):,} of the corpus")
+        raise ValueError(
+            f"qrels name the document {unknown[0]!r} and {len(unknown) - 1} more that are not among the {len(corpus):,} of the corpus"
+        )
     if not any(relevance > 0 for judged in qrels.values() for relevance in judged.values()):
         raise ValueError("qrels call no document relevant; give at least one pair with a relevance above 0")
 
@@ -81,7 +91,9 @@ def _files(split: str) -> tuple[str, str, str]:
     return "corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv"
 
 
-def read_beir(directory: str | Path, split: str = "test") -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
+def read_beir(
+    directory: str | Path, split: str = "test"
+) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
     """`(corpus, queries, qrels)` of a data set in BEIR's layout: texts by id twice, and relevance by query and document.
 
     Reads `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`. Raises `FileNotFoundError` for a file that is missing, `ValueError` for a damaged line, an id
@@ -89,12 +101,20 @@ def read_beir(directory: str | Path, split: str = "test") -> tuple[dict[str, str
     names = _files(split)
     if missing := [name for name in names if not (Path(directory) / name).is_file()]:
         raise FileNotFoundError(f"{directory} has no {missing[0]}; BEIR's layout is {', '.join(names)}")
-    corpus, queries, qrels = (read(Path(directory) / name) for read, name in zip((_read_texts, _read_texts, _read_qrels), names, strict=True))
+    corpus, queries, qrels = (
+        read(Path(directory) / name) for read, name in zip((_read_texts, _read_texts, _read_qrels), names, strict=True)
+    )
     check_retrieval(corpus, queries, qrels)
     return corpus, queries, qrels
 
 # %% ../../nbs/evaluate/retrieval.ipynb #401c590c
-def write_beir(directory: str | Path, corpus: dict[str, str], queries: dict[str, str], qrels: dict[str, dict[str, int]], split: str = "test"):
+def write_beir(
+    directory: str | Path,
+    corpus: dict[str, str],
+    queries: dict[str, str],
+    qrels: dict[str, dict[str, int]],
+    split: str = "test",
+):
     """Write what `read_beir` reads, whole or not at all.
 
     Raises `FileExistsError` for a directory that holds anything else, `ValueError` as `check_retrieval` does."""
@@ -106,7 +126,11 @@ def write_beir(directory: str | Path, corpus: dict[str, str], queries: dict[str,
         for name, texts in (("corpus", corpus), ("queries", queries)):
             lines = (json.dumps({"_id": i, "text": text}, ensure_ascii=False) + "\n" for i, text in texts.items())
             (new / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-        judged = "".join(f"{query}\t{document}\t{value}\n" for query, documents in qrels.items() for document, value in documents.items())
+        judged = "".join(
+            f"{query}\t{document}\t{value}\n"
+            for query, documents in qrels.items()
+            for document, value in documents.items()
+        )
         (new / "qrels").mkdir()
         (new / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}", encoding="utf-8")
 
@@ -114,8 +138,9 @@ def write_beir(directory: str | Path, corpus: dict[str, str], queries: dict[str,
 PARAPHRASE: dict[str, float] = {"mrpc": 1, "qqp": 1, "stsb": 4}  # the label from which a pair is one
 
 
-def paraphrases(tasks: str | Iterable[str] = ("mrpc", "stsb"),
-                data: str = "auto") -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
+def paraphrases(
+    tasks: str | Iterable[str] = ("mrpc", "stsb"), data: str = "auto"
+) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
     """`(corpus, queries, qrels)`, as `read_beir` gives, of the task "find its paraphrase" made of `tasks`, keys of `PARAPHRASE`.
 
     `data` as `load_task` takes it. Queries are of dev, documents of all splits, equal texts are one. Raises `ValueError` for another
@@ -125,7 +150,11 @@ def paraphrases(tasks: str | Iterable[str] = ("mrpc", "stsb"),
         least, splits = choose(PARAPHRASE, "task of paraphrases", task), load_task(task, data)
         seconds |= dict.fromkeys(second for split in splits.values() for _, second in examples(split))
         labels = splits["dev"]["label"][:]
-        pairs += [pair for pair, label in zip(examples(splits["dev"]), labels, strict=True) if label >= least and pair[0] != pair[1]]
+        pairs += [
+            pair
+            for pair, label in zip(examples(splits["dev"]), labels, strict=True)
+            if label >= least and pair[0] != pair[1]
+        ]
     asked = {first for first, _ in pairs}
     numbers = {text: f"d{i}" for i, text in enumerate(text for text in seconds if text not in asked)}
     found = {}
@@ -154,7 +183,11 @@ def top_k(queries: torch.Tensor, corpus: torch.Tensor, k: int, block: int = 1638
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 # %% ../../nbs/evaluate/retrieval.ipynb #ad7bce0c
-METRICS: dict[str, str] = {"nDCG@10": "nDCG@10", "recall@100": "R@100", "MRR@10": "RR@10"}  # our name -> that of ir-measures
+METRICS: dict[str, str] = {
+    "nDCG@10": "nDCG@10",
+    "recall@100": "R@100",
+    "MRR@10": "RR@10",
+}  # our name -> that of ir-measures
 
 
 def _measures():
@@ -162,7 +195,9 @@ def _measures():
     try:
         import ir_measures
     except ImportError as error:
-        raise ImportError("the metrics of retrieval need ir-measures; install it with pip install 'vocab_pruning[retrieval]'") from error
+        raise ImportError(
+            "the metrics of retrieval need ir-measures; install it with pip install 'vocab_pruning[retrieval]'"
+        ) from error
     return ir_measures
 
 # %% ../../nbs/evaluate/retrieval.ipynb #7d1d2920
@@ -186,8 +221,16 @@ def _encoder(model, tokenizer, batch_size: int, max_length: int | None,
     return lambda texts: F.normalize(sentence_vectors(model, tokenizer, texts, *options), dim=1).to(model.device)
 
 # %% ../../nbs/evaluate/retrieval.ipynb #60845375
-def rank(model, corpus: dict[str, str], queries: dict[str, str], tokenizer=None, k: int = 100, batch_size: int = 64,
-         max_length: int | None = None, progress: bool = False) -> dict[str, dict[str, float]]:
+def rank(
+    model,
+    corpus: dict[str, str],
+    queries: dict[str, str],
+    tokenizer=None,
+    k: int = 100,
+    batch_size: int = 64,
+    max_length: int | None = None,
+    progress: bool = False,
+) -> dict[str, dict[str, float]]:
     """Return the `k` documents nearest to each query with their cosines, by ids.
 
     A document with the query's own id is left out, as BEIR does. `max_length`: of texts in tokens (None: 128, or what
@@ -196,11 +239,18 @@ def rank(model, corpus: dict[str, str], queries: dict[str, str], tokenizer=None,
     encode, names = _encoder(model, tokenizer, batch_size, max_length, progress), [*corpus]
     documents, asked = (encode([*texts.values()]) for texts in (corpus, queries))
     values, index = (found.tolist() for found in top_k(asked, documents, k + 1))
-    pairs = ((query, [names[i] for i in some], scores) for query, some, scores in zip(queries, index, values, strict=True))
-    return {query: dict([(name, s) for name, s in zip(found, scores, strict=True) if name != query][:k]) for query, found, scores in pairs}
+    pairs = (
+        (query, [names[i] for i in some], scores) for query, some, scores in zip(queries, index, values, strict=True)
+    )
+    return {
+        query: dict([(name, s) for name, s in zip(found, scores, strict=True) if name != query][:k])
+        for query, found, scores in pairs
+    }
 
 # %% ../../nbs/evaluate/retrieval.ipynb #81bc847e
-def evaluate_retrieval(model, corpus: dict[str, str], queries: dict[str, str], qrels: dict[str, dict[str, int]], tokenizer=None, **options):
+def evaluate_retrieval(
+    model, corpus: dict[str, str], queries: dict[str, str], qrels: dict[str, dict[str, int]], tokenizer=None, **options
+):
     """nDCG@10, recall@100 and MRR@10 of each query of `qrels` as a DataFrame (queries, metrics); its `mean()` is the score.
 
     `model`: a `PrunedModel`, a transformers model with its `tokenizer`, or anything with the `encode` of a `SentenceTransformer`. `corpus` and
@@ -213,8 +263,12 @@ def evaluate_retrieval(model, corpus: dict[str, str], queries: dict[str, str], q
     measures = _measures()
     wanted = {measures.parse_measure(name): ours for ours, name in METRICS.items()}
     run = rank(model, corpus, {query: queries[query] for query in qrels}, tokenizer, **options)
-    values = [(found.query_id, wanted[found.measure], found.value) for found in measures.iter_calc([*wanted], qrels, run)]
-    table = pd.DataFrame(values, columns=["query", "metric", "value"]).pivot(index="query", columns="metric", values="value")
+    values = [
+        (found.query_id, wanted[found.measure], found.value) for found in measures.iter_calc([*wanted], qrels, run)
+    ]
+    table = pd.DataFrame(values, columns=["query", "metric", "value"]).pivot(
+        index="query", columns="metric", values="value"
+    )
     return table.loc[[*qrels], [*METRICS]].rename_axis(columns=None)
 
 # %% ../../nbs/evaluate/retrieval.ipynb #0ed03ddf
@@ -228,7 +282,9 @@ def bootstrap_retention(pruned, full, metric: str = "nDCG@10", n_draws: int = 10
 
     choose(METRICS, "metric", metric), whole_number("n_draws", n_draws), check_seed(seed)
     if not pruned.index.equals(full.index):
-        raise ValueError(f"the two tables are of different queries ({len(pruned)} and {len(full)}); evaluate both models with the same qrels")
+        raise ValueError(
+            f"the two tables are of different queries ({len(pruned)} and {len(full)}); evaluate both models with the same qrels"
+        )
     ours, theirs = pruned[metric].to_numpy(), full[metric].to_numpy()
     if not theirs.any():
         raise ValueError(f"{metric} of the full model is 0 for every query; there is nothing to retain")

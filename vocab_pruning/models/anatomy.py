@@ -152,8 +152,10 @@ def renumber_tokens(config, new_id: dict[int, int], n_old: int) -> dict[str, lis
     for holder, name, path, form in _fields(config):
         new = form(_get(holder, name), partial(_new_word, new_id=new_id, n_old=n_old, gone=(gone := [])))
         if gone and is_special(name):
-            raise CannotPrune(f"{path} {gone[0][0]} of the configuration is the id of no token that stays; "
-                             "set it to one of the tokenizer's")
+            raise CannotPrune(
+                f"{path} {gone[0][0]} of the configuration is the id of no token that stays; "
+                "set it to one of the tokenizer's"
+            )
         dropped |= {path: gone} if gone else {}
         new = None if gone and not new else new
         holder.update({name: new}) if isinstance(holder, dict) else setattr(holder, name, new)
@@ -188,5 +190,9 @@ def sizes(model) -> dict[str, int]:
     "`rows` and `embedding_params` (codebooks included) of the input embedding, `params` of the whole model (tied ones once), `bytes` of all saved tensors."
     embedding = model.get_input_embeddings()
     tensors = {id(t): t for t in model.state_dict(keep_vars=True).values()}.values()
-    return dict(rows=len(embedding.weight), embedding_params=sum(p.numel() for p in embedding.parameters()),
-                params=sum(p.numel() for p in model.parameters()), bytes=sum(t.nbytes for t in tensors))
+    return dict(
+        rows=len(embedding.weight),
+        embedding_params=sum(p.numel() for p in embedding.parameters()),
+        params=sum(p.numel() for p in model.parameters()),
+        bytes=sum(t.nbytes for t in tensors),
+    )

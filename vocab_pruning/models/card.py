@@ -47,7 +47,10 @@ def _is_plain(info: dict) -> bool:
 
 def _sizes(info: dict) -> str:
     before, after = info["before"], info["after"]
-    rows = [(name.replace("_", " "), f"{before[name]:,}", f"{after[name]:,}", size_change(before[name], after[name])) for name in after]
+    rows = [
+        (name.replace("_", " "), f"{before[name]:,}", f"{after[name]:,}", size_change(before[name], after[name]))
+        for name in after
+    ]
     return "## Sizes\n\n" + markdown_table(("", "before", "after", ""), rows)
 
 
@@ -56,9 +59,16 @@ def _made(info: dict) -> str:
     train = info["train"]
     rows = [("task", _task(info) or "not named"), ("ratio", f"{info['ratio']:.2%} {CUTS[info['base']]}")]
     rows += [("scorer", _with(info["scorer"], info.get("scorer_options")))] if "scorer" in info else []
-    rows += [("a pruned token", f"{_becomes(info['oov'])}: {_with(info['oov'], info['oov_options'])}"), ("seed", info["seed"])]
+    rows += [
+        ("a pruned token", f"{_becomes(info['oov'])}: {_with(info['oov'], info['oov_options'])}"),
+        ("seed", info["seed"]),
+    ]
     rows += [("data", f"`{info['data_id']}`")] if "data_id" in info else []
-    rows += [("texts", f"{train['documents']:,} documents, {train['occurrences']:,} tokens")] if "documents" in train else []
+    rows += (
+        [("texts", f"{train['documents']:,} documents, {train['occurrences']:,} tokens")]
+        if "documents" in train
+        else []
+    )
     rows += [("lost in them", f"{train['tokens']:,} distinct tokens, {train['share']:.2%} of the occurrences")]
     rows += [("not in them", f"{train['unseen']:,} of the pruned tokens")] if "unseen" in train else []
     rows += [("break-even", f"{info['break_even']:.2%}: below it, a ranking by counts loses no token of the texts")]
@@ -69,18 +79,34 @@ def _losparse(info: dict) -> str:
     "What became of the encoder's layers."
     share = f"{info['total_ratio']:.2%} of all parameters, with what the vocabulary gives"
     rho, left = info["losparse"]["rho"], info["losparse"]["rows"]
-    rows = [("removed", share), ("low rank", f"{rho:.2%} of a weight's parameters"), ("rows", f"{left:.2%} of the entries")]
-    return "## The encoder\n\nEach linear of its layers is a low-rank part and some rows (LoSparse, Li et al. 2023).\n\n" + markdown_table(("", ""), rows)
+    rows = [
+        ("removed", share),
+        ("low rank", f"{rho:.2%} of a weight's parameters"),
+        ("rows", f"{left:.2%} of the entries"),
+    ]
+    return (
+        "## The encoder\n\nEach linear of its layers is a low-rank part and some rows (LoSparse, Li et al. 2023).\n\n"
+        + markdown_table(("", ""), rows)
+    )
 
 
 def _scores(info: dict) -> str:
-    shown = [(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else value) for name, value in info["scores"].items() if value is not None]
-    return "## Scores\n\nOn held-out examples, with one seed; a difference of a point or two can be chance.\n\n" + markdown_table(("", ""), shown)
+    shown = [
+        (name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else value)
+        for name, value in info["scores"].items()
+        if value is not None
+    ]
+    return (
+        "## Scores\n\nOn held-out examples, with one seed; a difference of a point or two can be chance.\n\n"
+        + markdown_table(("", ""), shown)
+    )
 
 
 def _provenance(info: dict) -> str:
     rows = {**info.get("run", {}), **{f"{name} version": version for name, version in info.get("versions", {}).items()}}
-    return "## Provenance\n\n" + markdown_table(("", ""), [(name.replace("_", " "), f"`{value}`") for name, value in rows.items() if value is not None])
+    return "## Provenance\n\n" + markdown_table(
+        ("", ""), [(name.replace("_", " "), f"`{value}`") for name, value in rows.items() if value is not None]
+    )
 
 # %% ../../nbs/models/card.ipynb #30bb6a69
 _PLAIN = "from transformers import AutoTokenizer, {cls}\n\nmodel = {cls}.from_pretrained(directory)\ntokenizer = AutoTokenizer.from_pretrained(directory)"
@@ -92,20 +118,28 @@ def _load(info: dict) -> str:
     "Code that loads the directory of this card."
     cls, plain = info.get("architecture", "AutoModel"), _is_plain(info)
     code = (_PLAIN.format(cls=cls) if plain else _OURS) + (_USE if cls.endswith("ForSequenceClassification") else "")
-    needs = "Nothing but transformers is needed." if plain else "It needs the package `vocab_pruning`; `from_pretrained` alone does not read it."
+    needs = (
+        "Nothing but transformers is needed."
+        if plain
+        else "It needs the package `vocab_pruning`; `from_pretrained` alone does not read it."
+    )
     return f"## Load it\n\n{needs} `directory` is where this file lies.\n\n```python\n{code}\n```"
 
 # %% ../../nbs/models/card.ipynb #1b0b1aee
 def _limits(info: dict) -> str:
     "What the model cannot do."
     becomes, plain = _becomes(info.get("oov")), "original_ids" in info
-    lines = [f"It is made for one task{f', {_task(info)},' if _task(info) else ''} and for texts like those it was made with; nothing was measured elsewhere.",
-             f"Every token without a row of its own {becomes}. Other text has more such tokens: `vocab-prune check` says how many.",
-             "Such text takes more tokens, so more time, and is cut off earlier where there is a limit." if plain else
-             "The tokenizer is the original one, so no text becomes longer.",
-             "Its layers were made smaller while they were trained: outputs are not the full model's." if "losparse" in info else
-             "As long as nothing is trained, outputs are those of the full model wherever a text keeps all its tokens. Fine-tuning changes that.",
-             "What the base model cannot do or does wrongly, this one does, too."]
+    lines = [
+        f"It is made for one task{f', {_task(info)},' if _task(info) else ''} and for texts like those it was made with; nothing was measured elsewhere.",
+        f"Every token without a row of its own {becomes}. Other text has more such tokens: `vocab-prune check` says how many.",
+        "Such text takes more tokens, so more time, and is cut off earlier where there is a limit."
+        if plain
+        else "The tokenizer is the original one, so no text becomes longer.",
+        "Its layers were made smaller while they were trained: outputs are not the full model's."
+        if "losparse" in info
+        else "As long as nothing is trained, outputs are those of the full model wherever a text keeps all its tokens. Fine-tuning changes that.",
+        "What the base model cannot do or does wrongly, this one does, too.",
+    ]
     lines += ["A pruned token is never predicted."] if info.get("architecture", "").endswith("MaskedLM") else []
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
@@ -118,9 +152,22 @@ def _front_matter(info: dict) -> str:
     from huggingface_hub import ModelCardData
 
     plain, task = _is_plain(info), _task(info)
-    tags = [*(["losparse"] if "losparse" in info else []), "vocabulary-pruning", *([task] if task else []), *([info["oov"]] if "oov" in info else [])]
-    kind = next((kind for ending, kind in _PIPELINES.items() if info.get("architecture", "").endswith(ending)), "feature-extraction")
-    return ModelCardData(base_model=info.get("base_model"), library_name="transformers" if plain else "vocab_pruning", pipeline_tag=kind, tags=tags).to_yaml()
+    tags = [
+        *(["losparse"] if "losparse" in info else []),
+        "vocabulary-pruning",
+        *([task] if task else []),
+        *([info["oov"]] if "oov" in info else []),
+    ]
+    kind = next(
+        (kind for ending, kind in _PIPELINES.items() if info.get("architecture", "").endswith(ending)),
+        "feature-extraction",
+    )
+    return ModelCardData(
+        base_model=info.get("base_model"),
+        library_name="transformers" if plain else "vocab_pruning",
+        pipeline_tag=kind,
+        tags=tags,
+    ).to_yaml()
 
 
 PARTS = {"before": _sizes, "ratio": _made, "losparse": _losparse, "scores": _scores, "": _load, "versions": _provenance}
@@ -131,9 +178,21 @@ def make_card(info: dict) -> str:
 
     Parts whose facts are missing are left out. `info["scores"]`, metrics by name, and `info["task"]` are shown where they stand."""
     before, after = info.get("before", {}), info.get("after")
-    name, rows = info.get("base_model") or info.get("architecture") or "A model", f"{before['rows']:,} rows" if before else "rows"
-    what = f"{name} with {after['rows']:,} of the {rows} of its vocabulary" if before and after else f"{name} with a part of its vocabulary"
-    pruned = " and ".join([*(["vocabulary"] if "ratio" in info or "losparse" not in info else []), *(["layers"] if "losparse" in info else [])])
+    name, rows = (
+        info.get("base_model") or info.get("architecture") or "A model",
+        f"{before['rows']:,} rows" if before else "rows",
+    )
+    what = (
+        f"{name} with {after['rows']:,} of the {rows} of its vocabulary"
+        if before and after
+        else f"{name} with a part of its vocabulary"
+    )
+    pruned = " and ".join(
+        [
+            *(["vocabulary"] if "ratio" in info or "losparse" not in info else []),
+            *(["layers"] if "losparse" in info else []),
+        ]
+    )
     lead = f"# {name}, {pruned} pruned{f' for {_task(info)}' if _task(info) else ''}\n\n{what}, made by vocab_pruning."
     shown = [part(info) for fact, part in PARTS.items() if not fact or fact in info and (fact != "before" or after)]
     return "\n\n".join([f"---\n{_front_matter(info)}\n---", lead, *shown, _limits(info)]) + "\n"

@@ -30,8 +30,18 @@ class PrunedEmbedding(nn.Embedding):
     Parameter `weight` (K, d). Buffers: `keep` int32 (kept originals,), `index` int32 (V, m), `mix` float16 (V, m) for m > 1.
     Module `coded`: decodes row numbers K, K + 1, …, or None. Input ids: integers (...) in [0, V); output (..., d)."""
 
-    def __init__(self, n_rows: int, width: int, n_ids: int, n_kept: int, m: int = 1, coded: RowCodes | None = None, padding_idx: int | None = None,
-                 device=None, dtype=None):
+    def __init__(
+        self,
+        n_rows: int,
+        width: int,
+        n_ids: int,
+        n_kept: int,
+        m: int = 1,
+        coded: RowCodes | None = None,
+        padding_idx: int | None = None,
+        device=None,
+        dtype=None,
+    ):
         super().__init__(n_rows, width, padding_idx=padding_idx, device=device, dtype=dtype)
         self.register_buffer("keep", torch.zeros(n_kept, dtype=torch.int32, device=device))
         self.register_buffer("index", torch.zeros(n_ids, m, dtype=torch.int32, device=device))
@@ -98,12 +108,18 @@ def pruned_embedding(embedding: nn.Embedding, remap: Remap) -> PrunedEmbedding:
     old, n_ids = embedding.weight, embedding.num_embeddings
     n_coded = 0 if remap.coded is None else remap.coded.describe()["n"]
     if len(remap.index) != n_ids or int(remap.index.max()) >= remap.n_rows + n_coded or int(remap.keep.max()) >= n_ids:
-        raise ValueError(f"the remap is over {len(remap.index)} ids and {remap.n_rows} rows, the embedding has {n_ids} rows: they do not belong together")
+        raise ValueError(
+            f"the remap is over {len(remap.index)} ids and {remap.n_rows} rows, the embedding has {n_ids} rows: they do not belong together"
+        )
     if remap.index.shape[1] == 1 and not bool((remap.weight == 1).all()):
-        raise ValueError("an id that reads a single row reads it with weight 1; give the remap a second row for each id, of weight 0 where there is none")
+        raise ValueError(
+            "an id that reads a single row reads it with weight 1; give the remap a second row for each id, of weight 0 where there is none"
+        )
     pad = None if embedding.padding_idx is None else int(remap.index[embedding.padding_idx, 0])
     coded = copy.deepcopy(remap.coded)
-    new = PrunedEmbedding(remap.n_rows, old.shape[1], n_ids, len(remap.keep), remap.index.shape[1], coded, pad, old.device, old.dtype)
+    new = PrunedEmbedding(
+        remap.n_rows, old.shape[1], n_ids, len(remap.keep), remap.index.shape[1], coded, pad, old.device, old.dtype
+    )
     extra = old[:0] if remap.extra is None else remap.extra
     with torch.no_grad():
         new.weight.copy_(torch.cat([old[remap.keep.to(old.device)], extra.to(old)]))
@@ -147,7 +163,9 @@ class PrunedHead(nn.Linear):
 def pruned_head(head: nn.Linear, embedding: nn.Embedding, new: PrunedEmbedding) -> PrunedHead:
     "`head` (V, d) reduced to the rows of `new`; tied to it where `head` was tied to `embedding`. Synthetic rows get zeros of their own."
     weight, keep, n_ids = head.weight, new.keep.long(), head.weight.shape[0]
-    small = PrunedHead(len(new.weight), weight.shape[1], n_ids, len(keep), head.bias is not None, weight.device, weight.dtype)
+    small = PrunedHead(
+        len(new.weight), weight.shape[1], n_ids, len(keep), head.bias is not None, weight.device, weight.dtype
+    )
     with torch.no_grad():
         for part in small.parameters():
             part.zero_()
@@ -163,15 +181,19 @@ def pruned_head(head: nn.Linear, embedding: nn.Embedding, new: PrunedEmbedding) 
 
 # %% ../../nbs/models/embedding.ipynb #70b17332
 def _refuse_resize(*args, **kwargs):
-    raise ValueError("resize_token_embeddings on a pruned model would break its remap; resize the original model, then prune it")
+    raise ValueError(
+        "resize_token_embeddings on a pruned model would break its remap; resize the original model, then prune it"
+    )
 
 # %% ../../nbs/models/embedding.ipynb #c3a7ac7f
 def _check_head(model):
     "Raise `TypeError` where another library has put a head in place of the pruned one."
     head = model.get_output_embeddings()
     if not isinstance(head, PrunedHead) and not any(isinstance(part, PrunedHead) for part in model.modules()):
-        raise TypeError(f"the pruned output head of {type(model).__name__} was replaced by a {type(head).__name__}, which "
-                        "does not know whose its columns are; leave the head out of what is converted")
+        raise TypeError(
+            f"the pruned output head of {type(model).__name__} was replaced by a {type(head).__name__}, which "
+            "does not know whose its columns are; leave the head out of what is converted"
+        )
 
 
 def _labels(model, args, kwargs):
@@ -220,7 +242,11 @@ def _second_bias(model, head: nn.Linear):
     "Fit the copy of the head's bias that BERT and RoBERTa hold one level up: the same parameter where tied, else one that nothing reads."
     parent = _head_parent(model, head)
     if head.bias is not None and isinstance(getattr(parent, "bias", None), nn.Parameter):
-        parent.bias = head.bias if model.config.tie_word_embeddings else nn.Parameter(head.bias.detach().clone(), head.bias.requires_grad)
+        parent.bias = (
+            head.bias
+            if model.config.tie_word_embeddings
+            else nn.Parameter(head.bias.detach().clone(), head.bias.requires_grad)
+        )
 
 # %% ../../nbs/models/embedding.ipynb #48781d2b
 def _rows(model) -> PrunedEmbedding:
@@ -270,8 +296,10 @@ def _refuse_adapter(module, name: str, part):
     "Registration hook of all modules: raise `TypeError` where an adapter would wrap a pruned embedding or head."
     if name == "base_layer" and isinstance(part, PrunedEmbedding | PrunedHead):
         what = f"an adapter ({type(module).__name__}) cannot wrap a {type(part).__name__}, whose rows have no token ids"
-        raise TypeError(f"{what}; target the encoder's linears (for example 'query' and 'value'), or train the rows whole "
-                        "with modules_to_save")
+        raise TypeError(
+            f"{what}; target the encoder's linears (for example 'query' and 'value'), or train the rows whole "
+            "with modules_to_save"
+        )
 
 
 register_module_module_registration_hook(_refuse_adapter)
@@ -281,8 +309,10 @@ def _check_loaded(model):
     "Raise `ValueError` where a tensor of `model` is on the meta device, which holds shapes and no numbers."
     tensors = chain(model.named_parameters(), model.named_buffers())
     if empty := next((name for name, tensor in tensors if tensor.is_meta), None):
-        raise ValueError(f"{empty} of {type(model).__name__} is on the device meta, which holds no numbers; load the "
-                         "weights whole, onto the CPU or one accelerator (from_pretrained without offloading), then prune")
+        raise ValueError(
+            f"{empty} of {type(model).__name__} is on the device meta, which holds no numbers; load the "
+            "weights whole, onto the CPU or one accelerator (from_pretrained without offloading), then prune"
+        )
 
 
 def plain_embedding(model) -> nn.Embedding:
@@ -293,9 +323,17 @@ def plain_embedding(model) -> nn.Embedding:
     try:
         embedding = model.get_input_embeddings()
     except NotImplementedError as error:
-        raise TypeError(f"{type(model).__name__} has no input embedding with a row for each token: there is nothing to prune") from error
-    if isinstance(embedding, PrunedEmbedding) or not isinstance(embedding, nn.Embedding) or [*embedding.state_dict()] != ["weight"]:
-        raise TypeError(f"the model's input embedding is a {type(embedding).__name__}; prune the original model, with an nn.Embedding of rows alone")
+        raise TypeError(
+            f"{type(model).__name__} has no input embedding with a row for each token: there is nothing to prune"
+        ) from error
+    if (
+        isinstance(embedding, PrunedEmbedding)
+        or not isinstance(embedding, nn.Embedding)
+        or [*embedding.state_dict()] != ["weight"]
+    ):
+        raise TypeError(
+            f"the model's input embedding is a {type(embedding).__name__}; prune the original model, with an nn.Embedding of rows alone"
+        )
     _check_loaded(model)
     return embedding
 
@@ -312,8 +350,10 @@ def _check_reached(model, result):
     for name, part in model.named_modules(remove_duplicate=False):
         before, now = getattr(part, "weight", None) is old, getattr(result.get_submodule(name), "weight", None) is new
         if before != now:
-            raise ValueError(f"{name!r} reads {'the embedding' if before else 'rows of its own'}, which {type(model).__name__}.set_input_embeddings "
-                             f"{'leaves as they are' if before else 'takes away'}; load the encoder alone")
+            raise ValueError(
+                f"{name!r} reads {'the embedding' if before else 'rows of its own'}, which {type(model).__name__}.set_input_embeddings "
+                f"{'leaves as they are' if before else 'takes away'}; load the encoder alone"
+            )
 
 
 def rebuild_model_with_vocab(model, remap: Remap, share: bool = False):
@@ -328,6 +368,10 @@ def rebuild_model_with_vocab(model, remap: Remap, share: bool = False):
     result = _copy(model, without=[embedding, head], share=share)
     install(result, new, small)
     _check_reached(model, result)
-    result.config.vocab_pruning = {"rows": remap.n_rows, "kept": len(remap.keep), "m": remap.index.shape[1],
-                                   "coded": None if remap.coded is None else remap.coded.describe()}
+    result.config.vocab_pruning = {
+        "rows": remap.n_rows,
+        "kept": len(remap.keep),
+        "m": remap.index.shape[1],
+        "coded": None if remap.coded is None else remap.coded.describe(),
+    }
     return result

@@ -42,7 +42,10 @@ def _from_hub(name: str) -> Path:
         except (OSError, HTTPError, ValueError) as error:
             reason = error
     if cached is None:
-        warnings.warn(f"whether {name} is a sentence-transformers model is not known ({reason}); its modules.json is not carried over", stacklevel=2)
+        warnings.warn(
+            f"whether {name} is a sentence-transformers model is not known ({reason}); its modules.json is not carried over",
+            stacklevel=2,
+        )
     return Path(cached).parent if isinstance(cached, str) else Path(name)
 
 # %% ../../nbs/models/hub.ipynb #5d2c5fb1
@@ -56,5 +59,9 @@ def companions(name_or_path: str) -> list[tuple[Path, str]]:
     if not (root / "modules.json").is_file():
         return []
     folders = [root / module["path"] for module in json.loads((root / "modules.json").read_text()) if module["path"]]
-    files = [*root.glob("modules.json"), *root.glob("*sentence*.json"), *(file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file())]
+    files = [
+        *root.glob("modules.json"),
+        *root.glob("*sentence*.json"),
+        *(file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()),
+    ]
     return [(file, str(file.relative_to(root))) for file in files]

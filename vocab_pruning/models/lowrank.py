@@ -23,11 +23,22 @@ class LoSparseLinear(nn.Module):
     Parameters `u` (h, r), `v` (r, w), `s` (h, w), `bias` (h,) or None; buffers `mask` bool (h,), the rows of S that are left, `importance` and
     `window` float32 (h,). With `n_rows` it is compact: `s` (n, w), the buffer `rows` int32 (n,) in place of the three."""
 
-    def __init__(self, in_features: int, out_features: int, rank: int, n_rows: int | None = None, bias: bool = True, device=None, dtype=None):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        n_rows: int | None = None,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+    ):
         super().__init__()
         self.in_features, self.out_features, training = in_features, out_features, n_rows is None
         n = out_features if training else n_rows
-        shapes = dict(u=(out_features, rank), v=(rank, in_features), s=(n, in_features), bias=(out_features,) if bias else None)
+        shapes = dict(
+            u=(out_features, rank), v=(rank, in_features), s=(n, in_features), bias=(out_features,) if bias else None
+        )
         for name, shape in shapes.items():
             self.register_parameter(name, shape and nn.Parameter(torch.zeros(shape, device=device, dtype=dtype)))
         self.register_buffer("rows", None if training else torch.zeros(n_rows, dtype=torch.int32, device=device))
@@ -44,7 +55,9 @@ class LoSparseLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low, sparse = F.linear(F.linear(x, self.v), self.u, self.bias), F.linear(x, self.s)
-        every = self.rows is None or len(self.rows) == len(self.u)  # rows ascend; ONNX drops U V where all are added by number
+        every = self.rows is None or len(self.rows) == len(
+            self.u
+        )  # rows ascend; ONNX drops U V where all are added by number
         return low + sparse if every else low.index_add(-1, self.rows.long(), sparse)
 
     def extra_repr(self) -> str:
@@ -63,7 +76,9 @@ def split_linear(linear: nn.Linear, rho: float) -> LoSparseLinear:
     weight, (h, w) = linear.weight, linear.weight.shape
     if not weight.isfinite().all():
         raise ValueError(f"a weight of {h} x {w} holds NaN or infinity; check the model before it is split")
-    new = LoSparseLinear(w, h, rank := rank_of(rho, h, w), bias=linear.bias is not None, device=weight.device, dtype=weight.dtype)
+    new = LoSparseLinear(
+        w, h, rank := rank_of(rho, h, w), bias=linear.bias is not None, device=weight.device, dtype=weight.dtype
+    )
     left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
     root = values[:rank].sqrt()
     new.u.copy_(left[:, :rank] * root), new.v.copy_(root[:, None] * right[:rank])
@@ -79,7 +94,9 @@ def compact_linear(part: LoSparseLinear) -> LoSparseLinear:
     if part.rows is not None:
         return part
     rows = part.mask.nonzero().flatten()
-    new = LoSparseLinear(part.in_features, part.out_features, part.v.shape[0], len(rows), part.bias is not None, device="meta")
+    new = LoSparseLinear(
+        part.in_features, part.out_features, part.v.shape[0], len(rows), part.bias is not None, device="meta"
+    )
     new.u, new.v, new.bias, new.rows = part.u, part.v, part.bias, rows.int()
     new.s = nn.Parameter(part.s.detach()[rows], requires_grad=part.s.requires_grad)
     return new.train(part.training)
@@ -94,16 +111,24 @@ def _encoder(model) -> nn.Module:
 def _in_layers(model, kind: type) -> dict[str, nn.Module]:
     "Modules that are exactly of `kind` inside the outermost module lists of the encoder, by their names there, in order."
     places = [f"{name}." for name, part in _encoder(model).named_modules() if isinstance(part, nn.ModuleList)]
-    return {name: part for name, part in _encoder(model).named_modules() if type(part) is kind and name.startswith(tuple(places))}
+    return {
+        name: part
+        for name, part in _encoder(model).named_modules()
+        if type(part) is kind and name.startswith(tuple(places))
+    }
 
 # %% ../../nbs/models/lowrank.ipynb #9ee27c8f
 def encoder_linears(model) -> dict[str, nn.Linear]:
     "The linears in the encoder's layers of `model`, by name and in order. Raises `ValueError` where there are none, with what stands there instead."
     if found := _in_layers(model, nn.Linear):
         return found
-    kinds = sorted({type(part).__name__ for part in _encoder(model).modules() if next(part.parameters(False), None) is not None})
-    raise ValueError(f"{type(model).__name__} has no nn.Linear in a list of layers (it has {', '.join(kinds)}); "
-                     "give an encoder whose layers are in a ModuleList and not split or quantized yet")
+    kinds = sorted(
+        {type(part).__name__ for part in _encoder(model).modules() if next(part.parameters(False), None) is not None}
+    )
+    raise ValueError(
+        f"{type(model).__name__} has no nn.Linear in a list of layers (it has {', '.join(kinds)}); "
+        "give an encoder whose layers are in a ModuleList and not split or quantized yet"
+    )
 
 
 def losparse_linears(model) -> dict[str, LoSparseLinear]:

@@ -52,7 +52,9 @@ def export_program(pruned: PrunedModel) -> torch.export.ExportedProgram:
     Its `module()` takes what `encode` gives, and gives a dictionary of tensors. Raises `ValueError` without a tokenizer, and what
     `torch.export` raises for a model that has no graph."""
     if pruned.tokenizer is None:
-        raise ValueError("a model without its tokenizer cannot be exported: which inputs it takes is not known; set pruned.tokenizer")
+        raise ValueError(
+            "a model without its tokenizer cannot be exported: which inputs it takes is not known; set pruned.tokenizer"
+        )
     model = pruned.model if pruned.model.device.type == "cpu" else copy.deepcopy(pruned.model).cpu()
     example = encode(pruned, ["Two texts, one of them longer.", "Two texts, one of them longer."])
     free = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in example}
@@ -68,14 +70,21 @@ def _runtime():
         import onnxruntime
         import onnxscript
     except ImportError as error:
-        raise ImportError(f"export to ONNX needs {error.name}, which is not installed: pip install 'vocab_pruning[onnx]'") from error
+        raise ImportError(
+            f"export to ONNX needs {error.name}, which is not installed: pip install 'vocab_pruning[onnx]'"
+        ) from error
     return onnxruntime
 
 # %% ../../nbs/models/onnx.ipynb #e357e829
 def _named(program) -> dict[str, str]:
     "The free sizes of an ONNX program by the names they get: batch and sequence."
     shapes = [value.shape for value in program.model.graph.inputs]
-    return {str(size): name for shape in shapes for size, name in zip(shape, ("batch", "sequence"), strict=True) if not isinstance(size, int)}
+    return {
+        str(size): name
+        for shape in shapes
+        for size, name in zip(shape, ("batch", "sequence"), strict=True)
+        if not isinstance(size, int)
+    }
 
 
 def _onnx_program(pruned: PrunedModel):
@@ -84,7 +93,9 @@ def _onnx_program(pruned: PrunedModel):
     (example,), outputs = program.example_inputs[0], list(program.call_spec.out_spec.context)
     with _silence("torch.onnx"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = torch.onnx.export(program, (example,), input_names=[*example], output_names=outputs, dynamo=True, verbose=False)
+        result = torch.onnx.export(
+            program, (example,), input_names=[*example], output_names=outputs, dynamo=True, verbose=False
+        )
     result.rename_axes(_named(result))
     return result
 
@@ -123,7 +134,9 @@ def compare_onnx(pruned: PrunedModel, session, texts: list, tolerance: float | N
     for some in batches:
         batch, mask = encode(pruned, some), _encoded(pruned, some)["attention_mask"]
         with evaluating(pruned.model):
-            wanted = pruned.model(**{name: value.to(pruned.model.device) for name, value in batch.items()}, return_dict=True)
+            wanted = pruned.model(
+                **{name: value.to(pruned.model.device) for name, value in batch.items()}, return_dict=True
+            )
         ours = run_onnx(session, batch)
         theirs, ours = ({name: outputs[name] for name in ours} for outputs in (wanted, ours))
         labels = pruned.model.config.num_labels
@@ -134,7 +147,7 @@ def compare_onnx(pruned: PrunedModel, session, texts: list, tolerance: float | N
 
 # %% ../../nbs/models/onnx.ipynb #67991da8
 def export_onnx(
-    pruned: PrunedModel, directory: str | Path, texts: list | None = None, tolerance: float | None = None,
+    pruned: PrunedModel, directory: str | Path, texts: list | None = None, tolerance: float | None = None
 ) -> dict:
     """Write `pruned` to `directory` as `model.onnx` with its tokenizer, `config.json` and `vocab_pruning.json`, whole or not at all.
 
@@ -144,15 +157,20 @@ def export_onnx(
     _runtime()
     texts = pruned.sample if texts is None else list(texts)
     if pruned.model.dtype != torch.float32:
-        raise ValueError(f"the model is in {pruned.model.dtype}, for which ONNX has few operations on the CPU; export model.float() and convert the graph")
+        raise ValueError(
+            f"the model is in {pruned.model.dtype}, for which ONNX has few operations on the CPU; export model.float() and convert the graph"
+        )
     if not texts:
         raise ValueError("there is no text to compare the graph with the model on: give texts=[…]")
     with whole_directory(directory, MARKER, unlike="*.safetensors", ours=OURS) as new:
         _onnx_program(pruned).save(new / "model.onnx")
         pruned.model.config.save_pretrained(new)
         write_tokenizer(pruned.tokenizer, new)
-        report = dict(bytes=sum(file.stat().st_size for file in new.glob("model.onnx*")), texts=len(texts),
-                      max_difference=compare_onnx(pruned, onnx_session(new), texts, tolerance))
+        report = dict(
+            bytes=sum(file.stat().st_size for file in new.glob("model.onnx*")),
+            texts=len(texts),
+            max_difference=compare_onnx(pruned, onnx_session(new), texts, tolerance),
+        )
         info = pruned.info | {"onnx": report, "versions": library_versions()}
         (new / MARKER).write_text(to_json(info))
     return report

@@ -90,11 +90,15 @@ def _renumber(model, new_id: dict[int, int], n_old: int, n_rows: int):
 def _check_rows(model, rows: torch.Tensor, n_old: int, pad: int | None, new_pad: int | None):
     "Raise `ValueError` for rows that are not there or come twice, and a padding row that moves in a model that counts positions from it."
     if len(rows.unique()) != len(rows) or not 0 <= int(rows.min()) <= int(rows.max()) < n_old:
-        raise ValueError(f"{len(rows)} rows, {len(rows.unique())} of them different, from {int(rows.min())} to {int(rows.max())}: "
-                         f"give each of 0 .. {n_old - 1} once at most")
+        raise ValueError(
+            f"{len(rows)} rows, {len(rows.unique())} of them different, from {int(rows.min())} to {int(rows.max())}: "
+            f"give each of 0 .. {n_old - 1} once at most"
+        )
     if new_pad != pad and any(hasattr(part, "create_position_ids_from_input_ids") for part in model.modules()):
-        raise CannotPrune(f"this model counts positions from its padding id, which would move from {pad} to "
-                          f"{new_pad}; choose another oov, e.g. 'sparse'")
+        raise CannotPrune(
+            f"this model counts positions from its padding id, which would move from {pad} to "
+            f"{new_pad}; choose another oov, e.g. 'sparse'"
+        )
 
 
 def _check_padding(model, head: nn.Linear, n_old: int):
@@ -102,7 +106,9 @@ def _check_padding(model, head: nn.Linear, n_old: int):
     parent = _head_parent(model, head)
     biases = [head.bias, getattr(parent, "bias", None), *parent.buffers(recurse=False)]
     if not any(torch.is_tensor(bias) and bias.shape[-1:] == (n_old,) for bias in biases):
-        raise ValueError(f"{type(model).__name__} has a head without a bias, so a row that only fills up could be predicted; leave pad_to_multiple_of out")
+        raise ValueError(
+            f"{type(model).__name__} has a head without a bias, so a row that only fills up could be predicted; leave pad_to_multiple_of out"
+        )
 
 
 def rebuild_plain(model, rows: np.ndarray, pad_to_multiple_of: int = 1, share: bool = False):
@@ -119,7 +125,12 @@ def rebuild_plain(model, rows: np.ndarray, pad_to_multiple_of: int = 1, share: b
     if head is not None and n_rows > len(rows):
         _check_padding(model, head, n_old)
     _warn_of(dropped_ids(model, rows))
-    new = nn.Embedding(n_rows, old.embedding_dim, new_id.get(old.padding_idx), _weight=torch.empty(n_rows, old.embedding_dim, device="meta"))
+    new = nn.Embedding(
+        n_rows,
+        old.embedding_dim,
+        new_id.get(old.padding_idx),
+        _weight=torch.empty(n_rows, old.embedding_dim, device="meta"),
+    )
     new.weight = _gather(old.weight, rows, n_rows)
     result = _copy(model, without=[old, head], share=share)
     result.set_input_embeddings(in_manner_of(old, new))

@@ -38,8 +38,10 @@ def without_row(model, tokenizer) -> dict[str, int]:
         needed |= {i: f"the configuration names it as {name}" for name, i in named_ids(model, n_rows) if i in beyond}
         if needed:
             i = max(needed)
-            raise ValueError(f"token {beyond[i]!r} has id {i} but the embedding has {n_rows} rows, and {needed[i]}: "
-                             "they do not belong together; give the model a row, e.g. with resize_token_embeddings")
+            raise ValueError(
+                f"token {beyond[i]!r} has id {i} but the embedding has {n_rows} rows, and {needed[i]}: "
+                "they do not belong together; give the model a row, e.g. with resize_token_embeddings"
+            )
     return {beyond[i]: i for i in sorted(beyond)}
 
 
@@ -52,14 +54,18 @@ def _check_model(model, tokenizer):
         raise TypeError(f"model is {what}; load it first, e.g. with AutoModel.from_pretrained")
     rows = plain_embedding(model).weight.detach()
     if not getattr(tokenizer, "is_fast", False):
-        raise TypeError(f"{type(tokenizer).__name__} is a slow tokenizer or none; give a fast one "
-                        "(a tokenizer.json, PreTrainedTokenizerFast)")
+        raise TypeError(
+            f"{type(tokenizer).__name__} is a slow tokenizer or none; give a fast one "
+            "(a tokenizer.json, PreTrainedTokenizerFast)"
+        )
     if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise ValueError(f"{empty[0]} is on the device meta, which holds no numbers; load the weights before pruning")
     without_row(model, tokenizer)
     finite = torch.isfinite(torch.stack(rows.aminmax(dim=1))).all(dim=0)
     if not finite.all():
-        raise ValueError(f"embedding row {int((~finite).nonzero()[0])} holds NaN or infinity; check the weights before pruning")
+        raise ValueError(
+            f"embedding row {int((~finite).nonzero()[0])} holds NaN or infinity; check the weights before pruning"
+        )
 
 # %% ../../nbs/models/pruning.ipynb #cc52cc53
 def lost_by(kept: np.ndarray, stats: TokenStats) -> dict[str, float]:
@@ -139,9 +145,20 @@ def _check_readings(texts, examples, scorer: str | None, options: Mapping | None
 SAMPLE = 16  # texts that a save is verified on
 
 # %% ../../nbs/models/pruning.ipynb #c8591464
-def prune_with_stats(model, tokenizer, stats: TokenStats, scores: np.ndarray, ratio: float, base: str = "params",
-                     oov: str = "pq", seed: int = 0, *, texts: Iterable[str] | None = None, share: bool = False,
-                     **oov_options) -> PrunedModel:
+def prune_with_stats(
+    model,
+    tokenizer,
+    stats: TokenStats,
+    scores: np.ndarray,
+    ratio: float,
+    base: str = "params",
+    oov: str = "pq",
+    seed: int = 0,
+    *,
+    texts: Iterable[str] | None = None,
+    share: bool = False,
+    **oov_options,
+) -> PrunedModel:
     """Prune once statistics and scores are known: budget, ranking, remap, rebuild (paper Algorithm 1, lines 8-16).
 
     `stats` over V rows, `scores` float64 (V,). `texts`: those of `stats`, which "resegment" reads again. `share`: use
@@ -150,8 +167,16 @@ def prune_with_stats(model, tokenizer, stats: TokenStats, scores: np.ndarray, ra
     check_remap(oov, oov_options), check_ratio(ratio, base), check_seed(seed)
     size, special = size_with(model, oov), special_mask(model, tokenizer)
     rows = model.get_input_embeddings().weight.detach().cpu()
-    plan = Plan(rows, rank_rows(scores, stats, special, base), count_rows(ratio, base, size, special, stats.seen),
-                special, stats.seen, reserved_mask(model, tokenizer), tokenizer.unk_token_id, seed)
+    plan = Plan(
+        rows,
+        rank_rows(scores, stats, special, base),
+        count_rows(ratio, base, size, special, stats.seen),
+        special,
+        stats.seen,
+        reserved_mask(model, tokenizer),
+        tokenizer.unk_token_id,
+        seed,
+    )
     if get_remap(oov).rewrites_tokenizer:
         rebuilt, now, made = _by_resegmenting(model, tokenizer, plan, stats, texts, share, **oov_options)
     else:
@@ -159,7 +184,9 @@ def prune_with_stats(model, tokenizer, stats: TokenStats, scores: np.ndarray, ra
     info = dict(base_model=base_model(model), architecture=type(model).__name__)
     info |= dict(ratio=ratio, base=base, oov=oov, oov_options=oov_options, seed=seed, **made)
     info |= dict(before=sizes(model), after=sizes(rebuilt))
-    info |= dict(break_even=break_even(base, size, special, stats.seen), max_ratio=max_ratio(size, plan.n_special, base))
+    info |= dict(
+        break_even=break_even(base, size, special, stats.seen), max_ratio=max_ratio(size, plan.n_special, base)
+    )
     if beyond := without_row(model, tokenizer):
         info["without_row"] = beyond
     result = PrunedModel(rebuilt, now, info, original=(model, tokenizer))
@@ -167,9 +194,24 @@ def prune_with_stats(model, tokenizer, stats: TokenStats, scores: np.ndarray, ra
     return result
 
 # %% ../../nbs/models/pruning.ipynb #f9db316b
-def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str = "params", scorer: str = "tfidf", oov: str = "pq", seed: int = 0,
-          *, scores: np.ndarray | None = None, scorer_options: dict | None = None, scorer_model=None, examples: Iterable | None = None,
-          share: bool = False, progress: bool = False, **oov_options) -> PrunedModel:
+def prune(
+    model,
+    tokenizer,
+    texts: Iterable[str],
+    ratio: float = 0.2,
+    base: str = "params",
+    scorer: str = "tfidf",
+    oov: str = "pq",
+    seed: int = 0,
+    *,
+    scores: np.ndarray | None = None,
+    scorer_options: dict | None = None,
+    scorer_model=None,
+    examples: Iterable | None = None,
+    share: bool = False,
+    progress: bool = False,
+    **oov_options,
+) -> PrunedModel:
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1); `model` itself is not changed.
 
     `ratio`: the fraction to remove, of `base`: "params" (all parameters), "vocab" (all rows) or "seen" (rows the texts use; unused ones go too).
@@ -192,19 +234,42 @@ def prune(model, tokenizer, texts: Iterable[str], ratio: float = 0.2, base: str 
     _check_readings(texts, examples, None if scores is not None else scorer, scorer_options, oov, oov_options)
     _check_can(model, tokenizer, oov, oov_options)
     size, special = size_with(model, oov), special_mask(model, tokenizer)
-    count_rows(ratio, base, size, special, seen=special)  # a ratio that cannot be had stops here, before the texts are read
+    count_rows(
+        ratio, base, size, special, seen=special
+    )  # a ratio that cannot be had stops here, before the texts are read
     scores = None if scores is None else check_scores(scores, size.rows)
     once = is_one_shot(texts)
     stats = token_stats(texts, tokenizer, size.rows, progress=progress)
     if scores is None:
         n_rows = count_rows(ratio, base, size, special, stats.seen)
         read = scorer_model if get_scorer(scorer).tuned and scorer_model is not None else model
-        scores = compute_token_scores(stats, scorer, model=read, n_rows=n_rows, seed=seed, texts=texts,
-                                      tokenizer=tokenizer, special=special, examples=examples, **(scorer_options or {}))
+        scores = compute_token_scores(
+            stats,
+            scorer,
+            model=read,
+            n_rows=n_rows,
+            seed=seed,
+            texts=texts,
+            tokenizer=tokenizer,
+            special=special,
+            examples=examples,
+            **(scorer_options or {}),
+        )
     else:
         scorer = "given"
-    result = prune_with_stats(model, tokenizer, stats, scores, ratio, base, oov, seed, texts=None if once else texts,
-                              share=share, **oov_options)
+    result = prune_with_stats(
+        model,
+        tokenizer,
+        stats,
+        scores,
+        ratio,
+        base,
+        oov,
+        seed,
+        texts=None if once else texts,
+        share=share,
+        **oov_options,
+    )
     result.info |= dict(scorer=scorer, scorer_options=scorer_options or {})
     result.sample = [] if once else [text for text in islice(texts, 100) if text.strip()][:SAMPLE]
     return result

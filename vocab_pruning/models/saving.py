@@ -116,8 +116,9 @@ class PrunedModel(Shown):
         "Return in words what `token_id` of the original tokenizer reads now: tokens, a weighted sum, its own row in code, …"
         return _pieces(self, int(token_id)) if self.plain else _rows_read(self, token_id)
 
-    def verify(self, texts: Iterable[str] | None = None, lossless: bool | None = None,
-               directory: str | Path | None = None) -> dict:
+    def verify(
+        self, texts: Iterable[str] | None = None, lossless: bool | None = None, directory: str | Path | None = None
+    ) -> dict:
         "Compare what a save gives with this model and with the original, as `models.verify.verify` does."
         from vocab_pruning.models.verify import verify
 
@@ -131,9 +132,15 @@ class PrunedModel(Shown):
 def _install_vocabulary(model, rows: int, kept: int, m: int, coded: dict | None):
     "Give `model`, in place, an empty embedding and head of the shapes that `config.vocab_pruning` tells."
     old, head = model.get_input_embeddings(), model.get_output_embeddings()
-    new = PrunedEmbedding(rows, old.embedding_dim, old.num_embeddings, kept, m, coded and make_codes(old.embedding_dim, **coded))
+    new = PrunedEmbedding(
+        rows, old.embedding_dim, old.num_embeddings, kept, m, coded and make_codes(old.embedding_dim, **coded)
+    )
     new.pad_id = old.padding_idx  # its row is known once the table is there
-    install(model, in_manner_of(old, new), head and PrunedHead(rows, head.in_features, old.num_embeddings, kept, head.bias is not None))
+    install(
+        model,
+        in_manner_of(old, new),
+        head and PrunedHead(rows, head.in_features, old.num_embeddings, kept, head.bias is not None),
+    )
 
 
 def _install_layers(model, **sizes):
@@ -149,7 +156,9 @@ PARTS = {"vocab_pruning": _install_vocabulary, "losparse": _install_layers}
 def check_whole(config, name: str):
     "Raise `ValueError` where `config`, that of the model `name`, tells of parts that transformers alone would draw at random."
     if any(hasattr(config, part) for part in PARTS):
-        raise ValueError(f"{name} holds a pruned model; give the full one it was made from, or vocab_pruning.load({name!r}) where a pruned one will do")
+        raise ValueError(
+            f"{name} holds a pruned model; give the full one it was made from, or vocab_pruning.load({name!r}) where a pruned one will do"
+        )
 
 # %% ../../nbs/models/saving.ipynb #c9129e36
 def shortly(error: BaseException) -> str:

@@ -24,7 +24,9 @@ try:
     from sentence_transformers.sentence_transformer.modules import InputModule, Pooling
     from sentence_transformers.util import import_module_class
 except ImportError as error:
-    raise ImportError("vocab_pruning.models.sentences needs sentence-transformers 6; install it with pip install 'vocab_pruning[sentence]'") from error
+    raise ImportError(
+        "vocab_pruning.models.sentences needs sentence-transformers 6; install it with pip install 'vocab_pruning[sentence]'"
+    ) from error
 
 # %% ../../nbs/models/sentences.ipynb #9b297095
 UNLIMITED = 10**6  # tokens; transformers writes 10**30 where a tokenizer has no limit
@@ -38,7 +40,9 @@ class PrunedTransformer(InputModule):
     def __init__(self, pruned: PrunedModel, max_seq_length: int | None = None, do_lower_case: bool = False):
         super().__init__()
         self.pruned, self.model, self.do_lower_case = pruned, pruned.model, do_lower_case
-        self.tokenizer = copy.deepcopy(pruned.tokenizer)  # encoding sets truncation and padding, which a tokenizer is saved with
+        self.tokenizer = copy.deepcopy(
+            pruned.tokenizer
+        )  # encoding sets truncation and padding, which a tokenizer is saved with
         limits = positions(self.model.config) or UNLIMITED, self.tokenizer.model_max_length
         self.max_seq_length = max_seq_length or min((n for n in limits if n < UNLIMITED), default=512)
 
@@ -46,13 +50,22 @@ class PrunedTransformer(InputModule):
         "The width d of a token's vector."
         return self.model.config.hidden_size
 
-    def preprocess(self, inputs: list[str], prompt: str | None = None, max_length: int | None = None, processing_kwargs: dict | None = None, **kwargs) -> dict:
+    def preprocess(
+        self,
+        inputs: list[str],
+        prompt: str | None = None,
+        max_length: int | None = None,
+        processing_kwargs: dict | None = None,
+        **kwargs,
+    ) -> dict:
         """The model's inputs for texts, each behind `prompt`: int64 (n, tokens) each, and with a prompt its `prompt_length`.
 
         `max_length`: tokens a text is cut at (None: `max_seq_length`); `processing_kwargs["text"]` goes to the tokenizer."""
         texts = self._prepend_prompt(inputs, prompt) if prompt else inputs
         texts = [text.lower() for text in texts] if self.do_lower_case else list(texts)
-        options = dict(padding=True, truncation=True, max_length=max_length or self.max_seq_length) | (processing_kwargs or {}).get("text", {})
+        options = dict(padding=True, truncation=True, max_length=max_length or self.max_seq_length) | (
+            processing_kwargs or {}
+        ).get("text", {})
         features = dict(self.tokenizer(texts, return_tensors="pt", **options))
         if prompt:
             ids = self.preprocess([prompt], max_length=max_length)["input_ids"][0]
@@ -77,7 +90,10 @@ class PrunedTransformer(InputModule):
         return cls(load(Path(model_name_or_path) / subfolder), **cls.load_config(model_name_or_path, subfolder))
 
 
-PrunedTransformer.config_file_name, PrunedTransformer.config_keys = "sentence_bert_config.json", ["max_seq_length", "do_lower_case"]
+PrunedTransformer.config_file_name, PrunedTransformer.config_keys = (
+    "sentence_bert_config.json",
+    ["max_seq_length", "do_lower_case"],
+)
 
 # %% ../../nbs/models/sentences.ipynb #df17315b
 def _plain(pruned: PrunedModel, device) -> SentenceTransformer:
@@ -90,10 +106,14 @@ def _plain(pruned: PrunedModel, device) -> SentenceTransformer:
 def _behind(name_or_path: str) -> tuple[list, dict, dict]:
     "Of a sentence-transformers directory or cached hub name: the modules behind its first, and what the whole model and the first module are told."
     files = {name: path for path, name in companions(name_or_path)}
-    described, about, first = (json.loads(files[name].read_text(encoding="utf-8")) if name in files else {}
-                               for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"))
+    described, about, first = (
+        json.loads(files[name].read_text(encoding="utf-8")) if name in files else {}
+        for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+    )
     root = str(files["modules.json"].parent)
-    modules = [import_module_class(module["type"], root).load(root, subfolder=module["path"]) for module in described[1:]]
+    modules = [
+        import_module_class(module["type"], root).load(root, subfolder=module["path"]) for module in described[1:]
+    ]
     settings = {name: about[name] for name in ("prompts", "default_prompt_name", "similarity_fn_name") if name in about}
     return modules, settings, {name: first[name] for name in PrunedTransformer.config_keys if name in first}
 
@@ -103,8 +123,11 @@ def _source(pruned: PrunedModel) -> str | None:
     names = [name for name in (getattr(pruned.model, "name_or_path", ""), pruned.info.get("base_model")) if name]
     found = next(filter(companions, names), None)
     if found is None and pruned.original is None:
-        warnings.warn(f"how the full model made vectors of tokens is not known (no modules.json at {' or '.join(names) or 'any name'}): the mean is taken; "
-                      "save sentence_transformer(pruned) while the full model is at hand, which keeps it", stacklevel=3)
+        warnings.warn(
+            f"how the full model made vectors of tokens is not known (no modules.json at {' or '.join(names) or 'any name'}): the mean is taken; "
+            "save sentence_transformer(pruned) while the full model is at hand, which keeps it",
+            stacklevel=3,
+        )
     return found
 
 # %% ../../nbs/models/sentences.ipynb #c2d78262

@@ -88,7 +88,9 @@ def difference(ours: dict, theirs: dict, what: str, tolerance: float) -> float:
     worst = 0.0
     for name, value in theirs.items():
         if name not in ours or ours[name].shape != value.shape:
-            raise ValueError(f"{what}: {name} has another shape or is missing; the pruned model is not what it should be")
+            raise ValueError(
+                f"{what}: {name} has another shape or is missing; the pruned model is not what it should be"
+            )
         distance = float((ours[name].float().cpu() - value.float().cpu()).abs().max()) if value.numel() else 0.0
         if not distance <= tolerance * _magnitude(name, value):
             raise ValueError(f"{what}: {name} differs by {distance:.3g}; the pruned model is not what it should be")
@@ -152,7 +154,9 @@ def _read_back(pruned: PrunedModel, directory: Path, tokenizer=None) -> PrunedMo
 
     Its `tokenizer` may have been read already. The classes are those in memory: code in `directory` is not run."""
     file, saved, rows = directory / "model.safetensors", pruned.model.state_dict(), pruned.model.get_input_embeddings()
-    config_class = None if type(pruned.model.config).__module__.startswith("transformers.") else type(pruned.model.config)
+    config_class = (
+        None if type(pruned.model.config).__module__.startswith("transformers.") else type(pruned.model.config)
+    )
     weights = _weights(file, saved) if file.is_file() else None  # shards are read whole
     model, info = open_pruned(directory, type(pruned.model), weights, config_class=config_class)
     model.to(rows.weight.device).set_attn_implementation(pruned.model.config._attn_implementation)
@@ -219,9 +223,15 @@ def check_numbers(pruned: PrunedModel):
     "Raise `ValueError` where an id of the tokenizer or of any configuration is not that of the token it was."
     (model, tokenizer), keep = pruned.original, pruned.keep.tolist()
     before, now = tokenizer.get_vocab(), pruned.tokenizer.get_vocab()
-    same = all(i < len(keep) and before.get(token) == keep[i] for token, i in now.items()) if pruned.plain else now == before
+    same = (
+        all(i < len(keep) and before.get(token) == keep[i] for token, i in now.items())
+        if pruned.plain
+        else now == before
+    )
     if not same:
-        raise ValueError(f"the tokenizer ({len(now)} tokens) is not the one this model was pruned with; give back its own")
+        raise ValueError(
+            f"the tokenizer ({len(now)} tokens) is not the one this model was pruned with; give back its own"
+        )
     n_old = len(model.get_input_embeddings().weight)
     n_new = len(pruned.model.get_input_embeddings().weight) if pruned.plain else n_old
     for old, new in zip(configurations(model, n_old), configurations(pruned.model, n_new), strict=False):
@@ -233,8 +243,12 @@ def _as_before(pruned: PrunedModel) -> bool:
     if hasattr(pruned.model.config, "losparse"):
         return False
     ours, theirs = dict(pruned.model.named_parameters()), pruned.original[0]
-    aside = {id(part.weight) for part in (theirs.get_input_embeddings(), theirs.get_output_embeddings()) if part is not None}
-    pairs = ((ours[name], value) for name, value in theirs.named_parameters() if id(value) not in aside and name in ours)
+    aside = {
+        id(part.weight) for part in (theirs.get_input_embeddings(), theirs.get_output_embeddings()) if part is not None
+    }
+    pairs = (
+        (ours[name], value) for name, value in theirs.named_parameters() if id(value) not in aside and name in ours
+    )
     return all(torch.equal(mine.cpu(), value.cpu()) for mine, value in pairs if mine.shape == value.shape)
 
 # %% ../../nbs/models/verify.ipynb #bcacc72e
@@ -245,7 +259,9 @@ def _nothing_lost(pruned: PrunedModel, ours: torch.Tensor, theirs: torch.Tensor)
     return ours.shape == theirs.shape and torch.equal(pruned.keep[ours], theirs)
 
 
-def _beside_original(pruned: PrunedModel, again: PrunedModel, ours: torch.Tensor, theirs: torch.Tensor, text: str) -> float:
+def _beside_original(
+    pruned: PrunedModel, again: PrunedModel, ours: torch.Tensor, theirs: torch.Tensor, text: str
+) -> float:
     "The largest difference of the outputs of `again`, read back from disk, for the ids `ours` to the original's for `theirs`; `ValueError` where they differ."
     head = pruned.original[0].get_output_embeddings() is not None
     full = kept_columns(_outputs(pruned.original[0], theirs), pruned.keep if head else None)
@@ -267,10 +283,19 @@ def _compare(pruned: PrunedModel, again: PrunedModel, texts: list[str]) -> dict:
         if not ours.numel():
             continue  # no model takes a text without a token
         if alike and untouched:
-            compared, worst = compared + 1, max(worst, _beside_original(pruned, again, _cut(ours, length), _cut(theirs, length), text))
+            compared, worst = (
+                compared + 1,
+                max(worst, _beside_original(pruned, again, _cut(ours, length), _cut(theirs, length), text)),
+            )
         else:
             _beside_memory(pruned, again, ours)
-    return dict(texts=len(texts), nothing_lost=same, growth=now / before if before else 1.0, compared=compared, max_difference=worst)
+    return dict(
+        texts=len(texts),
+        nothing_lost=same,
+        growth=now / before if before else 1.0,
+        compared=compared,
+        max_difference=worst,
+    )
 
 # %% ../../nbs/models/verify.ipynb #93c2fb69
 def _check_table(pruned: PrunedModel):
@@ -289,7 +314,9 @@ def check_saved(pruned: PrunedModel, directory: Path, texts: list[str], lossless
     "What `verify` returns; the tokenizer of `directory` may have been read, and compared, already."
     _check_table(pruned)
     again = _check_reload(pruned, directory, texts, tokenizer)
-    report = _compare(pruned, again, texts) if pruned.original is not None and texts else dict(texts=len(texts), compared=0)
+    report = (
+        _compare(pruned, again, texts) if pruned.original is not None and texts else dict(texts=len(texts), compared=0)
+    )
     if lossless and (lost := len(texts) - report.get("nothing_lost", 0)):
         what = f"{lost} of {len(texts)} texts are not segmented as before"
         raise ValueError(f"{what}; keep more rows, or do not ask for lossless=True")
@@ -308,7 +335,12 @@ def _check_texts_have_rows(pruned: PrunedModel, texts: list[str]):
             raise ValueError(f"{text[:80]!r} uses {token!r}, for which the embedding has no row; leave such texts out")
 
 
-def verify(pruned: PrunedModel, texts: Iterable[str] | None = None, lossless: bool | None = None, directory: str | Path | None = None) -> dict:
+def verify(
+    pruned: PrunedModel,
+    texts: Iterable[str] | None = None,
+    lossless: bool | None = None,
+    directory: str | Path | None = None,
+) -> dict:
     """Compare what `directory` holds (None: a copy saved for the purpose) with this model and with the original, on `texts` (None: the own sample).
 
     Returns `texts`, how many; `nothing_lost`, how many have all their tokens still; `growth`, tokens now over tokens before; `compared`, how many were

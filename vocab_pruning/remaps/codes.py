@@ -30,13 +30,18 @@ class ProductCodes(RowCodes):
         super().__init__()
         if parts < 1 or width % parts:
             fit = [p for p in (16, 24, 32, 48, 64) if width % p == 0]
-            raise ValueError(f"{parts} codes do not divide a row of {width} numbers; choose a divisor, such as {fit or width}")
+            raise ValueError(
+                f"{parts} codes do not divide a row of {width} numbers; choose a divisor, such as {fit or width}"
+            )
         self.codebooks = nn.Parameter(torch.zeros(parts, entries, width // parts, device=device, dtype=dtype))
         self.register_buffer("codes", torch.zeros(n, parts, dtype=torch.uint8, device=device))
 
     def forward(self, numbers: torch.Tensor) -> torch.Tensor:
         parts, entries, _ = self.codebooks.shape
-        flat = F.embedding(numbers, self.codes).int() + torch.arange(parts, dtype=torch.int32, device=numbers.device) * entries
+        flat = (
+            F.embedding(numbers, self.codes).int()
+            + torch.arange(parts, dtype=torch.int32, device=numbers.device) * entries
+        )
         return F.embedding(flat, self.codebooks.flatten(0, 1)).flatten(-2)
 
     def describe(self) -> dict:

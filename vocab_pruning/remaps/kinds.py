@@ -187,21 +187,31 @@ def _n_representatives(plan: Plan, n_clusters: int, outside_budget: bool, only_s
     members = plan.ordinary(looked_for(plan, only_seen)[0])
     k = min(n_clusters, len(members), len(plan.order) if outside_budget else plan.n_keep - plan.n_special)
     if k == 0 and plan.n_keep < len(plan.order) and plan.unk_id is None:
-        raise CannotPrune(f"n_clusters {n_clusters} and {plan.n_keep} rows, {plan.n_special} of them special, leave no "
-                          "cluster, which is oov='unk', but the tokenizer has no unknown token; ask for more of either, "
-                          "or choose oov='nearest'")
+        raise CannotPrune(
+            f"n_clusters {n_clusters} and {plan.n_keep} rows, {plan.n_special} of them special, leave no "
+            "cluster, which is oov='unk', but the tokenizer has no unknown token; ask for more of either, "
+            "or choose oov='nearest'"
+        )
     return k
 
 
 def _by_direction(rows: torch.Tensor, ids: np.ndarray):
     "Raise `CannotPrune` for a row of zeros among `ids`, which has no direction to cluster by."
     if len(zero := ids[(rows[ids] == 0).all(dim=1).cpu().numpy()]):
-        raise CannotPrune(f"row {zero[0]} of the embedding has length 0.0, so it has no direction to compare; "
-                          "choose oov='cluster'")
+        raise CannotPrune(
+            f"row {zero[0]} of the embedding has length 0.0, so it has no direction to compare; choose oov='cluster'"
+        )
 
 # %% ../../nbs/remaps/kinds.ipynb #b2f47359
-def remap_to_clusters(plan: Plan, *, n_clusters: int = 50, representative: str = "medoid", outside_budget: bool = False,
-                      only_seen: bool = False, clusters: Callable = cluster_pruned_tokens) -> Remap:
+def remap_to_clusters(
+    plan: Plan,
+    *,
+    n_clusters: int = 50,
+    representative: str = "medoid",
+    outside_budget: bool = False,
+    only_seen: bool = False,
+    clusters: Callable = cluster_pruned_tokens,
+) -> Remap:
     """Send every pruned id to its cluster's representative: a `"medoid"`, a token's own row, or a `"mean"`, a new row.
 
     `clusters(rows, k, seed)` labels the ordinary pruned rows, by k-means unless given. Of the K rows,
@@ -222,7 +232,9 @@ def remap_to_clusters(plan: Plan, *, n_clusters: int = 50, representative: str =
     nearest, means, label = _represent(plan.rows, ids, members, clusters(plan.rows[members], k, plan.seed))
     if representative == "mean":
         means = means.to(plan.rows.dtype)
-        return table_of(by_score.keep, len(plan.order), ids, by_score.n_keep + label, rest=rest, extra=means, n_clusters=k)
+        return table_of(
+            by_score.keep, len(plan.order), ids, by_score.n_keep + label, rest=rest, extra=means, n_clusters=k
+        )
     chosen = members[nearest]
     keep = np.sort(np.concatenate([by_score.keep, chosen]))
     rest = int(np.searchsorted(keep, plan.unk_id)) if only_seen else rest

@@ -111,7 +111,9 @@ ALPHABETS: dict[str, Callable] = {"WordPiece": _wordpiece_alphabet, "BPE": _byte
 def _obstacle(model, steps: Iterable) -> str | None:
     "Why a tokenizer of this `model` and these `steps` before it cannot be re-segmented; None where it can."
     if (kind := type(model).__name__) not in ALPHABETS:
-        return {"WordLevel": "a pruned word has no parts to be split into"}.get(kind, f"there is no way for {kind} models")
+        return {"WordLevel": "a pruned word has no parts to be split into"}.get(
+            kind, f"there is no way for {kind} models"
+        )
     if kind != "BPE":
         return None
     if not any(b'"ByteLevel"' in step.__getstate__() for step in steps if step is not None):
@@ -121,16 +123,20 @@ def _obstacle(model, steps: Iterable) -> str | None:
 
 
 def token_kind(tokenizer) -> str:
-    """"WordPiece", "BPE" (byte-level) or "Unigram".
+    """ "WordPiece", "BPE" (byte-level) or "Unigram".
 
     Raises `TypeError` for a slow tokenizer, `ValueError` for one that cannot be re-segmented."""
     if not getattr(tokenizer, "is_fast", False):
-        raise TypeError(f"{type(tokenizer).__name__} is a slow tokenizer; re-segmenting needs a fast one (a tokenizer.json, PreTrainedTokenizerFast)")
+        raise TypeError(
+            f"{type(tokenizer).__name__} is a slow tokenizer; re-segmenting needs a fast one (a tokenizer.json, PreTrainedTokenizerFast)"
+        )
     encoder = tokenizer.backend_tokenizer
     kind, why = type(encoder.model).__name__, _obstacle(encoder.model, (encoder.normalizer, encoder.pre_tokenizer))
     if why:
-        raise CannotPrune(f"a {kind} tokenizer like this cannot be re-segmented: {why}; choose a way that leaves the "
-                          f"tokenizer as it is, e.g. oov='sparse'")
+        raise CannotPrune(
+            f"a {kind} tokenizer like this cannot be re-segmented: {why}; choose a way that leaves the "
+            f"tokenizer as it is, e.g. oov='sparse'"
+        )
     return kind
 
 # %% ../../nbs/remaps/resegmenting.ipynb #204e4c12
@@ -188,7 +194,9 @@ def _encodings(texts: Iterable[str], tokenizer, progress: bool = False, batch_si
     "Batches of `Encoding`s of `texts` without special tokens, truncation and padding. Raises as `check_texts` does."
     check_texts(texts)
     encoder, stream = backend(tokenizer), iter(texts)
-    with tqdm(total=len(texts) if hasattr(texts, "__len__") else None, unit="doc", desc="words", disable=not progress) as bar:
+    with tqdm(
+        total=len(texts) if hasattr(texts, "__len__") else None, unit="doc", desc="words", disable=not progress
+    ) as bar:
         while batch := list(islice(stream, batch_size)):
             yield encoder.encode_batch(batch, add_special_tokens=False)
             bar.update(len(batch))
@@ -202,7 +210,10 @@ def parts_of_words(texts: Iterable[str], tokenizer, progress: bool = False, n_ro
     parts = np.zeros(n_rows or max(tokenizer.get_vocab().values()) + 1, bool)
     for batch in _encodings(texts, tokenizer, progress):
         lengths = np.array([len(e.ids) for e in batch])
-        ids, words = (np.fromiter(chain.from_iterable(getattr(e, what) for e in batch), np.int64, lengths.sum()) for what in ("ids", "word_ids"))
+        ids, words = (
+            np.fromiter(chain.from_iterable(getattr(e, what) for e in batch), np.int64, lengths.sum())
+            for what in ("ids", "word_ids")
+        )
         check_ids(ids, len(parts))
         doc = np.repeat(np.arange(len(batch)), lengths)
         same = (np.diff(words) == 0) & (np.diff(doc) == 0)
@@ -270,7 +281,14 @@ class Needs:
         return self.always.union(ids, *(self.of(i) or () for i in ids))
 
 # %% ../../nbs/remaps/resegmenting.ipynb #9f708d94
-def find_needs(tokenizer, stats: TokenStats, special: np.ndarray, texts: Iterable[str] | None, lossless: bool, progress: bool = False) -> Needs:
+def find_needs(
+    tokenizer,
+    stats: TokenStats,
+    special: np.ndarray,
+    texts: Iterable[str] | None,
+    lossless: bool,
+    progress: bool = False,
+) -> Needs:
     """`Needs` of a tokenizer whose texts have `stats` over V rows; `special` bool (V,). Only a lossless BPE reads `texts`.
 
     Raises `ValueError` where the shapes or the tokenizer do not fit, a token that always stays has no row, or texts are
@@ -282,19 +300,27 @@ def find_needs(tokenizer, stats: TokenStats, special: np.ndarray, texts: Iterabl
     always |= m.names.keys() & set(np.flatnonzero(special).tolist())
     if max(always) >= n_rows:
         largest = max(always)
-        raise ValueError(f"the tokenizer needs {m.names[largest]!r}, id {largest}, but there are {n_rows} rows: "
-                         "they do not belong together; give the model a row for it")
+        raise ValueError(
+            f"the tokenizer needs {m.names[largest]!r}, id {largest}, but there are {n_rows} rows: "
+            "they do not belong together; give the model a row for it"
+        )
     if kind != "BPE":
         return Needs(always, lambda i: set() if i in m.names and i < n_rows else None, m)
     if lossless and texts is None:
-        raise ValueError("a lossless BPE tokenizer needs the texts, to know which tokens are parts of words: give texts=..., or lossless=False")
+        raise ValueError(
+            "a lossless BPE tokenizer needs the texts, to know which tokens are parts of words: give texts=..., or lossless=False"
+        )
     parts = parts_of_words(texts, tokenizer, progress, n_rows) if lossless else np.ones(n_rows, bool)
     if lossless and (parts & ~stats.seen).any():
-        raise ValueError("the texts hold tokens that the statistics have not seen; give the texts the statistics were made from")
+        raise ValueError(
+            "the texts hold tokens that the statistics have not seen; give the texts the statistics were made from"
+        )
     return Needs(always, _merge_needs(m, lambda i: i < n_rows and bool(parts[i]), n_rows), m)
 
 # %% ../../nbs/remaps/resegmenting.ipynb #92185e2f
-def rows_for_lossless(tokenizer, stats: TokenStats, *, special: np.ndarray, texts: Iterable[str] | None = None, lossless: bool = True) -> int:
+def rows_for_lossless(
+    tokenizer, stats: TokenStats, *, special: np.ndarray, texts: Iterable[str] | None = None, lossless: bool = True
+) -> int:
     """How many rows it takes to keep every seen token with what it needs; `special` bool (V,). `lossless=False`: over the merges of all tokens.
 
     Raises as `find_needs` does."""
@@ -308,8 +334,10 @@ def rows_to_keep(order: np.ndarray, n_keep: int, needs: Needs) -> np.ndarray:
     if not np.array_equal(np.sort(order), np.arange(len(order))):
         raise ValueError(f"order {np.shape(order)} is not a ranking: it must hold each of the ids 0 .. V - 1 once")
     if len(needs.always) > n_keep:
-        raise CannotPrune(f"special tokens and alphabet alone take {len(needs.always)} rows, more than the {n_keep} "
-                          f"to keep; remove a smaller fraction")
+        raise CannotPrune(
+            f"special tokens and alphabet alone take {len(needs.always)} rows, more than the {n_keep} "
+            f"to keep; remove a smaller fraction"
+        )
     kept = set(needs.always)
     for i in order.tolist():
         if len(kept) == n_keep:
@@ -378,6 +406,7 @@ def _cut(tokenizer, m: Written, keep: set[str], ignore_merges: bool) -> Tokenize
 # %% ../../nbs/remaps/resegmenting.ipynb #d33d6a4e
 def _without(entry, gone: set[str]):
     "The JSON `entry` without the tokens `gone`, named or listed, at any depth, and without lists of nothing else."
+
     def stays(value) -> bool:
         name = value.get("content") if isinstance(value, dict) else value
         return not isinstance(name, str) or name not in gone
@@ -406,10 +435,14 @@ def _load_with(tokenizer, new: Tokenizer):
         loaded = AutoTokenizer.from_pretrained(directory)
         if loaded.backend_tokenizer.to_str() != new.to_str():
             with _silence("transformers"):
-                loaded = PreTrainedTokenizerFast.from_pretrained(directory, model_input_names=tokenizer.model_input_names)
+                loaded = PreTrainedTokenizerFast.from_pretrained(
+                    directory, model_input_names=tokenizer.model_input_names
+                )
         if loaded.backend_tokenizer.to_str() != new.to_str():
-            raise CannotPrune(f"a {type(tokenizer).__name__} with another vocabulary does not load again as it was "
-                              f"saved; choose another oov, e.g. oov='sparse'")
+            raise CannotPrune(
+                f"a {type(tokenizer).__name__} with another vocabulary does not load again as it was "
+                f"saved; choose another oov, e.g. oov='sparse'"
+            )
     loaded.name_or_path = loaded.init_kwargs["name_or_path"] = tokenizer.name_or_path
     for name in ("padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces"):
         if getattr(loaded, name, None) != getattr(tokenizer, name, None):
@@ -463,12 +496,23 @@ def _same_unknowns(tokenizer, new, texts: Iterable[str] | None, seen: np.ndarray
         return True
     if texts is None:
         return False
-    before, after = (chain.from_iterable(_encodings(read, t)) for read, t in zip(tee(texts), (tokenizer, new), strict=True))
+    before, after = (
+        chain.from_iterable(_encodings(read, t)) for read, t in zip(tee(texts), (tokenizer, new), strict=True)
+    )
     return all(b.tokens == a.tokens for b, a in zip(before, after, strict=True) if unk_id in b.ids)
 
 # %% ../../nbs/remaps/resegmenting.ipynb #f08c3591
-def resegment(tokenizer, order: np.ndarray, n_keep: int, stats: TokenStats, *, special: np.ndarray, texts: Iterable[str] | None = None, lossless: bool = True,
-              progress: bool = False) -> Resegmented:
+def resegment(
+    tokenizer,
+    order: np.ndarray,
+    n_keep: int,
+    stats: TokenStats,
+    *,
+    special: np.ndarray,
+    texts: Iterable[str] | None = None,
+    lossless: bool = True,
+    progress: bool = False,
+) -> Resegmented:
     """Rewrite `tokenizer` so that it emits at most `n_keep` of its tokens, the first of the ranking `order` with what they need.
 
     `order` int64 (V,), first to keep first; `stats` over V rows; `special` bool (V,), always kept. `lossless=True`: a BPE finds whole words without

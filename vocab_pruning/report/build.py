@@ -17,9 +17,35 @@ import pandas as pd
 from ..core import MODERNBERT, choose, fingerprint, under_root, whole_directory
 from .figures import figure_1, figure_2, heat_map, pareto, plot_wins, sizes_and_scores
 from ..runs.record import read_rows
-from .summary import (ALL_TASKS, FULL, TRAIN_ONLY, against, at_cut, at_every_cut, averages, break_even_of_params, check_provenance, cut_label, cuts,
-                                   evaluations, sort_columns, split_provenance, task_title, who_wins)
-from .tables import FORMATS, Cell, Table, escape_markdown, table_1, table_2, table_3, table_where, table_wins
+from vocab_pruning.report.summary import (
+    ALL_TASKS,
+    FULL,
+    TRAIN_ONLY,
+    against,
+    at_cut,
+    at_every_cut,
+    averages,
+    break_even_of_params,
+    check_provenance,
+    cut_label,
+    cuts,
+    evaluations,
+    sort_columns,
+    split_provenance,
+    task_title,
+    who_wins,
+)
+from vocab_pruning.report.tables import (
+    FORMATS,
+    Cell,
+    Table,
+    escape_markdown,
+    table_1,
+    table_2,
+    table_3,
+    table_where,
+    table_wins,
+)
 
 # %% ../../nbs/report/build.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -48,10 +74,15 @@ def _best_of(lines: pd.DataFrame, base: str, ratio: float) -> str:
         return f"With {cut_label(base, ratio)} removed no method was run on each of {tasks}, so there is no average."
     best = table.sort_values("mean", ascending=False).iloc[0]
     near = (table["mean"] >= best["mean"] - best.half).sum() - 1
-    spread = (f" ± {100 * best.half:.1f} over {best.seeds} seeds, {near} of {len(table) - 1} others within that" if pd.notna(best.half)
-              else " with one seed, so without an interval")
-    return (f"With {cut_label(base, ratio)} removed, {best.label} keeps most on average over {tasks}: {100 * best['mean']:.1f} %{spread}, "
-            f"with {100 * best.params_removed:.1f} % of the parameters gone.")
+    spread = (
+        f" ± {100 * best.half:.1f} over {best.seeds} seeds, {near} of {len(table) - 1} others within that"
+        if pd.notna(best.half)
+        else " with one seed, so without an interval"
+    )
+    return (
+        f"With {cut_label(base, ratio)} removed, {best.label} keeps most on average over {tasks}: {100 * best['mean']:.1f} %{spread}, "
+        f"with {100 * best.params_removed:.1f} % of the parameters gone."
+    )
 
 # %% ../../nbs/report/build.ipynb #ec22170b
 def _verdicts(won: pd.DataFrame, reference: str) -> str:
@@ -61,20 +92,26 @@ def _verdicts(won: pd.DataFrame, reference: str) -> str:
         return f"No method shares every task with {reference}; the tasks are compared one by one."
     sure, n = some.verdict.str.startswith("more"), len(some)
     better, worse = (some[sure & side]["first"].tolist() for side in (some.difference > 0, some.difference < 0))
-    return (f"Against {reference}, over all tasks{' (one seed)' if some.seeds.max() == 1 else ''}: "
-            f"better by more than noise {', '.join(better) or 'none'}; worse {', '.join(worse) or 'none'}; "
-            f"not told apart {n - sure.sum()} of {n}. The smallest difference of average retention that could have shown is "
-            f"{100 * some.smallest.min():.1f} to {100 * some.smallest.max():.1f} points.")
+    return (
+        f"Against {reference}, over all tasks{' (one seed)' if some.seeds.max() == 1 else ''}: "
+        f"better by more than noise {', '.join(better) or 'none'}; worse {', '.join(worse) or 'none'}; "
+        f"not told apart {n - sure.sum()} of {n}. The smallest difference of average retention that could have shown is "
+        f"{100 * some.smallest.min():.1f} to {100 * some.smallest.max():.1f} points."
+    )
 
 # %% ../../nbs/report/build.ipynb #c1214864
 def _leader(pairs: pd.DataFrame, lines: pd.DataFrame) -> str:
     "Who scores most of `lines` on the one column that `pairs` are of, and who is not told apart from it."
     column = pairs.column.iloc[0]
-    scores = lines[(lines.column == column) & ~lines.label.str.startswith((FULL, TRAIN_ONLY))].groupby("label").score.mean()
+    scores = (
+        lines[(lines.column == column) & ~lines.label.str.startswith((FULL, TRAIN_ONLY))].groupby("label").score.mean()
+    )
     beside = against(pairs, best := scores.idxmax())
     level = beside["first"][~beside.sure]
-    return (f"On {task_title(column)}, where the smallest differences show, {best} scores most, {scores.max():.3f}; "
-            f"not told apart from it: {', '.join(level) or 'none'}.")
+    return (
+        f"On {task_title(column)}, where the smallest differences show, {best} scores most, {scores.max():.3f}; "
+        f"not told apart from it: {', '.join(level) or 'none'}."
+    )
 
 
 def _told_apart(won: pd.DataFrame, lines: pd.DataFrame, cut: str) -> str:
@@ -94,7 +131,11 @@ def _before_break_even(lines: pd.DataFrame) -> str:
         own = lines[lines.main & (lines.base == base) & (lines.ratio == ratio)].groupby("task").params_removed.median()
         if tasks := [task_title(t) for t in sort_columns(own.index) if own[t] < at.get(t, 0)]:
             early.append(f"{cut_label(base, ratio)} on {', '.join(tasks)}")
-    return f"Before break-even, where no token of train is lost and count-based scorers tie: {'; '.join(early)}." if early else ""
+    return (
+        f"Before break-even, where no token of train is lost and count-based scorers tie: {'; '.join(early)}."
+        if early
+        else ""
+    )
 
 # %% ../../nbs/report/build.ipynb #f65ff350
 REFERENCE = "tf-idf + cluster"  # the paper's best
@@ -112,15 +153,37 @@ def _wins(lines: pd.DataFrame, runs: Path, base: str, ratio: float, reference: s
         yield _verdicts(some, reference)
         yield table_wins(some, f"{cut_label(base, ratio)} removed, against {reference}", f"wins-{name}")
     if ALL_TASKS in set(won.column):
-        yield Figure(f"wins-{name}", f"Who beats whom with {cut_label(base, ratio)} removed, average retention", lambda: plot_wins(won))
+        yield Figure(
+            f"wins-{name}",
+            f"Who beats whom with {cut_label(base, ratio)} removed, average retention",
+            lambda: plot_wins(won),
+        )
 
 # %% ../../nbs/report/build.ipynb #803df793
 def _front_table(lines: pd.DataFrame) -> Table:
     "The front of bytes against average retention, as a table."
     best = sizes_and_scores(lines).query("front")
-    rows = [tuple(map(Cell, (str(i), one.label, cut_label(one.base, one.ratio) if one.base != "full" else "nothing", f"{one.size:.1f}", f"{one.mean:.1f}")))
-            for i, one in enumerate(best.itertuples(), 1)]
-    return Table("front", "What nothing smaller equals", ("point", "method", "removed", "bytes on disk (MiB)", "average retention (%)"), tuple(rows))
+    rows = [
+        tuple(
+            map(
+                Cell,
+                (
+                    str(i),
+                    one.label,
+                    cut_label(one.base, one.ratio) if one.base != "full" else "nothing",
+                    f"{one.size:.1f}",
+                    f"{one.mean:.1f}",
+                ),
+            )
+        )
+        for i, one in enumerate(best.itertuples(), 1)
+    ]
+    return Table(
+        "front",
+        "What nothing smaller equals",
+        ("point", "method", "removed", "bytes on disk (MiB)", "average retention (%)"),
+        tuple(rows),
+    )
 
 # %% ../../nbs/report/build.ipynb #d7f4823f
 def _curves(lines: pd.DataFrame) -> Iterator:
@@ -143,12 +206,23 @@ def _tables_3(measured: pd.DataFrame) -> list[Table]:
     "A Table 3 for each `base` of `measured`, or one of all; the paper's numbers below its own model's."
     if "base" not in measured:
         return [table_3(measured)]
-    parts = ((number, base, table_3(some, base.startswith("ModernBERT"))) for number, (base, some) in enumerate(measured.groupby("base", sort=False)))
-    return [replace(table, name=f"{table.name}-{number}" if number else table.name, title=f"{table.title}: {base}") for number, base, table in parts]
+    parts = (
+        (number, base, table_3(some, base.startswith("ModernBERT")))
+        for number, (base, some) in enumerate(measured.groupby("base", sort=False))
+    )
+    return [
+        replace(table, name=f"{table.name}-{number}" if number else table.name, title=f"{table.title}: {base}")
+        for number, base, table in parts
+    ]
 
 # %% ../../nbs/report/build.ipynb #9440e4ea
-def sections(rows: pd.DataFrame, runs: str | Path | None = None, table2: pd.DataFrame | None = None, table3: pd.DataFrame | None = None,
-             reference: str = REFERENCE) -> list[Section]:
+def sections(
+    rows: pd.DataFrame,
+    runs: str | Path | None = None,
+    table2: pd.DataFrame | None = None,
+    table3: pd.DataFrame | None = None,
+    reference: str = REFERENCE,
+) -> list[Section]:
     """What a report on `rows` says and shows, in the order of reading; nothing is drawn yet.
 
     `runs`: the directory of the runs, whose predictions say who wins; `table2` of `stats.coverage_table`, `table3` for `tables.table_3` (one for each `base`
@@ -158,18 +232,36 @@ def sections(rows: pd.DataFrame, runs: str | Path | None = None, table2: pd.Data
     if (rows.method == "full").all():
         raise ValueError("there are runs of the full model alone; make one that prunes it")
     lines = evaluations(rows)
-    absent = [] if MODERNBERT in set(rows.model_id) else [f"{MODERNBERT}: not run here; with a hub, make sweep recipe=recipes/modernbert.yaml."]
+    absent = (
+        []
+        if MODERNBERT in set(rows.model_id)
+        else [f"{MODERNBERT}: not run here; with a hub, make sweep recipe=recipes/modernbert.yaml."]
+    )
     made = [Section("What ran where", (*absent, table_where(rows)))]
     early = _before_break_even(lines)
-    made += [Section("Table 1", (*([early] if early else []), *(part for cut in cuts(lines) for part in (_best_of(lines, *cut), table_1(lines, *cut))))),
-             Section("Curves", tuple(_curves(lines)))]
+    made += [
+        Section(
+            "Table 1",
+            (
+                *([early] if early else []),
+                *(part for cut in cuts(lines) for part in (_best_of(lines, *cut), table_1(lines, *cut))),
+            ),
+        ),
+        Section("Curves", tuple(_curves(lines))),
+    ]
     tables = ([] if table2 is None else [table_2(table2)]) + ([] if table3 is None else _tables_3(table3))
     made += [Section("Tables 2 and 3", tuple(tables))] if tables else []
-    maps = (Figure(f"heat-{c}", f"{task_title(c)}: what is left of the full model's score", partial(heat_map, lines, c))
-            for c in sort_columns(lines[lines.label != FULL].column))
+    maps = (
+        Figure(f"heat-{c}", f"{task_title(c)}: what is left of the full model's score", partial(heat_map, lines, c))
+        for c in sort_columns(lines[lines.label != FULL].column)
+    )
     made.append(Section("Each task", tuple(maps)))
     if runs is not None:
-        made.append(Section("Who wins", tuple(part for cut in cuts(lines) for part in _wins(lines, Path(runs), *cut, reference))))
+        made.append(
+            Section(
+                "Who wins", tuple(part for cut in cuts(lines) for part in _wins(lines, Path(runs), *cut, reference))
+            )
+        )
     return [section for section in made if section.parts]
 
 # %% ../../nbs/report/build.ipynb #30e14a2c
@@ -183,7 +275,12 @@ def _save(figure: Figure, to: Path, prefix: str, images: Iterable[str]):
     with plt.rc_context({"svg.hashsalt": figure.name, "font.size": 9}):
         drawn = figure.draw()
         for image in images:
-            drawn.savefig(to / f"{prefix}{figure.name}.{image}", dpi=150, bbox_inches="tight", metadata={"Date": None} if image == "svg" else None)
+            drawn.savefig(
+                to / f"{prefix}{figure.name}.{image}",
+                dpi=150,
+                bbox_inches="tight",
+                metadata={"Date": None} if image == "svg" else None,
+            )
         plt.close(drawn)
 
 # %% ../../nbs/report/build.ipynb #62fb5e8f
@@ -201,7 +298,11 @@ def _write_part(part, to: Path, prefix: str, formats: Iterable[str], images: Ite
 # %% ../../nbs/report/build.ipynb #7676b371
 def _write_sections(made: list[Section], to: Path, prefix: str, level: str, formats, images) -> str:
     "Write all parts of `made`, and return their page."
-    pages = [f"{level} {section.title}\n\n" + "\n\n".join(_write_part(part, to, prefix, formats, images) for part in section.parts) for section in made]
+    pages = [
+        f"{level} {section.title}\n\n"
+        + "\n\n".join(_write_part(part, to, prefix, formats, images) for part in section.parts)
+        for section in made
+    ]
     return "\n\n".join(pages)
 
 # %% ../../nbs/report/build.ipynb #0a4864a9
@@ -218,9 +319,18 @@ def _files_of(directory: Path) -> list[str]:
     return json.loads(marker.read_text(encoding="utf-8")).get("files", []) if marker.is_file() else []
 
 # %% ../../nbs/report/build.ipynb #00b19fec
-def report(source: str | Path | pd.DataFrame, to: str | Path, *, runs: str | Path | None = None, formats: Iterable[str] = tuple(FORMATS),
-           images: Iterable[str] = IMAGES, table2: pd.DataFrame | None = None, table3: pd.DataFrame | None = None, reference: str = REFERENCE,
-           apart: bool = False) -> Path:
+def report(
+    source: str | Path | pd.DataFrame,
+    to: str | Path,
+    *,
+    runs: str | Path | None = None,
+    formats: Iterable[str] = tuple(FORMATS),
+    images: Iterable[str] = IMAGES,
+    table2: pd.DataFrame | None = None,
+    table3: pd.DataFrame | None = None,
+    reference: str = REFERENCE,
+    apart: bool = False,
+) -> Path:
     """Write the report on `source` (a directory of runs, or rows whose runs lie in `runs`) to the directory `to`, whole or not at all; returns its `index.md`.
 
     `formats` of `FORMATS`, `images` of matplotlib's; the other options are those of `sections`. `apart`: rows that do not belong together get a part each.
@@ -243,6 +353,11 @@ def report(source: str | Path | pd.DataFrame, to: str | Path, *, runs: str | Pat
             made, extra = sections(some, runs, reference=reference, **extra), {}
             pages.append(heading + _write_sections(made, new, prefix, level, formats, images))
         (new / "index.md").write_text("# Results beside the paper's\n\n" + "\n\n".join(pages) + "\n", encoding="utf-8")
-        marker = dict(rows=len(rows), rows_fingerprint=fingerprint(sorted(rows.run)), parts=[*parts], files=sorted(p.name for p in new.iterdir()))
+        marker = dict(
+            rows=len(rows),
+            rows_fingerprint=fingerprint(sorted(rows.run)),
+            parts=[*parts],
+            files=sorted(p.name for p in new.iterdir()),
+        )
         (new / "report.json").write_text(json.dumps(marker, indent=2), encoding="utf-8")
     return under_root(to) / "index.md"

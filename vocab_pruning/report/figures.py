@@ -12,8 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .summary import (ALL_TASKS, FULL, TRAIN_ONLY, averages, break_even_of_params, cut_label, front, score_means, sort_columns,
-                                   task_title)
+from vocab_pruning.report.summary import (
+    ALL_TASKS,
+    FULL,
+    TRAIN_ONLY,
+    averages,
+    break_even_of_params,
+    cut_label,
+    front,
+    score_means,
+    sort_columns,
+    task_title,
+)
 from vocab_pruning.report.tables import (
     IN_PAPER,
     METRIC_TITLES,
@@ -74,8 +84,15 @@ def method_style(label: str) -> dict:
     if scorer not in (FULL, TRAIN_ONLY):
         color = _seaborn().color_palette("colorblind").as_hex()[scorer_color(scorer)]
         color = drawn[-1].color if scorer == scorer_label("tfidf") and drawn[-1].color else color
-    return dict(color=color, marker=drawn[0].marker, linestyle=drawn[0].dash, markersize=5, linewidth=1.3,
-                markeredgecolor=color, markerfacecolor="white" if ", one" in label else color)
+    return dict(
+        color=color,
+        marker=drawn[0].marker,
+        linestyle=drawn[0].dash,
+        markersize=5,
+        linewidth=1.3,
+        markeredgecolor=color,
+        markerfacecolor="white" if ", one" in label else color,
+    )
 
 # %% ../../nbs/report/figures.ipynb #3b2a42ca
 def _key(ax, handles: dict, ncols: int, loc: str = "upper center", **options):
@@ -83,7 +100,9 @@ def _key(ax, handles: dict, ncols: int, loc: str = "upper center", **options):
     from matplotlib.legend import Legend
 
     ax.axis("off")
-    legend = Legend(ax, [*handles.values()], [*handles], loc=loc, ncols=ncols, frameon=False, fontsize=8, borderaxespad=0, **options)
+    legend = Legend(
+        ax, [*handles.values()], [*handles], loc=loc, ncols=ncols, frameon=False, fontsize=8, borderaxespad=0, **options
+    )
     ax.add_artist(legend).set_clip_on(False)
 
 # %% ../../nbs/report/figures.ipynb #d2bbd118
@@ -131,15 +150,32 @@ def _break_even(panels, at: dict[str, float]):
 def _break_even_text(at: dict[str, float]) -> str:
     "Break-even of all tasks `at`, the smallest first."
     ordered = sorted(at.items(), key=lambda item: item[1])
-    return "break-even: " + ", ".join(f"{task_title(task)} {100 * value:.1f}" for task, value in ordered) + " % of the parameters"
+    return (
+        "break-even: "
+        + ", ".join(f"{task_title(task)} {100 * value:.1f}" for task, value in ordered)
+        + " % of the parameters"
+    )
 
 # %% ../../nbs/report/figures.ipynb #b2300763
 def _paper_points(ax, labels: list[str]):
     "Those of the paper's points of Figure 1 that are among `labels`, as hollow stars."
-    for point in paper_numbers("figure1_points").assign(label=lambda t: t.method.map({paper: label for label, paper in IN_PAPER.items()})).itertuples():
+    for point in (
+        paper_numbers("figure1_points")
+        .assign(label=lambda t: t.method.map({paper: label for label, paper in IN_PAPER.items()}))
+        .itertuples()
+    ):
         if point.label in labels:
-            ax.plot(point.params_removed_pct, point.retention_pct, "*", ms=13, mfc="white", mec=method_style(point.label)["color"], mew=1.4, zorder=5,
-                    label=f"the paper's {point.label}: {point.retention_pct} %")
+            ax.plot(
+                point.params_removed_pct,
+                point.retention_pct,
+                "*",
+                ms=13,
+                mfc="white",
+                mec=method_style(point.label)["color"],
+                mew=1.4,
+                zorder=5,
+                label=f"the paper's {point.label}: {point.retention_pct} %",
+            )
 
 # %% ../../nbs/report/figures.ipynb #418be8b3
 def _curve(ax, some: pd.DataFrame):
@@ -158,7 +194,10 @@ def figure_1(lines: pd.DataFrame, paper: bool = True):
         tasks = ", ".join(map(task_title, sort_columns(lines[lines.main].column)))
         raise ValueError(f"no method has a retention on each of {tasks}, so there is no average to draw")
     remaps = [m for m in _methods(table) if label_parts(m)[0] == "tf-idf" and m != "tf-idf + unk"]
-    groups = [[m for m in _methods(table) if m not in remaps], [m for m in ("tf-idf + unk", "LoSparse") if m in set(table.label)] + remaps][: 1 + bool(remaps)]
+    groups = [
+        [m for m in _methods(table) if m not in remaps],
+        [m for m in ("tf-idf + unk", "LoSparse") if m in set(table.label)] + remaps,
+    ][: 1 + bool(remaps)]
     fig, panels, keys = _ranges(100 * table["mean"], (max(map(len, groups)) + 3) * len(groups) // 4 + 1, len(groups))
     for column, key, group, title in zip(panels.T, keys, groups, ("scorers", "remaps of tf-idf"), strict=False):
         column[0].set_title(title if len(groups) > 1 else "", fontsize=9)
@@ -181,7 +220,9 @@ def _grid(n: int, width: float = 8, height: float = 2.7):
     "A figure with `n` axes, three in a line."
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(-(-n // 3), min(n, 3), figsize=(width, 0.5 + height * -(-n // 3)), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        -(-n // 3), min(n, 3), figsize=(width, 0.5 + height * -(-n // 3)), squeeze=False, layout="constrained"
+    )
     for ax in axes.flat[n:]:
         ax.remove()
     for ax in axes.flat[:n]:
@@ -194,20 +235,32 @@ def _panel_2(ax, some: pd.DataFrame, lines: pd.DataFrame, methods: tuple[str, ..
     for label in methods:
         one = some[some.label == label].assign(x=lambda t: 100 * t.params_removed).sort_values("x")
         for line, (_, points) in enumerate(one.groupby("base")):
-            ax.errorbar(points.x, points["mean"], points.half, label="_" * (line > 0) + label, elinewidth=0.8, capsize=2, **method_style(label))
+            ax.errorbar(
+                points.x,
+                points["mean"],
+                points.half,
+                label="_" * (line > 0) + label,
+                elinewidth=0.8,
+                capsize=2,
+                **method_style(label),
+            )
     full, task = lines[lines.label == FULL].score.mean(), lines.task.iloc[0]
     if np.isfinite(full):
         ax.axhline(full, color="black", lw=0.9, ls=(0, (5, 3)), label=FULL, zorder=0)
     for value in break_even_of_params(lines).values():
         ax.axvline(100 * value, color="0.6", lw=0.8, ls=":", label="break-even", zorder=-1)
-    ax.set_title(task_title(lines.column.iloc[0]) + ("" if task in FIGURE_2 else "\n(not in the paper's Figure 2)"), fontsize=9)
+    ax.set_title(
+        task_title(lines.column.iloc[0]) + ("" if task in FIGURE_2 else "\n(not in the paper's Figure 2)"), fontsize=9
+    )
     ax.set(xlabel="parameters removed (%)", ylabel=METRIC_TITLES.get(lines.metric.iloc[0], lines.metric.iloc[0]))
 
 # %% ../../nbs/report/figures.ipynb #d5da3830
 def figure_2(lines: pd.DataFrame, methods: tuple[str, ...] = ("tf-idf + unk", "tf-idf + cluster", "LoSparse")):
     "The paper's Figure 2 from `lines`: score of `methods` against parameters removed, a panel per task. Raises `ValueError` where none of them was run."
     if not lines.label.isin(methods).any():
-        raise ValueError(f"none of {', '.join(methods)} is among the rows; give other methods, of {', '.join(_methods(lines))}")
+        raise ValueError(
+            f"none of {', '.join(methods)} is among the rows; give other methods, of {', '.join(_methods(lines))}"
+        )
     removed = lines.groupby(["label", "base", "ratio", "column"]).params_removed.mean().reset_index()
     means = score_means(lines).merge(removed)
     columns = sort_columns(lines[lines.label.isin(methods)].column)
@@ -215,7 +268,9 @@ def figure_2(lines: pd.DataFrame, methods: tuple[str, ...] = ("tf-idf + unk", "t
     for ax, column in zip(axes, columns, strict=True):
         _panel_2(ax, means[means.column == column], lines[lines.column == column], methods)
     handles = _handles(*axes)
-    fig.legend([*handles.values()], [*handles], loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+    fig.legend(
+        [*handles.values()], [*handles], loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8
+    )
     return fig
 
 # %% ../../nbs/report/figures.ipynb #e5a977d1
@@ -225,7 +280,12 @@ SIZES = {"bytes": ("bytes on disk (MiB)", 2**20), "params": ("parameters (millio
 def sizes_and_scores(lines: pd.DataFrame, size: str = "bytes") -> pd.DataFrame:
     "`averages` of the methods that have every task, with `size` (mean over tasks), `mean` in per cent, and whether it is on the `front`."
     sizes = lines[lines.main].groupby(["label", "base", "ratio"])[size].mean() / SIZES[size][1]
-    table = averages(lines).dropna(subset="mean").merge(sizes.rename("size").reset_index()).assign(mean=lambda t: 100 * t["mean"])
+    table = (
+        averages(lines)
+        .dropna(subset="mean")
+        .merge(sizes.rename("size").reset_index())
+        .assign(mean=lambda t: 100 * t["mean"])
+    )
     return table.assign(front=table.index.isin(front(table, "size").index)).sort_values(["size", "mean"])
 
 # %% ../../nbs/report/figures.ipynb #09ef1818
@@ -241,12 +301,33 @@ def pareto(lines: pd.DataFrame, size: str = "bytes"):
             ax.plot(some["size"], some["mean"], label=label, **method_style(label) | dict(linestyle="none"))
     for number, one in enumerate(best.itertuples(), 1):
         ax = panels[0 if one.mean >= panels[0, 0].get_ylim()[0] else -1, 0]
-        ax.annotate(str(number), (one.size, one.mean), (-3, 5), textcoords="offset points", fontsize=8, fontweight="bold", ha="right")
+        ax.annotate(
+            str(number),
+            (one.size, one.mean),
+            (-3, 5),
+            textcoords="offset points",
+            fontsize=8,
+            fontweight="bold",
+            ha="right",
+        )
     panels[-1, 0].set_xlabel(SIZES[size][0])
     _key(key, _handles(panels[0, 0]), 2, "upper left")
     nothing = panels[0, 0].plot([], [], " ")[0]
-    names = [f"{i}  {one.label}" + (f", {cut_label(one.base, one.ratio)}" if one.base != "full" else "") for i, one in enumerate(best.itertuples(), 1)]
-    _key(key, dict.fromkeys(names, nothing), 1, "upper right", title="on the front", title_fontsize=8, alignment="left", handlelength=0, handletextpad=0)
+    names = [
+        f"{i}  {one.label}" + (f", {cut_label(one.base, one.ratio)}" if one.base != "full" else "")
+        for i, one in enumerate(best.itertuples(), 1)
+    ]
+    _key(
+        key,
+        dict.fromkeys(names, nothing),
+        1,
+        "upper right",
+        title="on the front",
+        title_fontsize=8,
+        alignment="left",
+        handlelength=0,
+        handletextpad=0,
+    )
     return fig
 
 # %% ../../nbs/report/figures.ipynb #4e173491
@@ -262,11 +343,23 @@ def heat_map(lines: pd.DataFrame, column: str):
         raise ValueError(f"no pruned run has {column!r}; there are {', '.join(sort_columns(lines.column))}")
     means = score_means(some, "retention").assign(mean=lambda t: 100 * t["mean"])
     order = some.groupby(["base", "ratio"]).params_removed.median().sort_values(kind="stable").index
-    table = means.pivot(index="label", columns=["base", "ratio"], values="mean").reindex(index=_methods(means), columns=order)
+    table = means.pivot(index="label", columns=["base", "ratio"], values="mean").reindex(
+        index=_methods(means), columns=order
+    )
     fig, ax = plt.subplots(figsize=(8, 1.3 + 0.27 * len(table)), layout="constrained")
     table = table.set_axis([f"{100 * r:.3g} %\n{_SHORT[b]}" for b, r in order], axis=1)
-    _seaborn().heatmap(table, annot=True, fmt=".1f", cmap="viridis", vmin=80, vmax=100, ax=ax, annot_kws=dict(fontsize=8), linewidths=0.5,
-                       cbar_kws=dict(label="retention (%)", extend="both"))
+    _seaborn().heatmap(
+        table,
+        annot=True,
+        fmt=".1f",
+        cmap="viridis",
+        vmin=80,
+        vmax=100,
+        ax=ax,
+        annot_kws=dict(fontsize=8),
+        linewidths=0.5,
+        cbar_kws=dict(label="retention (%)", extend="both"),
+    )
     ax.set(xlabel="removed", ylabel="", title=f"{task_title(column)}: retention (%)")
     ax.tick_params(axis="both", labelsize=8, rotation=0, length=0)
     return fig
@@ -280,18 +373,37 @@ def plot_wins(won: pd.DataFrame, column: str = ALL_TASKS, scale: float = 100):
     if not len(some):
         raise ValueError(f"no pair was compared on {column!r}; there are {', '.join(won.column.unique())}")
     mirrored = some.assign(first=some.second, second=some["first"], difference=-some.difference)
-    table = pd.concat([some, mirrored]).assign(sure=lambda t: t.verdict.str.startswith("more")).set_index(["first", "second"])
+    table = (
+        pd.concat([some, mirrored])
+        .assign(sure=lambda t: t.verdict.str.startswith("more"))
+        .set_index(["first", "second"])
+    )
     values, sure = scale * table.difference.unstack(), table.sure.unstack().eq(True)
     order = values.mean(axis=1).sort_values(ascending=False, kind="stable").index
     values, sure = values.loc[order, order], sure.loc[order, order]
     fig, ax = plt.subplots(figsize=(8, 1.9 + 0.33 * len(order)), layout="constrained")
     limit = np.quantile(np.abs(values.to_numpy()[sure]), 0.75) if sure.to_numpy().any() else 1
-    _seaborn().heatmap(values.where(sure), cmap="PuOr", center=0, vmin=-limit, vmax=limit, ax=ax, linewidths=0.5,
-                       cbar_kws=dict(label="line less column (points)", extend="both"))
+    _seaborn().heatmap(
+        values.where(sure),
+        cmap="PuOr",
+        center=0,
+        vmin=-limit,
+        vmax=limit,
+        ax=ax,
+        linewidths=0.5,
+        cbar_kws=dict(label="line less column (points)", extend="both"),
+    )
     for i, j in zip(*np.nonzero(values.notna().to_numpy()), strict=True):
         value = values.iat[i, j]
-        ax.text(j + 0.5, i + 0.5, f"{value:+.{0 if abs(value) >= 9.95 else 1}f}".replace("-", "−"), ha="center", va="center", fontsize=6.5,
-                color="0.55" if not sure.iat[i, j] else "white" if abs(value) > 0.6 * limit else "black")
+        ax.text(
+            j + 0.5,
+            i + 0.5,
+            f"{value:+.{0 if abs(value) >= 9.95 else 1}f}".replace("-", "−"),
+            ha="center",
+            va="center",
+            fontsize=6.5,
+            color="0.55" if not sure.iat[i, j] else "white" if abs(value) > 0.6 * limit else "black",
+        )
     ax.set(xlabel="", ylabel="", xticks=np.arange(len(order)) + 0.5, yticks=np.arange(len(order)) + 0.5)
     ax.set_xticklabels(order, rotation=45, ha="right", fontsize=8), ax.set_yticklabels(order, rotation=0, fontsize=8)
     ax.tick_params(length=0)

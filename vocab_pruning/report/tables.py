@@ -33,7 +33,14 @@ from vocab_pruning.report.summary import (
 from ..scorers.registry import SCORERS
 
 # %% ../../nbs/report/tables.ipynb #35c5f011
-PAPER = ("table1_glue", "table1_reduction", "table2_tokens", "table3_efficiency", "train_rows_modernbert", "figure1_points")
+PAPER = (
+    "table1_glue",
+    "table1_reduction",
+    "table2_tokens",
+    "table3_efficiency",
+    "train_rows_modernbert",
+    "figure1_points",
+)
 
 # %% ../../nbs/report/tables.ipynb #fd40ef50
 def paper_numbers(name: str) -> pd.DataFrame:
@@ -42,15 +49,29 @@ def paper_numbers(name: str) -> pd.DataFrame:
     with files("vocab_pruning").joinpath("paper", f"{name}.csv").open(encoding="utf-8") as file:
         table = pd.read_csv(file)
     if "revision" in table:
-        table = table.assign(order=table.revision.replace("all", "99").astype(int)).sort_values("order").drop_duplicates("method", keep="last").sort_index()
+        table = (
+            table.assign(order=table.revision.replace("all", "99").astype(int))
+            .sort_values("order")
+            .drop_duplicates("method", keep="last")
+            .sort_index()
+        )
     return table.drop(columns=["revision", "order"], errors="ignore")
 
 # %% ../../nbs/report/tables.ipynb #aa7108e9
-IN_PAPER = {FULL: "ModernBERT (Full)", TRAIN_ONLY: "Train Tokens Only", "LoSparse": "LoSparse", "random + unk": "Random Selection",
-            "clustering + unk": "Clustering-Based (agglomerative)", "clustering (method average) + unk": "Clustering-Based (agglomerative)",
-            "clustering (method dbscan) + unk": "Clustering-Based (DBSCAN)",
-            "attention + unk": "Attention-Based",
-            "frequency + unk": "Frequency-Based", "tf-idf + unk": "TF-IDF Based", "frequency + cluster": "Frequency + OOV", "tf-idf + cluster": "TF-IDF + OOV"}
+IN_PAPER = {
+    FULL: "ModernBERT (Full)",
+    TRAIN_ONLY: "Train Tokens Only",
+    "LoSparse": "LoSparse",
+    "random + unk": "Random Selection",
+    "clustering + unk": "Clustering-Based (agglomerative)",
+    "clustering (method average) + unk": "Clustering-Based (agglomerative)",
+    "clustering (method dbscan) + unk": "Clustering-Based (DBSCAN)",
+    "attention + unk": "Attention-Based",
+    "frequency + unk": "Frequency-Based",
+    "tf-idf + unk": "TF-IDF Based",
+    "frequency + cluster": "Frequency + OOV",
+    "tf-idf + cluster": "TF-IDF + OOV",
+}
 PAPER_CUTS = {"params": 0.2, "seen": 0.2, "vocab": 0.7734}
 
 # %% ../../nbs/report/tables.ipynb #ee375185
@@ -85,6 +106,7 @@ class Table:
 # %% ../../nbs/report/tables.ipynb #165a1079
 def _spell(table: Table, escape: Callable[[str], str], bold: str, stack: str) -> tuple[list[str], list[list[str]]]:
     "Header and cells of `table` as strings of a format: `bold` and `stack` are templates, `{0}` the text, `{1}` what stands below."
+
     def spell(cell: Cell) -> str:
         text = bold.format(escape(cell.text)) if cell.bold else escape(cell.text)
         return stack.format(text, escape(cell.below)) if cell.below else text
@@ -104,23 +126,58 @@ def to_markdown(table: Table) -> str:
     "`table` in Markdown (a pipe table), its note below."
     header, rows = _spell(table, escape_markdown, "**{0}**", "{0}<br><sub>{1}</sub>")
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + (f"\n\n{escape_markdown(table.note)}" if table.note else "") + "\n"
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        + (f"\n\n{escape_markdown(table.note)}" if table.note else "")
+        + "\n"
+    )
 
 # %% ../../nbs/report/tables.ipynb #2fca7800
-_LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-                        "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "–": "--", "−": "$-$", "→": r"$\rightarrow$",
-                        "×": r"$\times$", "…": r"\ldots{}", "÷": r"$\div$"})
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "±": r"$\pm$",
+        "–": "--",
+        "−": "$-$",
+        "→": r"$\rightarrow$",
+        "×": r"$\times$",
+        "…": r"\ldots{}",
+        "÷": r"$\div$",
+    }
+)
 
 # %% ../../nbs/report/tables.ipynb #64291ccc
 def to_latex(table: Table) -> str:
     "`table` in LaTeX, a float; it needs the packages booktabs and graphicx (which shrinks it where it is wider than the text)."
-    header, rows = _spell(table, lambda text: text.translate(_LATEX), r"\textbf{{{0}}}", r"\shortstack{{{0}\\{{\scriptsize {1}}}}}")
+    header, rows = _spell(
+        table, lambda text: text.translate(_LATEX), r"\textbf{{{0}}}", r"\shortstack{{{0}\\{{\scriptsize {1}}}}}"
+    )
     lines = [r" & ".join(line) + r" \\" for line in [header, *rows]]
     caption = f"{table.title}. {table.note}".rstrip(". ").translate(_LATEX)
-    return "\n".join([r"% \usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering", f"\\caption{{{caption}.}}", f"\\label{{tab:{table.name}}}",
-                      r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-                      f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
-                      r"\end{tabular}}", r"\end{table}", ""])
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs,graphicx}",
+            r"\begin{table}",
+            r"\centering",
+            f"\\caption{{{caption}.}}",
+            f"\\label{{tab:{table.name}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+            "",
+        ]
+    )
 
 # %% ../../nbs/report/tables.ipynb #52282ad9
 def to_html(table: Table) -> str:
@@ -142,14 +199,21 @@ def label_parts(label: str) -> list[str]:
 def method_order(label: str) -> tuple:
     "Where the method `label` stands in a table: the full model, train tokens only, LoSparse, then by scorer and remap."
     parts = label_parts(label)
-    first = next((i for i, name in enumerate((FULL, TRAIN_ONLY, "LoSparse", *map(scorer_label, SCORERS))) if parts[0] == name), 99)
+    first = next(
+        (i for i, name in enumerate((FULL, TRAIN_ONLY, "LoSparse", *map(scorer_label, SCORERS))) if parts[0] == name),
+        99,
+    )
     second = next((i for i, name in enumerate(REMAPS) if name in parts[1:]), 99)
     return first, len(parts), second, label
 
 # %% ../../nbs/report/tables.ipynb #19ed0d32
 def _number(mean: float, half: float = float("nan"), digits: int = 3) -> str:
     "A mean with half its interval where there is one, a dash where there is no mean."
-    return "–" if pd.isna(mean) else f"{mean:.{digits}f}".replace("-", "−") + ("" if pd.isna(half) else f" ± {half:.{digits}f}")
+    return (
+        "–"
+        if pd.isna(mean)
+        else f"{mean:.{digits}f}".replace("-", "−") + ("" if pd.isna(half) else f" ± {half:.{digits}f}")
+    )
 
 # %% ../../nbs/report/tables.ipynb #3762f179
 def _best(values: dict[str, float], digits: int) -> set[str]:
@@ -160,12 +224,17 @@ def _best(values: dict[str, float], digits: int) -> set[str]:
 # %% ../../nbs/report/tables.ipynb #49026347
 def paper_row(name: str, columns: list[str]) -> dict[str, str]:
     "The paper's method `name` for `columns` of Table 1: its scores, average `retention` over those tasks and `params_removed`, in per cent, as strings."
-    table, less = paper_numbers("table1_glue").set_index("method"), paper_numbers("table1_reduction").set_index("method")
+    table, less = (
+        paper_numbers("table1_glue").set_index("method"),
+        paper_numbers("table1_reduction").set_index("method"),
+    )
     tasks = [c for c in columns if c in table]
     pruned = less.loc[name if name in less.index else "Vocabulary pruning (all scorers)"]
     kept = (table.loc[name, tasks] / table.loc["ModernBERT (Full)", tasks]).astype(float).mean()
     removed = 0 if name == "ModernBERT (Full)" else pruned[tasks].mean()
-    return {c: f"{table.loc[name, c]:.3f}" for c in tasks} | dict(retention=_number(100 * kept, digits=1), params_removed=_number(removed, digits=1))
+    return {c: f"{table.loc[name, c]:.3f}" for c in tasks} | dict(
+        retention=_number(100 * kept, digits=1), params_removed=_number(removed, digits=1)
+    )
 
 # %% ../../nbs/report/tables.ipynb #53608ccf
 def _seeds(counts: pd.Series) -> str:
@@ -181,7 +250,11 @@ def _columns_1(lines: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, int]]:
     scores, kept = score_means(lines).groupby("column"), averages(lines).set_index("label")
     columns = {c: (scores.get_group(c).set_index("label"), 3) for c in sort_columns(lines.column)}
     percent = kept[["mean", "half"]].assign(half=kept.half.mask(kept.index == FULL)) * 100
-    return columns | {"retention": (percent, 1)} | {c: (pd.DataFrame(dict(mean=kept[c] * unit, half=np.nan)), 1) for c, (_, unit) in _SIZES_1.items()}
+    return (
+        columns
+        | {"retention": (percent, 1)}
+        | {c: (pd.DataFrame(dict(mean=kept[c] * unit, half=np.nan)), 1) for c, (_, unit) in _SIZES_1.items()}
+    )
 
 # %% ../../nbs/report/tables.ipynb #a3ccbe31
 METRIC_TITLES = {"matthews": "Matthews' correlation", "pearson": "Pearson's correlation"}
@@ -195,16 +268,27 @@ def _rows_kept(lines: pd.DataFrame) -> str:
 # %% ../../nbs/report/tables.ipynb #2d51142c
 def _note_1(lines: pd.DataFrame) -> str:
     "What Table 1's numbers are: metrics, intervals, seeds, what is missing, and whose the small numbers are."
-    metrics = lines.groupby(lines.metric.map(lambda m: METRIC_TITLES.get(m, m))).column.apply(lambda c: ", ".join(map(task_title, sort_columns(c))))
+    metrics = lines.groupby(lines.metric.map(lambda m: METRIC_TITLES.get(m, m))).column.apply(
+        lambda c: ", ".join(map(task_title, sort_columns(c)))
+    )
     seeds = sorted(int(s) for s in lines.seed.unique())
-    spread = "One seed, so no intervals" if len(seeds) == 1 else "± is half of the 95 % interval (t) over seeds, where there is more than one"
+    spread = (
+        "One seed, so no intervals"
+        if len(seeds) == 1
+        else "± is half of the 95 % interval (t) over seeds, where there is more than one"
+    )
     missing = [f"{one.label} lacks {one.missing}" for one in averages(lines).itertuples() if one.missing]
     missing = missing if len(missing) <= 4 else [f"{len(missing)} methods lack a task"]
-    return ". ".join(["; ".join(f"{metric}: {tasks}" for metric, tasks in metrics.items()), f"{spread} (seeds {', '.join(map(str, seeds))})",
-                      "Retention is the mean over the tasks' dev splits of pruned ÷ full in per cent; sizes are means over the tasks run",
-                      *([f"No average for want of a retention: {'; '.join(missing)}"] if missing else []),
-                      "Small: the paper (ModernBERT-base; CoLA, SST-2, STS-B, MRPC less 20 % of the rows that train uses, the others less 77.34 % of the "
-                      f"vocabulary), averages over the same tasks; ours is {', '.join(lines.model_id.unique())} on {', '.join(lines.data_id.unique())}"])
+    return ". ".join(
+        [
+            "; ".join(f"{metric}: {tasks}" for metric, tasks in metrics.items()),
+            f"{spread} (seeds {', '.join(map(str, seeds))})",
+            "Retention is the mean over the tasks' dev splits of pruned ÷ full in per cent; sizes are means over the tasks run",
+            *([f"No average for want of a retention: {'; '.join(missing)}"] if missing else []),
+            "Small: the paper (ModernBERT-base; CoLA, SST-2, STS-B, MRPC less 20 % of the rows that train uses, the others less 77.34 % of the "
+            f"vocabulary), averages over the same tasks; ours is {', '.join(lines.model_id.unique())} on {', '.join(lines.data_id.unique())}",
+        ]
+    )
 
 # %% ../../nbs/report/tables.ipynb #67db8225
 def table_1(lines: pd.DataFrame, base: str, ratio: float) -> Table:
@@ -214,22 +298,40 @@ def table_1(lines: pd.DataFrame, base: str, ratio: float) -> Table:
     lines = at_cut(lines, base, ratio)
     columns, labels = _columns_1(lines), sorted(lines.label.unique(), key=method_order)
     competing = [label for label in labels if not label.startswith((FULL, TRAIN_ONLY))]
-    best = {c: _best(numbers["mean"].reindex(competing).to_dict(), digits) if c not in _SIZES_1 else set() for c, (numbers, digits) in columns.items()}
+    best = {
+        c: _best(numbers["mean"].reindex(competing).to_dict(), digits) if c not in _SIZES_1 else set()
+        for c, (numbers, digits) in columns.items()
+    }
     seeds, rows = lines[lines.main].groupby(["label", "column"]).seed.nunique(), []
     for label in labels:
         name = in_paper(label, base, ratio)
         paper = paper_row(name, list(columns)) if name else {}
-        cells = [Cell(_number(*numbers.reindex([label])[["mean", "half"]].iloc[0], digits), paper.get(c, ""), label in best[c])
-                 for c, (numbers, digits) in columns.items()]
+        cells = [
+            Cell(
+                _number(*numbers.reindex([label])[["mean", "half"]].iloc[0], digits), paper.get(c, ""), label in best[c]
+            )
+            for c, (numbers, digits) in columns.items()
+        ]
         rows.append((Cell(label, name or ""), *cells, Cell(_seeds(seeds[label]))))
     titles = [c if c == "retention" else _SIZES_1[c][0] if c in _SIZES_1 else task_title(c) for c in columns]
-    return Table(f"table1-{base}-{ratio:g}", f"Table 1: {cut_label(base, ratio)} removed{_rows_kept(lines)}", ("method", *titles, "seeds"), tuple(rows),
-                 _note_1(lines))
+    return Table(
+        f"table1-{base}-{ratio:g}",
+        f"Table 1: {cut_label(base, ratio)} removed{_rows_kept(lines)}",
+        ("method", *titles, "seeds"),
+        tuple(rows),
+        _note_1(lines),
+    )
 
 # %% ../../nbs/report/tables.ipynb #5a26ec78
-TABLE_2 = {"train_unique": ("unique tokens, train", 0), "test_unique": ("unique tokens, test", 0), "train_coverage_pct": ("vocabulary, train (%)", 2),
-           "test_coverage_pct": ("vocabulary, test (%)", 2), "train_top20_pct": ("top 20 %, train (%)", 2), "test_top20_pct": ("top 20 %, test (%)", 2),
-           "oov_pct": ("unseen in train (%)", 2)}
+TABLE_2 = {
+    "train_unique": ("unique tokens, train", 0),
+    "test_unique": ("unique tokens, test", 0),
+    "train_coverage_pct": ("vocabulary, train (%)", 2),
+    "test_coverage_pct": ("vocabulary, test (%)", 2),
+    "train_top20_pct": ("top 20 %, train (%)", 2),
+    "test_top20_pct": ("top 20 %, test (%)", 2),
+    "oov_pct": ("unseen in train (%)", 2),
+}
 
 # %% ../../nbs/report/tables.ipynb #822eff10
 def table_2(ours: pd.DataFrame) -> Table:
@@ -237,18 +339,36 @@ def table_2(ours: pd.DataFrame) -> Table:
     paper, rows = paper_numbers("table2_tokens").set_index("task"), []
     ours = ours.rename(columns={"test_oov_unique": "oov_unique", "test_oov_pct": "oov_pct"})
     for task in sort_columns([*ours.index, *paper.index]):
+
         def show(table, column, digits, task=task):
             return f"{table.loc[task, column]:,.{digits}f}" if task in table.index else ""
 
-        rows.append((Cell(task_title(task)), *(Cell(show(ours, c, d) or "–", show(paper, c, d)) for c, (_, d) in TABLE_2.items())))
-    return Table("table2", "Table 2: tokens of the tasks", ("task", *(title for title, _ in TABLE_2.values())), tuple(rows),
-                 "Train and test are 90 and 10 per cent of each task's train split. Small: the paper; – where the data is not at hand")
+        rows.append(
+            (
+                Cell(task_title(task)),
+                *(Cell(show(ours, c, d) or "–", show(paper, c, d)) for c, (_, d) in TABLE_2.items()),
+            )
+        )
+    return Table(
+        "table2",
+        "Table 2: tokens of the tasks",
+        ("task", *(title for title, _ in TABLE_2.values())),
+        tuple(rows),
+        "Train and test are 90 and 10 per cent of each task's train split. Small: the paper; – where the data is not at hand",
+    )
 
 # %% ../../nbs/report/tables.ipynb #ad6f19a1
-TABLE_3 = {"params": ("parameters (M)", 1e6, "params_millions"), "embedding_params": ("embedding parameters (M)", 1e6, "embedding_params_millions"),
-           "bytes": ("storage (MiB)", 2**20, "storage_mib"), "memory_bytes": ("peak memory (MiB)", 2**20, "gpu_memory_mib"),
-           "before_bytes": ("of it before the model (MiB)", 2**20, None), "latency_ms": ("inference (ms)", 1, "inference_ms"),
-           "latency_ratio": ("inference ÷ full", 1, None), "step_ms": ("fine-tuning step (ms)", 1, None), "step_ratio": ("fine-tuning step ÷ full", 1, None)}
+TABLE_3 = {
+    "params": ("parameters (M)", 1e6, "params_millions"),
+    "embedding_params": ("embedding parameters (M)", 1e6, "embedding_params_millions"),
+    "bytes": ("storage (MiB)", 2**20, "storage_mib"),
+    "memory_bytes": ("peak memory (MiB)", 2**20, "gpu_memory_mib"),
+    "before_bytes": ("of it before the model (MiB)", 2**20, None),
+    "latency_ms": ("inference (ms)", 1, "inference_ms"),
+    "latency_ratio": ("inference ÷ full", 1, None),
+    "step_ms": ("fine-tuning step (ms)", 1, None),
+    "step_ratio": ("fine-tuning step ÷ full", 1, None),
+}
 
 
 def _in_print(values: pd.DataFrame, column: str) -> pd.Series:
@@ -269,22 +389,36 @@ def table_3(measured: pd.DataFrame, paper: bool = True) -> Table:
     Other columns are shown as they are; with `paper` its numbers stand below. Raises `ValueError` where there is nothing to compare with the base."""
     measured = measured.reset_index() if measured.index.name == "model" else measured
     if "model" not in measured or len(measured) < 2:
-        raise ValueError(f"Table 3 needs a column `model` and two lines or more, the base first; there are {measured.get('model', pd.Series()).tolist()}")
+        raise ValueError(
+            f"Table 3 needs a column `model` and two lines or more, the base first; there are {measured.get('model', pd.Series()).tolist()}"
+        )
     if measured.model.duplicated().any():
-        raise ValueError(f"Table 3 has one base; {measured.model[measured.model.duplicated()].iloc[0]!r} is there twice, select by `base` first")
-    values, small = measured.set_index("model").select_dtypes("number"), paper_numbers("table3_efficiency").set_index("metric")
+        raise ValueError(
+            f"Table 3 has one base; {measured.model[measured.model.duplicated()].iloc[0]!r} is there twice, select by `base` first"
+        )
+    values, small = (
+        measured.set_index("model").select_dtypes("number"),
+        paper_numbers("table3_efficiency").set_index("metric"),
+    )
     (full, *others), rows = values.index, []
     inside = {f"{c.removesuffix('_ratio')}_{side}" for c in values if c.endswith("_ratio") for side in ("low", "high")}
     for column in [*(c for c in TABLE_3 if c in values), *(c for c in values if c not in TABLE_3 and c not in inside)]:
         title, _, theirs = TABLE_3.get(column, (column.replace("_", " "), 1, None))
         text, there = _in_print(values, column), dict.fromkeys(("base", "pruned", "improvement_pct"), "")
         there = small.loc[theirs].map("{:.2f}".format) if theirs and paper else there
-        kept = values["latency_ratio" if column == "latency_ms" and "latency_ratio" in values else column]  # batches in turn: their own ratio
+        kept = values[
+            "latency_ratio" if column == "latency_ms" and "latency_ratio" in values else column
+        ]  # batches in turn: their own ratio
         saved = (100 * (1 - kept / kept[full])).map("{:.2f}".format) if theirs else dict.fromkeys(others, "")
         pairs = [(Cell(text[o], there["pruned"]), Cell(saved[o], there["improvement_pct"])) for o in others]
         rows.append((Cell(title), Cell(text[full], there["base"]), *(cell for pair in pairs for cell in pair)))
-    return Table("table3", "Table 3: sizes and times", ("quantity", full, *(c for o in others for c in (o, "saved (%)"))), tuple(rows),
-                 "Small: the paper, ModernBERT-base and its pruned variant (tf-idf + cluster) on an RTX 4090" if paper else "")
+    return Table(
+        "table3",
+        "Table 3: sizes and times",
+        ("quantity", full, *(c for o in others for c in (o, "saved (%)"))),
+        tuple(rows),
+        "Small: the paper, ModernBERT-base and its pruned variant (tf-idf + cluster) on an RTX 4090" if paper else "",
+    )
 
 # %% ../../nbs/report/tables.ipynb #240deb4d
 def _signed(value: float) -> str:
@@ -294,12 +428,27 @@ def _signed(value: float) -> str:
 # %% ../../nbs/report/tables.ipynb #9611738b
 def table_wins(won: pd.DataFrame, title: str, name: str = "wins") -> Table:
     "The table of `summary.who_wins`: differences with their intervals, the smallest that could have shown, and the verdict."
-    rows = [(Cell(one["first"]), Cell(one["second"]), Cell(task_title(one["column"])), Cell(_signed(one["difference"]), bold=one["verdict"].startswith("more")),
-             Cell(f"{_signed(one['low'])} to {_signed(one['high'])}"), Cell(f"{one['smallest']:.3f}"), Cell(str(one["seeds"])), Cell(one["verdict"]))
-            for one in sorted(won.to_dict("records"), key=lambda one: (method_order(one["first"]), one["second"]))]
-    return Table(name, title, ("first", "second", "task", "first − second", "95 % interval", "smallest that could show", "seeds", "verdict"), tuple(rows),
-                 "Paired bootstrap over examples; over seeds Student's t, and with one seed the noise of training is left out. Differences are of scores; for "
-                 "all tasks, of the average retention. One pair in twenty that do not differ looks as if it did; more with one seed of a noisy training")
+    rows = [
+        (
+            Cell(one["first"]),
+            Cell(one["second"]),
+            Cell(task_title(one["column"])),
+            Cell(_signed(one["difference"]), bold=one["verdict"].startswith("more")),
+            Cell(f"{_signed(one['low'])} to {_signed(one['high'])}"),
+            Cell(f"{one['smallest']:.3f}"),
+            Cell(str(one["seeds"])),
+            Cell(one["verdict"]),
+        )
+        for one in sorted(won.to_dict("records"), key=lambda one: (method_order(one["first"]), one["second"]))
+    ]
+    return Table(
+        name,
+        title,
+        ("first", "second", "task", "first − second", "95 % interval", "smallest that could show", "seeds", "verdict"),
+        tuple(rows),
+        "Paired bootstrap over examples; over seeds Student's t, and with one seed the noise of training is left out. Differences are of scores; for "
+        "all tasks, of the average retention. One pair in twenty that do not differ looks as if it did; more with one seed of a noisy training",
+    )
 
 # %% ../../nbs/report/tables.ipynb #bdeff4f2
 def table_where(rows: pd.DataFrame) -> Table:
@@ -307,8 +456,24 @@ def table_where(rows: pd.DataFrame) -> Table:
     by, lines = ["model_id", "data_id", "machine", "device", "precision"], []
     versions = [c for c in rows if c.startswith("version_")]
     for where, some in rows.groupby(by, dropna=False):
-        what = (", ".join(map(task_title, sort_columns(some.task))), ", ".join(str(s) for s in sorted(some.seed.unique())), f"{len(some):,}",
-                f"{some.seconds_train.sum() / 3600:.1f}", ", ".join(f"{c.removeprefix('version_')} {'/'.join(map(str, some[c].unique()))}" for c in versions))
+        what = (
+            ", ".join(map(task_title, sort_columns(some.task))),
+            ", ".join(str(s) for s in sorted(some.seed.unique())),
+            f"{len(some):,}",
+            f"{some.seconds_train.sum() / 3600:.1f}",
+            ", ".join(f"{c.removeprefix('version_')} {'/'.join(map(str, some[c].unique()))}" for c in versions),
+        )
         lines.append(tuple(map(Cell, map(str, (*where, *what)))))
-    columns = ("model", "data", "machine", "device", "precision", "tasks", "seeds", "runs", "hours of training", "versions")
+    columns = (
+        "model",
+        "data",
+        "machine",
+        "device",
+        "precision",
+        "tasks",
+        "seeds",
+        "runs",
+        "hours of training",
+        "versions",
+    )
     return Table("where", "What ran where", columns, tuple(lines))

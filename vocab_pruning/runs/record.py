@@ -45,8 +45,14 @@ def subset(dataset, max_train_examples: int | None, held_out_examples: int | Non
         whole_number(name, value, none=True)
     n, held = min(max_train_examples or len(train), len(train)), held_out_examples or 0
     if n + held > len(train):
-        raise ValueError(f"held_out_examples={held}: train has {len(train)} examples, {n} of them to train on; lower one or the other")
-    few = dict(dataset) | {"train": train.select(range(n))} | ({"dev_from_train": train.select(range(n, n + held))} if held else {})
+        raise ValueError(
+            f"held_out_examples={held}: train has {len(train)} examples, {n} of them to train on; lower one or the other"
+        )
+    few = (
+        dict(dataset)
+        | {"train": train.select(range(n))}
+        | ({"dev_from_train": train.select(range(n, n + held))} if held else {})
+    )
     return type(dataset)(few)
 
 # %% ../../nbs/runs/record.ipynb #5a4140e5
@@ -55,34 +61,73 @@ def train_documents(tasks: Mapping[str, int | None], data: str = "auto") -> list
     return [text for task, few in tasks.items() for text in documents(subset(load_task(task, data), few)["train"])]
 
 # %% ../../nbs/runs/record.ipynb #432fab09
-def shared_parameters(task: str | Task, seed: int, model_id: str, model, data_id: str, dataset, recipe: dict, max_train_examples: int | None = None,
-                      held_out_examples: int | None = None) -> dict:
+def shared_parameters(
+    task: str | Task,
+    seed: int,
+    model_id: str,
+    model,
+    data_id: str,
+    dataset,
+    recipe: dict,
+    max_train_examples: int | None = None,
+    held_out_examples: int | None = None,
+) -> dict:
     "What identifies a run beside its cut and method, JSON-ready; `model` before it is trained, `dataset` as it is used, `recipe` from `make_recipe`."
     task = get_task(task)
-    shared = dict(task=task.name, seed=seed, model_id=model_id, model_fingerprint=model_fingerprint(model), data_id=data_id,
-                  data_fingerprint=data_fingerprint(dataset), max_train_examples=max_train_examples, **recipe)
+    shared = dict(
+        task=task.name,
+        seed=seed,
+        model_id=model_id,
+        model_fingerprint=model_fingerprint(model),
+        data_id=data_id,
+        data_fingerprint=data_fingerprint(dataset),
+        max_train_examples=max_train_examples,
+        **recipe,
+    )
     own = {} if task.dataset is None else dict(metrics=list(task.metrics), labels=task.labels and list(task.labels))
     return shared | own | ({"held_out_examples": held_out_examples} if held_out_examples else {})
 
 # %% ../../nbs/runs/record.ipynb #432fab0b
-def asked_for(shared: dict, method: str, base: str, ratio: float, baseline: bool = True, *, scorer: str | None = None, oov: str | None = None,
-              scorer_options: dict | None = None, oov_options: dict | None = None, vocab_share: float | None = None, losparse_options: dict | None = None,
-              vocabulary: dict | None = None) -> dict:
+def asked_for(
+    shared: dict,
+    method: str,
+    base: str,
+    ratio: float,
+    baseline: bool = True,
+    *,
+    scorer: str | None = None,
+    oov: str | None = None,
+    scorer_options: dict | None = None,
+    oov_options: dict | None = None,
+    vocab_share: float | None = None,
+    losparse_options: dict | None = None,
+    vocabulary: dict | None = None,
+) -> dict:
     """All that identifies a run that prunes: `shared`, and of the arguments (as in run.ipynb) those that `method`, a key of `METHODS`, reads.
 
     `vocabulary`: `vocabulary_tasks` and `vocabulary_fingerprint` where one is made for several tasks."""
-    asked = shared | dict(method=METHODS[method].format(scorer=scorer, oov=oov), base=base, ratio=ratio, baseline=baseline)
+    asked = shared | dict(
+        method=METHODS[method].format(scorer=scorer, oov=oov), base=base, ratio=ratio, baseline=baseline
+    )
     if method != "losparse":
-        asked |= dict(scorer=scorer, oov=oov) | {name: given for name, given in (("scorer_options", scorer_options), ("oov_options", oov_options)) if given}
+        asked |= dict(scorer=scorer, oov=oov) | {
+            name: given for name, given in (("scorer_options", scorer_options), ("oov_options", oov_options)) if given
+        }
     if method != "vocab":
-        asked |= ({"losparse_options": losparse_options} if losparse_options else {}) | ({"vocab_share": vocab_share} if method == "combine" else {})
+        asked |= ({"losparse_options": losparse_options} if losparse_options else {}) | (
+            {"vocab_share": vocab_share} if method == "combine" else {}
+        )
     return asked | (dict(method=f"{asked['method']}+shared", **vocabulary) if vocabulary else {})
 
 # %% ../../nbs/runs/record.ipynb #432fab0a
 def run_name(parameters: dict) -> str:
     "A readable name ending in 8 hex digits of the hash of `parameters` (JSON-ready, every one that changes the result); 1.0 is 1."
-    parameters = json.loads(json.dumps(parameters), parse_float=lambda text: int(number) if (number := float(text)).is_integer() else number)
-    parts = [parameters[k] for k in ("task", "method", "base", "ratio", "model_id", "seed") if parameters.get(k) is not None]
+    parameters = json.loads(
+        json.dumps(parameters), parse_float=lambda text: int(number) if (number := float(text)).is_integer() else number
+    )
+    parts = [
+        parameters[k] for k in ("task", "method", "base", "ratio", "model_id", "seed") if parameters.get(k) is not None
+    ]
     readable = "-".join(str(part).split("/")[-1].lower() for part in parts)
     return f"{readable}-{fingerprint(parameters)[:8]}"
 
@@ -96,8 +141,13 @@ def provenance() -> dict:
     "Machine, time and library versions of this process, flat and JSON-ready."
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     name = torch.cuda.get_device_name() if device is not None and device.type == "cuda" else platform.machine()
-    return dict(machine=name, threads=torch.get_num_threads(), python=platform.python_version(),
-                finished=datetime.now(UTC).isoformat(timespec="seconds"), **{f"version_{k}": v for k, v in library_versions().items()})
+    return dict(
+        machine=name,
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        **{f"version_{k}": v for k, v in library_versions().items()},
+    )
 
 # %% ../../nbs/runs/record.ipynb #2d6a37e7
 ROW = "result.json"
@@ -127,21 +177,38 @@ def _predictions(result: FineTuned):
     "Labels and predictions of every dev split, as a tidy DataFrame."
     import pandas as pd
 
-    return pd.concat(pd.DataFrame(dict(split=split, label=result.labels[split], prediction=result.predictions[split])) for split in result.labels)
+    return pd.concat(
+        pd.DataFrame(dict(split=split, label=result.labels[split], prediction=result.predictions[split]))
+        for split in result.labels
+    )
 
 # %% ../../nbs/runs/record.ipynb #7ac75001
 def pruned_facts(info: dict, train: dict, dev: dict, seconds: dict[str, float]) -> dict:
     "What a row says of a pruned model before it is trained: from its `info`, what `lost` says of train and dev (with dev's `growth`), `seconds` by stage."
     before = {f"{name}_full": value for name, value in info["before"].items()}
-    return before | {f"seconds_{stage}": round(value, 2) for stage, value in seconds.items()} | dict(
-        clusters=info["n_clusters"], break_even=info["break_even"], max_ratio=info["max_ratio"],
-        train_tokens_pruned=train["tokens"], train_share_remapped=train["share"], dev_share_remapped=dev["share"], dev_growth=dev["growth"])
+    return (
+        before
+        | {f"seconds_{stage}": round(value, 2) for stage, value in seconds.items()}
+        | dict(
+            clusters=info["n_clusters"],
+            break_even=info["break_even"],
+            max_ratio=info["max_ratio"],
+            train_tokens_pruned=train["tokens"],
+            train_share_remapped=train["share"],
+            dev_share_remapped=dev["share"],
+            dev_growth=dev["growth"],
+        )
+    )
 
 # %% ../../nbs/runs/record.ipynb #33e47939
 def _with_sizes(facts: dict, model) -> dict:
     "`facts` with the sizes that `model` has now, and what is removed by them where they hold the full model's."
     after = sizes(model)
-    return facts | after | ({"params_removed": 1 - after["params"] / facts["params_full"]} if "params_full" in facts else {})
+    return (
+        facts
+        | after
+        | ({"params_removed": 1 - after["params"] / facts["params_full"]} if "params_full" in facts else {})
+    )
 
 # %% ../../nbs/runs/record.ipynb #1d934348
 def _row_there(directory: str | Path, save) -> dict | None:
@@ -149,8 +216,21 @@ def _row_there(directory: str | Path, save) -> dict | None:
     return read_row(directory) if save is None or (Path(directory) / "model").is_dir() else None
 
 # %% ../../nbs/runs/record.ipynb #6287fcce
-def record_run(directory: str | Path, parameters: dict, model, tokenizer, dataset, recipe: dict, *, facts: dict | None = None,
-               full_score: float | None = None, task: Task | None = None, save=None, progress: bool = False, callbacks=()) -> dict:
+def record_run(
+    directory: str | Path,
+    parameters: dict,
+    model,
+    tokenizer,
+    dataset,
+    recipe: dict,
+    *,
+    facts: dict | None = None,
+    full_score: float | None = None,
+    task: Task | None = None,
+    save=None,
+    progress: bool = False,
+    callbacks=(),
+) -> dict:
     """The row of a run: read where `directory` holds it, else made by fine-tuning `model` and written, whole or not at all.
 
     `parameters` identify the run, `facts` are what is known before training (break-even, seconds), `full_score` is what retention is relative to; `task`:
@@ -166,9 +246,23 @@ def record_run(directory: str | Path, parameters: dict, model, tokenizer, datase
         with whole_directory(directory, ROW, ours=("model/*", "model/*/*")) as new:
             result = finetune(model, tokenizer, dataset, task, recipe, scratch, parameters["seed"], progress, callbacks)
             kept, reason = retention(result.metrics[task.metrics[0]], full_score)
-            scores = dict(metric=task.metrics[0], score=result.metrics[task.metrics[0]], full_score=full_score, retention=kept, retention_reason=reason)
+            scores = dict(
+                metric=task.metrics[0],
+                score=result.metrics[task.metrics[0]],
+                full_score=full_score,
+                retention=kept,
+                retention_reason=reason,
+            )
             seconds = {f"seconds_{stage}": round(value, 2) for stage, value in result.seconds.items()}
-            row = {"run": Path(directory).name, **parameters, **scores, **result.metrics, **_with_sizes(facts or {}, model), **seconds, **provenance()}
+            row = {
+                "run": Path(directory).name,
+                **parameters,
+                **scores,
+                **result.metrics,
+                **_with_sizes(facts or {}, model),
+                **seconds,
+                **provenance(),
+            }
             _predictions(result).to_csv(new / "predictions.csv", index=False)
             (new / "history.json").write_text(json.dumps(result.history), encoding="utf-8")
             (new / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
@@ -179,7 +273,12 @@ def record_run(directory: str | Path, parameters: dict, model, tokenizer, datase
 # %% ../../nbs/runs/record.ipynb #0aecd4c0
 def shown_row(nb: dict) -> dict | None:
     "The last row that the notebook `nb` shows as data, None where there is none."
-    shown = [output["data"] for cell in nb["cells"] for output in cell.get("outputs", []) if "application/json" in output.get("data", {})]
+    shown = [
+        output["data"]
+        for cell in nb["cells"]
+        for output in cell.get("outputs", [])
+        if "application/json" in output.get("data", {})
+    ]
     return shown[-1]["application/json"] if shown else None
 
 
@@ -198,6 +297,20 @@ def _shown(value) -> str:
 def summarize_notebook(notebook: str | Path, out: str | Path = "runs") -> str:
     "Where an executed run and its row are, and the row's main numbers, one per line."
     row = row_of_notebook(notebook)
-    names = ("method", "base", "ratio", "metric", "score", "full_score", "retention", "rows", "embedding_params", "params", "bytes", "model_id", "data_id")
+    names = (
+        "method",
+        "base",
+        "ratio",
+        "metric",
+        "score",
+        "full_score",
+        "retention",
+        "rows",
+        "embedding_params",
+        "params",
+        "bytes",
+        "model_id",
+        "data_id",
+    )
     lines = {"notebook": notebook, "row": Path(out) / row["run"] / ROW} | {name: _shown(row[name]) for name in names}
     return "\n".join(f"{name:<17} {value}" for name, value in lines.items())

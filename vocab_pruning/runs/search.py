@@ -59,8 +59,13 @@ def aim(wanted: float, passed: tuple[float, float], failed: tuple[float, float] 
     return near + float(np.clip(share, 0.2, 0.8)) * (far - near)
 
 # %% ../../nbs/runs/search.ipynb #52687ff2
-def search(n: int, drift_at: Callable[[int], float], retention_at: Callable[[int], float], wanted: float = 0.99,
-           max_runs: int = 5) -> tuple[int, int, dict[int, float]]:
+def search(
+    n: int,
+    drift_at: Callable[[int], float],
+    retention_at: Callable[[int], float],
+    wanted: float = 0.99,
+    max_runs: int = 5,
+) -> tuple[int, int, dict[int, float]]:
     """Find the last of `n` candidates, from the mildest to the hardest, whose retention is at least `wanted`, measuring `max_runs` of them at most.
 
     Returns its number (-1: none passed), that of the mildest known to fail (`n`: none failed) and the retentions measured, by number. `drift_at(i)`, at
@@ -115,8 +120,19 @@ class _Case:
 # %% ../../nbs/runs/search.ipynb #6d99b5fc
 def _cut(self: _Case, ratio: float, share: bool = True) -> PrunedModel:
     "The model without the fraction `ratio`; with `share` its encoder is the full model's."
-    return prune_with_stats(self.model, self.tokenizer, self.stats["train"], self.scores, ratio, self.options["base"], self.options["oov"], self.asked["seed"],
-                            texts=documents(self.dataset["train"]), share=share, **self.options["oov_options"])
+    return prune_with_stats(
+        self.model,
+        self.tokenizer,
+        self.stats["train"],
+        self.scores,
+        ratio,
+        self.options["base"],
+        self.options["oov"],
+        self.asked["seed"],
+        texts=documents(self.dataset["train"]),
+        share=share,
+        **self.options["oov_options"],
+    )
 
 
 def _examples(self: _Case) -> dict[str, int]:
@@ -127,32 +143,67 @@ def _examples(self: _Case) -> dict[str, int]:
 def _train_full(self: _Case) -> dict:
     "The row of the full model's run."
     asked = self.asked | {"method": "full"}
-    return record_run(run_directory(self.out, asked), asked, copy.deepcopy(self.model), self.tokenizer, self.dataset, self.recipe,
-                      facts=_examples(self) | sizes(self.model), task=self.task, progress=self.progress)
+    return record_run(
+        run_directory(self.out, asked),
+        asked,
+        copy.deepcopy(self.model),
+        self.tokenizer,
+        self.dataset,
+        self.recipe,
+        facts=_examples(self) | sizes(self.model),
+        task=self.task,
+        progress=self.progress,
+    )
 
 # %% ../../nbs/runs/search.ipynb #5f989591
 def _facts(self: _Case, pruned: PrunedModel) -> dict:
     "What a row says of a pruned model before it is trained."
-    dev = lost(pruned, self.stats["dev"]) | {"growth": growth(pruned, documents(self.dataset["dev"]), self.stats["dev"].n_tokens)}
+    dev = lost(pruned, self.stats["dev"]) | {
+        "growth": growth(pruned, documents(self.dataset["dev"]), self.stats["dev"].n_tokens)
+    }
     return _examples(self) | pruned_facts(pruned.info, lost(pruned, self.stats["train"]), dev, self.seconds)
 
 
 def _train(self: _Case, ratio: float, full: dict) -> dict:
     "The row of the run with `ratio`, read or made."
-    asked = asked_for(self.asked, "vocab", ratio=ratio, **{name: self.options[name] for name in ("base", "scorer", "oov", "scorer_options", "oov_options")})
+    asked = asked_for(
+        self.asked,
+        "vocab",
+        ratio=ratio,
+        **{name: self.options[name] for name in ("base", "scorer", "oov", "scorer_options", "oov_options")},
+    )
     started = time.perf_counter()
     pruned = _cut(self, ratio, share=False)
     self.seconds["prune"] = time.perf_counter() - started
-    return record_run(run_directory(self.out, asked), asked, pruned.model, pruned.tokenizer, self.dataset, self.recipe, facts=_facts(self, pruned),
-                      task=self.task, full_score=full["score"], progress=self.progress)
+    return record_run(
+        run_directory(self.out, asked),
+        asked,
+        pruned.model,
+        pruned.tokenizer,
+        self.dataset,
+        self.recipe,
+        facts=_facts(self, pruned),
+        task=self.task,
+        full_score=full["score"],
+        progress=self.progress,
+    )
 
 # %% ../../nbs/runs/search.ipynb #782fa8ef
-def run_interval(task: str | Task, run: str, full: str, out: str | Path = "runs", split: str = "dev", n_draws: int = 1000,
-                 seed: int = 0) -> tuple[float, float]:
+def run_interval(
+    task: str | Task,
+    run: str,
+    full: str,
+    out: str | Path = "runs",
+    split: str = "dev",
+    n_draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
     """The 95 % interval of the retention of `run` beside the run `full`, both below `out`, over `n_draws` resamples of the examples of `split`.
 
     Raises `ValueError` where the two runs were not scored on the same examples."""
-    ours, theirs = resampled_scores(get_task(task).metrics[0], *read_predictions([run, full], out, split), n_draws, seed)[1:].T
+    ours, theirs = resampled_scores(
+        get_task(task).metrics[0], *read_predictions([run, full], out, split), n_draws, seed
+    )[1:].T
     return retention_interval(ours, theirs)
 
 # %% ../../nbs/runs/search.ipynb #d26b6c68
@@ -175,30 +226,64 @@ class Found:
 
     def __repr__(self) -> str:
         fails = "none looked at failed" if self.fails_at is None else f"{self.fails_at:g} fails"
-        return (f"Found(ratio {self.ratio:g} of {self.base}: retention {self.retention:.3f}, wanted {self.wanted}; {fails}; "
-                f"{self.trainings} trainings, noise {self.noise:.3f})")
+        return (
+            f"Found(ratio {self.ratio:g} of {self.base}: retention {self.retention:.3f}, wanted {self.wanted}; {fails}; "
+            f"{self.trainings} trainings, noise {self.noise:.3f})"
+        )
 
 # %% ../../nbs/runs/search.ipynb #10076002
-def _case(task: str | Task, base: str, scorer: str, oov: str, model: str, data: str, seed: int, out, progress: bool, scorer_options: dict, oov_options: dict,
-          max_train_examples: int | None, held_out_examples: int | None, **recipe) -> _Case:
+def _case(
+    task: str | Task,
+    base: str,
+    scorer: str,
+    oov: str,
+    model: str,
+    data: str,
+    seed: int,
+    out,
+    progress: bool,
+    scorer_options: dict,
+    oov_options: dict,
+    max_train_examples: int | None,
+    held_out_examples: int | None,
+    **recipe,
+) -> _Case:
     """Return everything read and counted.
 
     Raises `ValueError` for a scorer whose ranking is not fixed, and what `RunSpec`, `subset`, `make_recipe` raise."""
     task = get_task(task)
-    chosen = RunSpec.parse(task=task, base=base, scorer=scorer, oov=oov, scorer_options=scorer_options,
-                           oov_options=oov_options)
+    chosen = RunSpec.parse(
+        task=task, base=base, scorer=scorer, oov=oov, scorer_options=scorer_options, oov_options=oov_options
+    )
     chosen.check(task)
     if get_scorer(scorer).tuned or get_scorer(scorer).reads_n_rows:
-        raise ValueError(f"scorer {scorer!r} has no ranking that is fixed before training and for every number of rows; choose frequency, tfidf or random")
-    recipe, (source, model_id), (_, data_id) = make_recipe(task, **recipe), resolve_model(model), resolve_data(data, task)
-    dataset, (classifier, tokenizer) = subset(load_task(task, data), max_train_examples, held_out_examples), load_classifier(source, task, seed)
-    asked = shared_parameters(task, seed, model_id, classifier, data_id, dataset, recipe, max_train_examples, held_out_examples)
+        raise ValueError(
+            f"scorer {scorer!r} has no ranking that is fixed before training and for every number of rows; choose frequency, tfidf or random"
+        )
+    recipe, (source, model_id), (_, data_id) = (
+        make_recipe(task, **recipe),
+        resolve_model(model),
+        resolve_data(data, task),
+    )
+    dataset, (classifier, tokenizer) = (
+        subset(load_task(task, data), max_train_examples, held_out_examples),
+        load_classifier(source, task, seed),
+    )
+    asked = shared_parameters(
+        task, seed, model_id, classifier, data_id, dataset, recipe, max_train_examples, held_out_examples
+    )
     options = dict(base=base, scorer=scorer, oov=oov, scorer_options=scorer_options, oov_options=oov_options)
-    case = _Case(task, dataset, classifier, tokenizer, recipe, asked, options, out, progress, special_mask(classifier, tokenizer))
+    case = _Case(
+        task, dataset, classifier, tokenizer, recipe, asked, options, out, progress, special_mask(classifier, tokenizer)
+    )
     started, texts = time.perf_counter(), documents(dataset["train"])
-    case.stats = {split: token_stats(documents(dataset[split]), tokenizer, len(case.special)) for split in ("train", "dev")}
+    case.stats = {
+        split: token_stats(documents(dataset[split]), tokenizer, len(case.special)) for split in ("train", "dev")
+    }
     counted = time.perf_counter()
-    case.scores = compute_token_scores(case.stats["train"], scorer, seed=seed, texts=texts, tokenizer=tokenizer, special=case.special, **scorer_options)
+    case.scores = compute_token_scores(
+        case.stats["train"], scorer, seed=seed, texts=texts, tokenizer=tokenizer, special=case.special, **scorer_options
+    )
     case.seconds = dict(stats=counted - started, scores=time.perf_counter() - counted)
     return case
 
@@ -230,7 +315,9 @@ def _curve(case: _Case, looks: dict[float, dict], rows: dict[float, dict], full:
 
     for ratio, row in rows.items():
         low, high = run_interval(case.task, row["run"], full["run"], case.out, case.split)
-        looks[ratio] |= dict(score=row[case.metric], retention=row[case.metric] / full[case.metric], low=low, high=high, run=row["run"])
+        looks[ratio] |= dict(
+            score=row[case.metric], retention=row[case.metric] / full[case.metric], low=low, high=high, run=row["run"]
+        )
     columns = ["ratio", "rows", "drift", "score", "retention", "low", "high", "run"]
     return pd.DataFrame([looks[ratio] for ratio in sorted(looks)], columns=columns)
 
@@ -252,10 +339,26 @@ def _check_asked(retention, max_runs, step, n_texts, seed, max_train_examples, h
         whole_number(name, value, none=True)
 
 # %% ../../nbs/runs/search.ipynb #b9e5b49e
-def find_ratio(task: str | Task, retention: float = 0.99, max_runs: int = 5, base: str = "params", scorer: str = "tfidf", oov: str = "pq", step: float = 0.01,
-               model: str = "auto", data: str = "auto", seed: int = 42, max_train_examples: int | None = None, held_out_examples: int | None = None,
-               n_texts: int = 512, out: str | Path = "runs", scorer_options: dict | None = None, oov_options: dict | None = None,
-               progress: bool = False, **recipe) -> Found:
+def find_ratio(
+    task: str | Task,
+    retention: float = 0.99,
+    max_runs: int = 5,
+    base: str = "params",
+    scorer: str = "tfidf",
+    oov: str = "pq",
+    step: float = 0.01,
+    model: str = "auto",
+    data: str = "auto",
+    seed: int = 42,
+    max_train_examples: int | None = None,
+    held_out_examples: int | None = None,
+    n_texts: int = 512,
+    out: str | Path = "runs",
+    scorer_options: dict | None = None,
+    oov_options: dict | None = None,
+    progress: bool = False,
+    **recipe,
+) -> Found:
     """The largest ratio of `base` (a multiple of `step`) whose model keeps `retention` (a fraction) of the full model's score on `task` after fine-tuning.
 
     At most `max_runs` pruned models are trained, and the full one; runs below `out` that are there already are read, so a search that was cut off goes on.
@@ -265,14 +368,32 @@ def find_ratio(task: str | Task, retention: float = 0.99, max_runs: int = 5, bas
     Raises `ValueError` where no ratio that was trained keeps `retention`, where the full model's score is not above 0, for a scorer whose ranking is not
     fixed, and for what `RunSpec` refuses."""
     _check_asked(retention, max_runs, step, n_texts, seed, max_train_examples, held_out_examples)
-    case = _case(task, base, scorer, oov, model, data, seed, out, progress, scorer_options or {}, oov_options or {}, max_train_examples,
-                 held_out_examples, **recipe)
+    case = _case(
+        task,
+        base,
+        scorer,
+        oov,
+        model,
+        data,
+        seed,
+        out,
+        progress,
+        scorer_options or {},
+        oov_options or {},
+        max_train_examples,
+        held_out_examples,
+        **recipe,
+    )
     ratios, rows, looks = _candidates(case, step), {}, {}
     if not ratios:
-        raise ValueError(f"no multiple of step {step} of {base} can be removed with oov={oov!r}; choose a smaller step or another oov")
+        raise ValueError(
+            f"no multiple of step {step} of {base} can be removed with oov={oov!r}; choose a smaller step or another oov"
+        )
     full = _train_full(case)
     if full[case.metric] <= 0:
-        raise ValueError(f"the full model's {case.metric} is {full[case.metric]:.4f}, not above 0: nothing can be retained; train longer or on more examples")
+        raise ValueError(
+            f"the full model's {case.metric} is {full[case.metric]:.4f}, not above 0: nothing can be retained; train longer or on more examples"
+        )
     look = _looker(case, ratios, n_texts)
 
     def drift_at(number: int) -> float:
@@ -286,10 +407,20 @@ def find_ratio(task: str | Task, retention: float = 0.99, max_runs: int = 5, bas
     low, high, measured = search(len(ratios), drift_at, retention_at, retention, max_runs)
     kept = {ratios[number]: value for number, value in measured.items()}
     if low < 0:
-        raise ValueError(f"none of the {len(kept)} ratios trained keeps {retention} of {case.metric} {full[case.metric]:.4f}; the mildest, {min(kept)}, keeps "
-                         f"{kept[min(kept)]:.4f}. Ask for less, allow more than max_runs={max_runs}, or choose a smaller step or another oov")
-    return Found(ratios[low], kept.get(ratios[low], 1.0), retention, base, ratios[high] if high < len(ratios) else None, len(kept) + 1, rises(kept),
-                 _curve(case, looks, rows, full))
+        raise ValueError(
+            f"none of the {len(kept)} ratios trained keeps {retention} of {case.metric} {full[case.metric]:.4f}; the mildest, {min(kept)}, keeps "
+            f"{kept[min(kept)]:.4f}. Ask for less, allow more than max_runs={max_runs}, or choose a smaller step or another oov"
+        )
+    return Found(
+        ratios[low],
+        kept.get(ratios[low], 1.0),
+        retention,
+        base,
+        ratios[high] if high < len(ratios) else None,
+        len(kept) + 1,
+        rises(kept),
+        _curve(case, looks, rows, full),
+    )
 
 # %% ../../nbs/runs/search.ipynb #8ffedba7
 def plot_found(found: Found):

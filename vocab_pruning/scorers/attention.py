@@ -30,7 +30,9 @@ def _watched_attention(module, query, key, value, attention_mask, **kwargs):
     homes = (sys.modules[cls.__module__] for cls in type(module).__mro__)
     eager = next((home.eager_attention_forward for home in homes if hasattr(home, "eager_attention_forward")), None)
     if eager is None:
-        raise ValueError(f"{type(module).__name__} has no eager attention to watch; choose a scorer that needs no attention, e.g. 'tfidf'")
+        raise ValueError(
+            f"{type(module).__name__} has no eager attention to watch; choose a scorer that needs no attention, e.g. 'tfidf'"
+        )
     output, weights = eager(module, query, key, value, attention_mask, **kwargs)
     _observer.get()(weights, value)
     return output, None
@@ -52,7 +54,9 @@ def watch_attention(model, observer: Callable):
         model.set_attn_implementation(WATCHED)
         yield model.eval()
         if not shown:
-            raise ValueError(f"{type(model).__name__} does not show its attention weights; choose a scorer that needs no attention, e.g. 'tfidf'")
+            raise ValueError(
+                f"{type(model).__name__} does not show its attention weights; choose a scorer that needs no attention, e.g. 'tfidf'"
+            )
     finally:
         model.set_attn_implementation(before)
         for part, training in modes:
@@ -69,7 +73,9 @@ def _received(model, inputs: dict[str, torch.Tensor], by_value: bool) -> torch.T
         received = (real[:, None, None].float() @ weights.float()).squeeze(2)
         if by_value:
             size = values.float().abs().sum(-1)
-            received = received * size.repeat_interleave(received.shape[1] // size.shape[1], 1)  # heads that share their values
+            received = received * size.repeat_interleave(
+                received.shape[1] // size.shape[1], 1
+            )  # heads that share their values
         total.add_(received.sum(1).cpu())
 
     with watch_attention(model, observe):
@@ -80,37 +86,75 @@ def _received(model, inputs: dict[str, torch.Tensor], by_value: bool) -> torch.T
 def _batches(examples: Iterable, tokenizer, batch_size: int, max_length: int) -> Iterator[dict[str, torch.Tensor]]:
     "Padded model inputs for `examples` (strings, or tuples of one or two), at most `batch_size` at a time, of like length."
     stream = (example if isinstance(example, tuple) else (example,) for example in examples)
-    tokenizer, max_length = copy.deepcopy(tokenizer), min(max_length, tokenizer.model_max_length)  # encoding sets truncation and padding
+    tokenizer, max_length = (
+        copy.deepcopy(tokenizer),
+        min(max_length, tokenizer.model_max_length),
+    )  # encoding sets truncation and padding
     while chunk := list(islice(stream, 32 * batch_size)):
-        if (bad := next((example for example in chunk if not all(isinstance(text, str) for text in example)), None)) is not None:
+        if (
+            bad := next((example for example in chunk if not all(isinstance(text, str) for text in example)), None)
+        ) is not None:
             raise TypeError(f"example {bad!r} holds something that is not a string; leave out missing texts first")
-        inputs = tokenizer(*map(list, zip(*chunk, strict=True)), truncation=True, max_length=max_length, return_attention_mask=True)
+        inputs = tokenizer(
+            *map(list, zip(*chunk, strict=True)), truncation=True, max_length=max_length, return_attention_mask=True
+        )
         order = np.argsort([len(ids) for ids in inputs["input_ids"]], kind="stable")
         for some in np.split(order, range(batch_size, len(order), batch_size)):
-            yield tokenizer.pad({name: [values[i] for i in some] for name, values in inputs.items()}, padding_side="right", return_tensors="pt")
+            yield tokenizer.pad(
+                {name: [values[i] for i in some] for name, values in inputs.items()},
+                padding_side="right",
+                return_tensors="pt",
+            )
 
 # %% ../../nbs/scorers/attention.ipynb #6e5c5daa
 @torch.inference_mode()
-def attention_received(model, tokenizer, examples: Iterable, n_rows: int, by_value: bool = False, batch_size: int = 32, max_length: int = 128,
-                       progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def attention_received(
+    model,
+    tokenizer,
+    examples: Iterable,
+    n_rows: int,
+    by_value: bool = False,
+    batch_size: int = 32,
+    max_length: int = 128,
+    progress: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
     """Attention that each row's occurrences receive in one pass over `examples`, and the occurrences themselves: float64 and int64 (V,).
 
     `examples`: strings, or tuples (text,) or (text, pair). `by_value` weighs by the L1 norm of the value vectors."""
     total, count = torch.zeros(n_rows, dtype=torch.float64), torch.zeros(n_rows, dtype=torch.int64)
-    with tqdm(total=len(examples) if hasattr(examples, "__len__") else None, unit="example", desc="attention", disable=not progress) as bar:
+    with tqdm(
+        total=len(examples) if hasattr(examples, "__len__") else None,
+        unit="example",
+        desc="attention",
+        disable=not progress,
+    ) as bar:
         for inputs in _batches(examples, tokenizer, batch_size, max_length):
             real = inputs["attention_mask"].bool()
             ids = inputs["input_ids"][real]
             check_ids(ids.numpy(), n_rows)
-            total.index_add_(0, ids, _received(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, by_value)[real])
+            total.index_add_(
+                0,
+                ids,
+                _received(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, by_value)[real],
+            )
             count += torch.bincount(ids, minlength=n_rows)
             bar.update(len(real))
     return total.numpy(), count.numpy()
 
 # %% ../../nbs/scorers/attention.ipynb #9b9f3546
-def compute_attention_scores(stats: TokenStats, *, model=None, tokenizer=None, texts: Iterable[str] | None = None, examples: Iterable | None = None,
-                             by_value: bool = False, divide: bool = True, batch_size: int = 32, max_length: int = 128,
-                             progress: bool = False) -> np.ndarray:
+def compute_attention_scores(
+    stats: TokenStats,
+    *,
+    model=None,
+    tokenizer=None,
+    texts: Iterable[str] | None = None,
+    examples: Iterable | None = None,
+    by_value: bool = False,
+    divide: bool = True,
+    batch_size: int = 32,
+    max_length: int = 128,
+    progress: bool = False,
+) -> np.ndarray:
     """Mean attention that a row's occurrences receive from all queries, heads and layers: float64 (V,), 0 for rows without any (paper §3.1, Attention).
 
     `model`: fine-tuned on the task's train split. `examples` (else `texts`): that split, as in `attention_received`, as
@@ -118,9 +162,13 @@ def compute_attention_scores(stats: TokenStats, *, model=None, tokenizer=None, t
     for examples that can be read only once, for a model of another size, and for one whose attention cannot be watched."""
     examples = texts if examples is None else examples
     if model is None or tokenizer is None or examples is None or is_one_shot(examples):
-        raise ValueError("attention needs model= (fine-tuned on train), tokenizer=, and examples= or texts= that can be read again: a list, not a generator")
+        raise ValueError(
+            "attention needs model= (fine-tuned on train), tokenizer=, and examples= or texts= that can be read again: a list, not a generator"
+        )
     if (rows := model.get_input_embeddings().num_embeddings) != stats.n_rows:
-        raise ValueError(f"the statistics are over {stats.n_rows} rows, the embedding has {rows}: they do not belong together")
+        raise ValueError(
+            f"the statistics are over {stats.n_rows} rows, the embedding has {rows}: they do not belong together"
+        )
     options = dict(by_value=by_value, batch_size=batch_size, max_length=max_length, progress=progress)
     total, count = attention_received(model, tokenizer, examples, stats.n_rows, **options)
     if not count.any():
@@ -128,8 +176,18 @@ def compute_attention_scores(stats: TokenStats, *, model=None, tokenizer=None, t
     return total / np.maximum(count, 1) if divide else total
 
 
-def vatp_scores(stats: TokenStats, *, model=None, tokenizer=None, texts: Iterable[str] | None = None, examples: Iterable | None = None,
-                divide: bool = True, batch_size: int = 32, max_length: int = 128, progress: bool = False) -> np.ndarray:
+def vatp_scores(
+    stats: TokenStats,
+    *,
+    model=None,
+    tokenizer=None,
+    texts: Iterable[str] | None = None,
+    examples: Iterable | None = None,
+    divide: bool = True,
+    batch_size: int = 32,
+    max_length: int = 128,
+    progress: bool = False,
+) -> np.ndarray:
     "`compute_attention_scores` with each occurrence's attention weighted by the L1 norm of its value vector, per head: float64 (V,) (VATP)."
     options = dict(divide=divide, batch_size=batch_size, max_length=max_length, progress=progress)
     corpus = dict(tokenizer=tokenizer, texts=texts, examples=examples)

@@ -69,7 +69,11 @@ def _of_seen(ratio: float, size: Size, special: np.ndarray, seen: np.ndarray) ->
 
 
 BASES: dict[str, Callable[..., int]] = {"params": _of_params, "vocab": _of_vocab, "seen": _of_seen}
-CUTS = {"params": "of the parameters", "vocab": "of the rows", "seen": "of the rows that train uses"}  # what a ratio is of, in print
+CUTS = {
+    "params": "of the parameters",
+    "vocab": "of the rows",
+    "seen": "of the rows that train uses",
+}  # what a ratio is of, in print
 
 # %% ../../nbs/scorers/budget.ipynb #99dfe0c9
 def max_ratio(size: Size, n_special: int, base: str = "params") -> float:

@@ -20,8 +20,17 @@ def _candidates(stats: TokenStats, special: np.ndarray | None, pool: str) -> np.
     return np.flatnonzero(chosen if special is None else chosen & ~special)
 
 # %% ../../nbs/scorers/clustering.ipynb #1e70101f
-def clustering_scores(stats: TokenStats, *, model=None, n_rows: int | None = None, special: np.ndarray | None = None, seed: int = 0,
-                      method: str = "average", pool: str = "seen", **options) -> np.ndarray:
+def clustering_scores(
+    stats: TokenStats,
+    *,
+    model=None,
+    n_rows: int | None = None,
+    special: np.ndarray | None = None,
+    seed: int = 0,
+    method: str = "average",
+    pool: str = "seen",
+    **options,
+) -> np.ndarray:
     """1 + the share of all occurrences that its cluster has for the row nearest to a cluster's centroid, 0 for others: float64 (V,) (paper §3.1, Clustering).
 
     Rows are grouped by cosine; a centroid is that of the rows as they are. As many clusters as `n_rows` leaves beside `special`, bool (V,); all rows of the
@@ -31,13 +40,17 @@ def clustering_scores(stats: TokenStats, *, model=None, n_rows: int | None = Non
         raise ValueError("clustering needs model= (its embedding rows) and n_rows= (the number of rows to keep)")
     weight = model.get_input_embeddings().weight.detach()
     if len(weight) != stats.n_rows:
-        raise ValueError(f"the statistics are over {stats.n_rows} rows, the embedding has {len(weight)}: they do not belong together")
+        raise ValueError(
+            f"the statistics are over {stats.n_rows} rows, the embedding has {len(weight)}: they do not belong together"
+        )
     ids = _candidates(stats, special, pool)
     wanted, scores = min(n_rows - (0 if special is None else int(special.sum())), len(ids)), np.zeros(stats.n_rows)
     rows = weight[ids]
     zero = ids[(rows == 0).all(dim=1).cpu().numpy()]
     if len(zero):
-        raise ValueError(f"row {zero[0]} of the embedding has length 0.0, so it has no direction to compare; choose a scorer that does not cluster")
+        raise ValueError(
+            f"row {zero[0]} of the embedding has length 0.0, so it has no direction to compare; choose a scorer that does not cluster"
+        )
     if wanted > 0:
         labels = cluster_rows(rows, wanted, method, seed, **options)
         scores[ids[medoids(rows, labels)]] = 1 + np.bincount(labels, stats.counts[ids]) / stats.n_tokens

@@ -81,32 +81,72 @@ def _clustering_options(given: Mapping) -> dict[str, Option]:
 
 
 def _cluster(given: Context, **options) -> np.ndarray:
-    return clustering_scores(given.stats, model=given.model, n_rows=given.n_rows, special=given.special, seed=given.seed,
-                             **options)
+    return clustering_scores(
+        given.stats, model=given.model, n_rows=given.n_rows, special=given.special, seed=given.seed, **options
+    )
 
 
 def _read_with(score: Callable) -> Callable:
     "`score`, which reads the attention of a model, as a function of the context."
+
     def read(given: Context, **options) -> np.ndarray:
-        return score(given.stats, model=given.model, tokenizer=given.tokenizer, texts=given.texts,
-                     examples=given.examples, **options)
+        return score(
+            given.stats,
+            model=given.model,
+            tokenizer=given.tokenizer,
+            texts=given.texts,
+            examples=given.examples,
+            **options,
+        )
 
     return read
 
 # %% ../../nbs/scorers/registry.ipynb #242d891b
-SCORERS: dict[str, ScorerSpec] = {spec.name: spec for spec in (
-    ScorerSpec("random", "at random, as a baseline", lambda given: random_scores(given.stats, seed=given.seed), color=7),
-    ScorerSpec("clustering", "by whether their rows stand for a cluster", _cluster, _clustering_options,
-               reads_n_rows=True, color=1),
-    ScorerSpec("attention", "by the attention they receive in a fine-tuned model", _read_with(compute_attention_scores),
-               {"by_value": FLAG, **_READING}, reads_texts=lambda options: True, tuned=True, color=4),
-    ScorerSpec("vatp", "by attention times the length of the values", _read_with(vatp_scores), _READING, "VATP",
-               reads_texts=lambda options: True, tuned=True, color=5),
-    ScorerSpec("frequency", "by how often they occur", lambda given: frequency_scores(given.stats), color=2),
-    ScorerSpec("tfidf", "by their mean tf-idf weight", lambda given, **options: tfidf_scores(
-        given.stats, texts=given.texts, tokenizer=given.tokenizer, **options), {"norm": one_of("l2", None)}, "tf-idf",
-        reads_texts=lambda options: options.get("norm", "l2") is not None, color=0),
-)}
+SCORERS: dict[str, ScorerSpec] = {
+    spec.name: spec
+    for spec in (
+        ScorerSpec(
+            "random", "at random, as a baseline", lambda given: random_scores(given.stats, seed=given.seed), color=7
+        ),
+        ScorerSpec(
+            "clustering",
+            "by whether their rows stand for a cluster",
+            _cluster,
+            _clustering_options,
+            reads_n_rows=True,
+            color=1,
+        ),
+        ScorerSpec(
+            "attention",
+            "by the attention they receive in a fine-tuned model",
+            _read_with(compute_attention_scores),
+            {"by_value": FLAG, **_READING},
+            reads_texts=lambda options: True,
+            tuned=True,
+            color=4,
+        ),
+        ScorerSpec(
+            "vatp",
+            "by attention times the length of the values",
+            _read_with(vatp_scores),
+            _READING,
+            "VATP",
+            reads_texts=lambda options: True,
+            tuned=True,
+            color=5,
+        ),
+        ScorerSpec("frequency", "by how often they occur", lambda given: frequency_scores(given.stats), color=2),
+        ScorerSpec(
+            "tfidf",
+            "by their mean tf-idf weight",
+            lambda given, **options: tfidf_scores(given.stats, texts=given.texts, tokenizer=given.tokenizer, **options),
+            {"norm": one_of("l2", None)},
+            "tf-idf",
+            reads_texts=lambda options: options.get("norm", "l2") is not None,
+            color=0,
+        ),
+    )
+}
 
 
 def get_scorer(scorer: str) -> ScorerSpec:

@@ -29,7 +29,9 @@ def _normalised(ids: np.ndarray, lengths: np.ndarray, idf: np.ndarray) -> np.nda
     return np.bincount(row, weight / np.where(norm > 0, norm, 1)[doc], minlength=len(idf))
 
 # %% ../../nbs/scorers/tfidf.ipynb #24ac8802
-def tfidf_scores(stats: TokenStats, *, texts: Iterable[str] | None = None, tokenizer=None, norm: str | None = "l2") -> np.ndarray:
+def tfidf_scores(
+    stats: TokenStats, *, texts: Iterable[str] | None = None, tokenizer=None, norm: str | None = "l2"
+) -> np.ndarray:
     """Mean tf-idf weight over the corpus's documents: float64 (V,) (paper §3.1, TF-IDF).
 
     `norm="l2"` scales each document's vector to unit length and reads `texts`, the corpus of `stats`, once more; `norm=None` needs `stats` alone.
@@ -40,11 +42,15 @@ def tfidf_scores(stats: TokenStats, *, texts: Iterable[str] | None = None, token
     if norm != "l2":
         raise ValueError(f"unknown norm {norm!r}; choose 'l2' or None")
     if texts is None or is_one_shot(texts):
-        raise ValueError("tf-idf with norm='l2' reads the texts a second time; give a list or another iterable that starts afresh, or norm=None")
+        raise ValueError(
+            "tf-idf with norm='l2' reads the texts a second time; give a list or another iterable that starts afresh, or norm=None"
+        )
     total, n_docs = np.zeros(stats.n_rows), 0
     for ids, lengths in token_batches(texts, tokenizer):
         check_ids(ids, stats.n_rows)
         total, n_docs = total + _normalised(ids, lengths, idf), n_docs + len(lengths)
     if n_docs != stats.n_docs:
-        raise ValueError(f"the statistics count {stats.n_docs} documents, the texts hold {n_docs}; give the texts that were counted")
+        raise ValueError(
+            f"the statistics count {stats.n_docs} documents, the texts hold {n_docs}; give the texts that were counted"
+        )
     return total / n_docs
