@@ -40,11 +40,12 @@ class Products:
         "Choose as `largest` does among the products that are there, each off by `error` (b,) at most."
         _allowed(self.products[: len(targets)], absolute, without)
         target, place, many = _near(self.groups[: len(targets)], error)
-        targets = F.normalize(targets.double(), dim=1, eps=1e-300)
-        exact = _products_of_pairs(targets, self.unit, target, place, absolute)
-        best = _first_largest(exact, target, place, len(targets))
+        best = place.new_zeros(len(targets)).scatter_(0, target, place)  # settled where a target has one pair
+        several = (target.bincount(minlength=len(targets)) > 1)[target]
+        target, place = target[several], place[several]
+        _first_largest(best, _products_of_pairs(targets, self.unit, target, place, absolute), target, place)
         if len(again := many.nonzero()[:, 0]):
-            exact = targets[again] @ self.unit.T
+            exact = F.normalize(targets[again].double(), dim=1, eps=1e-300) @ self.unit.T
             _allowed(exact, absolute, None if without is None else without[again])
             best[again] = exact.round_(decimals=12).argmax(dim=1)
         return best
@@ -79,17 +80,18 @@ def _near(groups: torch.Tensor, error: torch.Tensor) -> tuple[torch.Tensor, torc
 
 def _products_of_pairs(targets: torch.Tensor, unit: torch.Tensor, target: torch.Tensor, place: torch.Tensor,
                        absolute: bool) -> torch.Tensor:
-    "Twelve decimals of the products, or their sizes, of `targets[target]` and `unit[place]`, all float64: (p,)."
+    "Compute cosines, or their sizes, of `targets[target]` and `unit[place]` to twelve decimals: float64 (p,)."
     pairs = zip(target.split(4096), place.split(4096), strict=True)
-    products = torch.cat([(targets[some] * unit[where]).sum(dim=1) for some, where in pairs])
+    products = torch.cat([(F.normalize(targets[some].double(), dim=1, eps=1e-300) * unit[where]).sum(dim=1)
+                          for some, where in pairs])
     return (products.abs() if absolute else products).round_(decimals=12)
 
 
-def _first_largest(products: torch.Tensor, target: torch.Tensor, place: torch.Tensor, n: int) -> torch.Tensor:
-    "The least `place` of the largest of `products` of each of `n` targets, `target` saying whose it is: int64 (n,)."
-    most = products.new_full((n,), -torch.inf).scatter_reduce_(0, target, products, "amax")
+def _first_largest(best: torch.Tensor, products: torch.Tensor, target: torch.Tensor, place: torch.Tensor):
+    "Write to `best` (b,) the least `place` (p,) of the largest of `products` (p,) of each `target` (p,) there is."
+    most = products.new_full(best.shape, -torch.inf).scatter_reduce_(0, target, products, "amax")
     equal = products == most[target]
-    return place.new_zeros(n).scatter_reduce_(0, target[equal], place[equal], "amin", include_self=False)
+    best.scatter_reduce_(0, target[equal], place[equal], "amin", include_self=False)
 
 # %% ../nbs/06_pursuit.ipynb #6a3e0d08
 KNOWN = 2**29  # products of rows with rows that are kept at most, a byte each
