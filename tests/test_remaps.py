@@ -273,7 +273,7 @@ def test_more_targets_than_rows_are_mixed_alike(monkeypatch):
     draw = torch.Generator().manual_seed(0)
     rows, targets = torch.randn(70, 24, generator=draw), torch.randn(300, 24, generator=draw)
     whole = pursue(targets, rows)
-    monkeypatch.setattr("vocab_pruning.pursuit.KNOWN", 0)
+    monkeypatch.setattr("vocab_pruning.algorithms.pursuit.KNOWN", 0)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(whole, pursue(targets, rows), strict=True))
 
 
