@@ -17,8 +17,8 @@ import torch
 from matplotlib import pyplot
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from tools.publish import page_name
 from vocab_pruning.core import minilm_directory
-from vocab_pruning.publish import page_name
 from vocab_pruning.runs.recipe import run_parameters
 from vocab_pruning.runs.record import asked_for, read_rows, row_of_notebook, run_directory, run_name, summarize_notebook
 from vocab_pruning.runs.spec import RunSpec, parameter_defaults
