@@ -16,7 +16,7 @@ EXECUTED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty)
 # Where a lowest version cannot be installed, another may be named: `make test-lowest but=torch==2.13.0`.
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
-EXTRAS := dev,notebooks,offline,sentence,retrieval,onnx
+EXTRAS := dev
 
 .PHONY: help run sweep test test-all test-portable test-lowest test-newest page readme docs lint clean
 help:

@@ -21,6 +21,8 @@ def lowest(settings: Path = SETTINGS) -> dict[str, str]:
     versions = {}
     for requirement in " ".join(named.values()).split():
         found = REQUIREMENT.fullmatch(requirement)
+        if found["name"] == config["DEFAULT"]["lib_name"]:
+            continue  # extras of our own
         bound = re.search(r"[>=]=(\d[\w.]*)", found["bounds"])
         if not bound:
             advice = f"write one, as in {found['name']}>=1.0"
