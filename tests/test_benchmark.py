@@ -187,7 +187,7 @@ def test_a_measurement_that_fails_says_why(tmp_path, monkeypatch):
         benchmark._measure_peak(str(tmp_path), "cpu")
     failed = SimpleNamespace(returncode=1, stderr="x" * 600 + "IndexError: index out of range in self")
     monkeypatch.setattr(benchmark.subprocess, "run", lambda *args, **how: failed)
-    with pytest.raises(RuntimeError, match="the process that was to be measured failed: x+IndexError: index out of range"):
+    with pytest.raises(RuntimeError, match="the measured process failed: x+IndexError: index out of range"):
         peak_memory(model, batch, "cpu")
 
 

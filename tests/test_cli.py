@@ -178,7 +178,7 @@ def test_texts_that_read_unknown_are_no_gain(english):
     ("--max-growth", "0.0"), ("--max-growth", "inf"), ("--max-growth", "nan")])
 def test_a_limit_that_is_none_is_refused_before_anything_is_read(option, value):
     named = option.removeprefix("--").replace("-", "_")
-    assert refused("check", "no-such-model", "no-such-texts.txt", option, value).startswith(f"{named} {value}")
+    assert refused("check", "no-such-model", "no-such-texts.txt", option, value).startswith(f"{named}={value}: give")
 
 
 def test_what_a_pruned_model_covers_is_counted(tiny, tmp_path):

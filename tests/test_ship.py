@@ -1585,7 +1585,7 @@ def test_texts_that_preflight_cannot_use():
     with pytest.raises(ValueError, match="unknown oov 'subword'"):
         preflight(full, old, TEXTS, TEXTS, oovs=["unk", "subword"])
     for none in (dict(ratios=[]), dict(oovs=[])):
-        with pytest.raises(ValueError, match="give one or more of both"):
+        with pytest.raises(ValueError, match="give at least one of each"):
             preflight(full, old, TEXTS, TEXTS, **none)
     for held_out in ([], [""]):
         with pytest.raises(ValueError, match="no token at all"):

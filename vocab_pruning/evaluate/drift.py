@@ -9,6 +9,7 @@ __all__ = ['UNKNOWN_MARGIN', 'spending', 'coverage_of', 'check_limits', 'check_c
 import math
 from collections import Counter, deque
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,12 +20,18 @@ from ..models.saving import PrunedModel
 from ..data.stats import TokenStats, backend, batch_stats, coverage_curve, token_batches, token_stats
 
 # %% ../../nbs/evaluate/drift.ipynb #910fd457
-def spending(model, tokenizer, stats: TokenStats | None = None) -> dict:
-    """What `model` spends on its vocabulary, JSON-ready: `rows`, `width`, `params`, `vocabulary_params` and their `share`, `max_ratio`, the most that can go.
+def spending(
+    model,  # full model
+    tokenizer,  # the model's
+    stats: TokenStats | None = None,  # token statistics of a corpus
+) -> dict:
+    """Return what `model` spends on its vocabulary, JSON-ready.
 
-    With `stats` of a corpus also its `documents` and `tokens`, `rows_used`, `rows_for_99`, the most frequent ones that make 99 % of its tokens, and
-    `break_even` by base."""
-    size, special = model_size(model), special_mask(model, tokenizer)
+    `rows`, `width`, `params`, `vocabulary_params` and their `share`, and `max_ratio`, the most that can go. With
+    `stats` also the corpus's `documents` and `tokens`; `rows_used`; `rows_for_99`, how many of the most frequent rows
+    make up 99 % of its tokens; and `break_even` by base."""
+    size = model_size(model)
+    special = special_mask(model, tokenizer)
     spent = size.rows * size.row_cost
     known = dict(
         rows=size.rows,
@@ -45,31 +52,45 @@ def spending(model, tokenizer, stats: TokenStats | None = None) -> dict:
     return known | used | dict(break_even={base: break_even(base, size, special, stats.seen) for base in BASES})
 
 # %% ../../nbs/evaluate/drift.ipynb #81d415e4
-def _lost(pruned: PrunedModel, counts: np.ndarray, n: int) -> list[dict]:
-    "The `n` most frequent of the lost tokens whose `counts` (V,) are given: token, occurrences, and what it reads now."
+def _lost_tokens(pruned: PrunedModel, counts: np.ndarray, n: int) -> list[dict]:
+    "Return the `n` most frequent lost tokens by `counts` (V,): token, occurrences, and what it reads now."
     ids = np.argsort(-counts, kind="stable")[: min(n, int((counts > 0).sum()))].tolist()
     name = pruned.tokenizer.convert_ids_to_tokens
     return [dict(token=name(i), occurrences=int(counts[i]), reads=pruned.reads(i)) for i in ids]
 
 
-def _most(counts: Counter, n: int) -> list[tuple]:
-    "Return the `n` most frequent of `counts` with their counts, the first seen first where they are equal."
-    return [(what, int(count)) for what, count in counts.most_common(n)]
+def _unread_parts(tokenizer, counts: Counter, n: int) -> list[dict]:
+    "Return the `n` most frequent parts that `tokenizer` reads as unknown; of equals, the first seen comes first."
+    return [dict(token=part, occurrences=int(m), reads=tokenizer.unk_token) for part, m in counts.most_common(n)]
+
+# %% ../../nbs/evaluate/drift.ipynb #5803254f
+@dataclass
+class _CountedTexts:
+    "What counting texts gave."
+
+    stats: TokenStats  # of all tokens
+    touched: int = 0  # documents that lost a token
+    gone: int = 0  # occurrences of lost tokens
+    lost: list[dict] = field(default_factory=list)  # the most frequent of them
 
 
-def _count_remapped(pruned: PrunedModel, texts: Iterable[str], progress: bool) -> tuple[TokenStats, int, np.ndarray]:
-    "Return statistics of `texts`, how many of them lost a token, and the counts (V,) of the lost tokens."
+def _count_remapped(pruned: PrunedModel, texts: Iterable[str], n_lost: int, progress: bool) -> _CountedTexts:
+    "Count the tokens of `texts`, and those that lost their row."
     n_rows = len(pruned.model.get_input_embeddings().index)
     kept = np.isin(np.arange(n_rows), pruned.keep.numpy())
-    total, touched = TokenStats.empty(n_rows), 0
+    count = _CountedTexts(TokenStats.empty(n_rows))
     for ids, lengths in token_batches(texts, pruned.tokenizer, progress=progress):
-        total += batch_stats(ids, lengths, n_rows)
-        touched += len(np.unique(np.repeat(np.arange(len(lengths)), lengths)[~kept[ids]]))
-    return total, touched, np.where(kept, 0, total.counts)
+        count.stats += batch_stats(ids, lengths, n_rows)
+        document = np.repeat(np.arange(len(lengths)), lengths)
+        count.touched += len(np.unique(document[~kept[ids]]))
+    counts = np.where(kept, 0, count.stats.counts)
+    count.gone = int(counts.sum())
+    count.lost = _lost_tokens(pruned, counts, n_lost)
+    return count
 
 # %% ../../nbs/evaluate/drift.ipynb #a949cd31
 def _unknown_parts(text: str, tokenizer, original) -> list[str]:
-    "Return the parts of `text` that read the unknown token of `tokenizer`, but not that of `original` (None: all)."
+    "Return the parts of `text` that are unknown to `tokenizer` and, unless it is None, not to `original`."
     encoded = backend(tokenizer).encode(text, add_special_tokens=False)
     places = zip(encoded.ids, encoded.offsets, strict=True)
     parts = [text[start:end] for i, (start, end) in places if i == tokenizer.unk_token_id]
@@ -79,121 +100,161 @@ def _unknown_parts(text: str, tokenizer, original) -> list[str]:
     return [part for part in parts if original.unk_token_id not in read.encode(part, add_special_tokens=False).ids]
 
 
-def _count_plain(pruned: PrunedModel, texts: Iterable[str], original,
-                 progress: bool) -> tuple[TokenStats, int, Counter]:
-    "Return statistics of `texts`, how many hold a part that is newly unknown, and the counts of these parts."
-    tokenizer, n_rows = pruned.tokenizer, len(pruned.model.get_input_embeddings().weight)
-    total, touched, parts, coming = TokenStats.empty(n_rows), 0, Counter(), deque()
+def _count_plain(pruned: PrunedModel, texts: Iterable[str], n_lost: int, original, progress: bool) -> _CountedTexts:
+    "Count the tokens of `texts`, and the parts that are newly unknown."
     if isinstance(texts, str):
         raise TypeError("texts is a single string; give an iterable of texts, e.g. [text]")
+    tokenizer = pruned.tokenizer
+    n_rows = len(pruned.model.get_input_embeddings().weight)
+    count = _CountedTexts(TokenStats.empty(n_rows))
+    parts = Counter()
+    coming = deque()  # texts that were handed to the tokenizer and are not counted yet
     noted = (coming.append(text) or text for text in texts)
     for ids, lengths in token_batches(noted, tokenizer, progress=progress):
-        total += batch_stats(ids, lengths, n_rows)
-        batch, document = [coming.popleft() for _ in lengths], np.repeat(np.arange(len(lengths)), lengths)
+        count.stats += batch_stats(ids, lengths, n_rows)
+        batch = [coming.popleft() for _ in lengths]
+        document = np.repeat(np.arange(len(lengths)), lengths)
         unknown = () if tokenizer.unk_token_id is None else np.unique(document[ids == tokenizer.unk_token_id])
         found = [_unknown_parts(batch[i], tokenizer, original) for i in unknown]
-        touched += sum(map(bool, found))
+        count.touched += sum(map(bool, found))
         parts.update(part for some in found for part in some)
-    return total, touched, parts
+    count.gone = sum(parts.values())
+    count.lost = _unread_parts(tokenizer, parts, n_lost)
+    return count
+
+
+def _count_texts(pruned: PrunedModel, texts: Iterable[str], n_lost: int, original, progress: bool) -> _CountedTexts:
+    "Count `texts` as fits a plain or a remapped model."
+    if pruned.plain:
+        return _count_plain(pruned, texts, n_lost, original, progress)
+    return _count_remapped(pruned, texts, n_lost, progress)
 
 # %% ../../nbs/evaluate/drift.ipynb #2f7be517
 def _share_unknown(stats: TokenStats, tokenizer) -> float:
-    "Return the share of the tokens of `stats` that are the unknown one of `tokenizer`."
+    "Return the share of unknown tokens in `stats`."
     return 0.0 if tokenizer.unk_token_id is None else float(stats.counts[tokenizer.unk_token_id]) / stats.n_tokens
 
 
-def _against(original, texts: Iterable[str], total: TokenStats) -> dict:
-    "Return the `growth` of `total`, tokens over those of the `original` tokenizer, and its share of unknown ones."
+def _against(original, texts: Iterable[str], n_tokens: int) -> dict:
+    "Return the `growth` to `n_tokens` from those of the `original` tokenizer, and its share of unknown tokens."
     before = token_stats(texts, original, max(original.get_vocab().values()) + 1)
     if not before.n_tokens:
         raise ValueError("the original tokenizer finds no token in the texts; give that of the model that was pruned")
-    return dict(growth=total.n_tokens / before.n_tokens, unknown_original=_share_unknown(before, original))
+    return dict(growth=n_tokens / before.n_tokens, unknown_original=_share_unknown(before, original))
+
+
+def _coverage_report(pruned: PrunedModel, count: _CountedTexts, before: dict) -> dict:
+    "Return what `coverage_of` does; `before` holds what was so with the original tokenizer."
+    train = pruned.info.get("train")
+    return dict(
+        documents=count.stats.n_docs,
+        tokens=count.stats.n_tokens,
+        kept=1 - count.gone / count.stats.n_tokens,
+        kept_train=1 - train["share"] if train else None,
+        touched=count.touched / count.stats.n_docs,
+        unknown=_share_unknown(count.stats, pruned.tokenizer),
+        **before,
+        lost=count.lost,
+    )
+
+
+def _before_pruning(pruned: PrunedModel, original, texts: Iterable[str], stats: TokenStats) -> dict:
+    "Return the `growth` and the share `unknown_original`; None for a plain model without its `original` tokenizer."
+    if not pruned.plain:
+        return dict(growth=1.0, unknown_original=_share_unknown(stats, pruned.tokenizer))
+    if original is None:
+        return dict(growth=None, unknown_original=None)
+    return _against(original, texts, stats.n_tokens)
 
 # %% ../../nbs/evaluate/drift.ipynb #73841cf2
 def coverage_of(
-    pruned: PrunedModel, texts: Iterable[str], n_lost: int = 10, original=None, progress: bool = False
+    pruned: PrunedModel,  # with its tokenizer
+    texts: Iterable[str],  # new texts
+    n_lost: int = 10,  # lost tokens to list
+    original=None,  # tokenizer of the full model; only a plain model needs it, and then the texts are read twice
+    progress: bool = False,  # show progress bars
 ) -> dict:
     """Return how much of `texts` a pruned model has rows for, JSON-ready.
 
-    `documents`, `tokens`; `kept`, the share of tokens that read a row of their own, and `kept_train`, that of the
-    texts it was pruned for (None where not known); `touched`, the share of documents that lost a token; `unknown`, the
-    share of tokens that are the tokenizer's unknown one, and `unknown_original`, that of the `original` tokenizer;
-    `growth`, tokens over those of the `original` one. A remapped model keeps its tokenizer and needs no `original`; for
-    a plain model both are None without it, and the texts are read again for it. `lost`: the `n_lost` most frequent
-    tokens without a row; of a plain model, the parts of the texts that read its unknown token (with `original`: and not
-    the original's).
+    `documents`, `tokens`: how many there are. `kept`: the share of tokens that have a row of their own; `kept_train`:
+    that of the texts it was pruned for (None if not known). `touched`: the share of documents that lost a token.
+    `unknown`: the share of tokens that are the tokenizer's unknown one; `unknown_original`: that of the `original`
+    tokenizer. `growth`: tokens over those of the original. `lost`: the most frequent tokens without a row; for a plain
+    model, the parts of the texts that are unknown now (and, with `original`, were not). For a plain model, `growth` and
+    `unknown_original` are None without `original`.
 
-    Raises as `token_stats` does, and `ValueError` where `pruned` has no tokenizer, the texts hold no token, or can be
-    read only once and are to be read again."""
+    Raises as `token_stats` does, and `ValueError` if `pruned` has no tokenizer, if the texts hold no token, or if they
+    must be read twice and cannot be."""
     tokenizer = pruned.tokenizer
     if tokenizer is None:
         raise ValueError(
             "the pruned model was saved without its tokenizer; save it beside the model, or set pruned.tokenizer"
         )
     check_texts(texts, "the growth, which original= asks for," if pruned.plain and original is not None else None)
-    if pruned.plain:
-        total, touched, parts = _count_plain(pruned, texts, original, progress)
-        gone = sum(parts.values())
-        lost = [dict(token=part, occurrences=n, reads=tokenizer.unk_token) for part, n in _most(parts, n_lost)]
-    else:
-        total, touched, counts = _count_remapped(pruned, texts, progress)
-        gone, lost = int(counts.sum()), _lost(pruned, counts, n_lost)
-    if not total.n_tokens:
-        raise ValueError(f"the {total.n_docs} texts hold no token at all; give at least one that is not empty")
-    unknown, train = _share_unknown(total, tokenizer), pruned.info.get("train")
-    before = dict(growth=None, unknown_original=None) if pruned.plain else dict(growth=1.0, unknown_original=unknown)
-    if pruned.plain and original is not None:
-        before = _against(original, texts, total)
-    return dict(
-        documents=total.n_docs,
-        tokens=total.n_tokens,
-        kept=1 - gone / total.n_tokens,
-        kept_train=1 - train["share"] if train else None,
-        touched=touched / total.n_docs,
-        unknown=unknown,
-        **before,
-        lost=lost,
-    )
+    count = _count_texts(pruned, texts, n_lost, original, progress)
+    if not count.stats.n_tokens:
+        raise ValueError(f"the {count.stats.n_docs} texts hold no token at all; give at least one that is not empty")
+    return _coverage_report(pruned, count, _before_pruning(pruned, original, texts, count.stats))
 
 # %% ../../nbs/evaluate/drift.ipynb #e258a54e
-UNKNOWN_MARGIN = 0.01  # what the share of unknown tokens may be above the original's, where another limit is set
+UNKNOWN_MARGIN = 0.01  # the default limit of unknown tokens lies this far above the original's share
 
 
-def check_limits(at_least: float | None = None, max_growth: float | None = None, max_unknown: float | None = None):
-    "Raise `ValueError` that names a limit of `check_coverage` that is none: shares are from 0 to 1, growth is above 0."
+def check_limits(
+    at_least: float | None = None,  # as in `check_coverage`
+    max_growth: float | None = None,  # likewise
+    max_unknown: float | None = None,  # likewise
+):
+    "Raise `ValueError` for a share outside 0 to 1 and for a growth that is not above 0."
     for name, share in (("at_least", at_least), ("max_unknown", max_unknown)):
         if share is not None and not 0 <= share <= 1:
-            raise ValueError(f"{name} {share} is outside [0, 1]: it is a share of the tokens")
+            raise ValueError(f"{name}={share}: give a share of the tokens, from 0 to 1")
     if max_growth is not None and not (max_growth > 0 and math.isfinite(max_growth)):
-        raise ValueError(f"max_growth {max_growth}: give a number above 0, e.g. 1.1 for a tenth more tokens")
+        raise ValueError(f"max_growth={max_growth}: give a number above 0, e.g. 1.1 for a tenth more tokens")
 
 # %% ../../nbs/evaluate/drift.ipynb #03e5cb89
+def _most_unknown(found: dict, max_unknown: float | None) -> float | None:
+    "Return the limit of unknown tokens: `max_unknown`, or the original's share and a margin. None if neither is known."
+    if max_unknown is not None:
+        return max_unknown
+    before = found["unknown_original"]
+    return None if before is None else before + UNKNOWN_MARGIN
+
+
 def _check_unknown(found: dict, max_unknown: float | None):
-    "Raise `ValueError` where `found` has more unknown tokens than `max_unknown` (None: the original and a margin)."
-    unknown, before = found["unknown"], found["unknown_original"]
-    most = max_unknown if max_unknown is not None else None if before is None else before + UNKNOWN_MARGIN
+    "Raise `ValueError` if `found` has more unknown tokens than `_most_unknown` allows."
+    unknown = found["unknown"]
+    before = found["unknown_original"]
+    most = _most_unknown(found, max_unknown)
     if most is not None and unknown > most:
         was = "" if before is None else f" (the original's: {before:.2%})"
-        raise ValueError(f"{unknown:.2%} of the tokens are unknown{was}, more than {most:.2%}; "
-                         "prune again with texts like these")
+        raise ValueError(
+            f"{unknown:.2%} of the tokens are unknown{was}, more than {most:.2%}; prune again with texts like these"
+        )
 
+# %% ../../nbs/evaluate/drift.ipynb #ba4d4ca5
+def check_coverage(
+    found: dict,  # as `coverage_of` returns it
+    at_least: float | None = None,  # the smallest share of tokens with a row of their own
+    max_growth: float | None = None,  # the most tokens for each of the original's
+    max_unknown: float | None = None,  # the largest share of unknown tokens
+):
+    """Raise `ValueError` if `found` is beyond a limit.
 
-def check_coverage(found: dict, at_least: float | None = None, max_growth: float | None = None,
-                   max_unknown: float | None = None):
-    """Raise `ValueError` where `found`, of `coverage_of`, is beyond a limit.
-
-    `at_least`: the least share of tokens with a row of their own. `max_growth`: the most tokens for one of the
-    original's. `max_unknown`: the largest share of unknown tokens; where it is None and another limit is set, the
-    original's and `UNKNOWN_MARGIN`. Raises `ValueError` also where the growth is not known, and as `check_limits`."""
+    If another limit is set but `max_unknown` is not, it is the original's share and `UNKNOWN_MARGIN`. Raises
+    `ValueError` also for a `max_growth` when the growth is not known, and as `check_limits` does."""
     check_limits(at_least, max_growth, max_unknown)
     if max_growth is not None and found["growth"] is None:
-        raise ValueError("how much longer texts are is known only with the original tokenizer; "
-                         "give --original (original=)")
+        raise ValueError("the growth of texts is known only with the original tokenizer; give --original (original=)")
     if at_least is not None and found["kept"] < at_least:
-        raise ValueError(f"{found['kept']:.2%} of the tokens have a row of their own, less than {at_least:.2%}; "
-                         "prune again with texts like these")
+        raise ValueError(
+            f"{found['kept']:.2%} of the tokens have a row of their own, less than {at_least:.2%}; "
+            "prune again with texts like these"
+        )
     if (at_least, max_growth, max_unknown) != (None, None, None):
         _check_unknown(found, max_unknown)
     if max_growth is not None and found["growth"] > max_growth:
-        raise ValueError(f"texts take {found['growth']:.2f} times the tokens, more than {max_growth:.2f}; "
-                         "prune again with texts like these")
+        raise ValueError(
+            f"texts take {found['growth']:.2f} times the tokens, more than {max_growth:.2f}; "
+            "prune again with texts like these"
+        )

@@ -23,7 +23,7 @@ from ..models.saving import check_whole
 
 # %% ../../nbs/evaluate/finetune.ipynb #f47cc320
 def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    "SciPy's correlation `name` of labels and predictions, 0 where it is undefined."
+    "Return SciPy's correlation `name` of labels and predictions, 0 where it is undefined."
 
     def correlate(labels, predictions):
         import scipy.stats
@@ -36,7 +36,7 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
 
 # %% ../../nbs/evaluate/finetune.ipynb #b989fac8
 def _sklearn(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    "scikit-learn's metric `name` of labels and predictions."
+    "Return scikit-learn's metric `name` of labels and predictions."
 
     def measure(labels, predictions):
         import sklearn.metrics
@@ -47,45 +47,54 @@ def _sklearn(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": _sklearn("accuracy_score"), "f1": _sklearn("f1_score"), "matthews": _sklearn("matthews_corrcoef"),
-    "pearson": _correlation("pearsonr"), "spearman": _correlation("spearmanr")}
+    "accuracy": _sklearn("accuracy_score"),
+    "f1": _sklearn("f1_score"),
+    "matthews": _sklearn("matthews_corrcoef"),
+    "pearson": _correlation("pearsonr"),
+    "spearman": _correlation("spearmanr"),
+}
 
 # %% ../../nbs/evaluate/finetune.ipynb #cad5e372
 def device_name() -> str:
-    "Type of the device that training runs on: the accelerator's where there is one, else `cpu`."
+    "Return the type of the training device: the accelerator's if there is one, else `cpu`."
     return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
 
 # %% ../../nbs/evaluate/finetune.ipynb #00da0d9d
 def has_bf16() -> bool:
-    "Whether bfloat16 pays on the training device: a GPU that supports it, a CPU with AMX tiles or AVX-512's bfloat16 products."
+    "Return whether bfloat16 pays off: on a GPU that supports it, and on a CPU with AMX tiles or AVX-512 bfloat16."
     if device_name() == "cuda":
         return torch.cuda.is_bf16_supported()
     return device_name() == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 # %% ../../nbs/evaluate/finetune.ipynb #a31190e5
 def make_recipe(
-    task: str | Task,
-    epochs: float | None = None,
-    learning_rate: float | None = None,
-    batch_size: int | None = None,
-    max_length: int = 128,
+    task: str | Task,  # task, or its name
+    epochs: float | None = None,  # passes over the training split
+    learning_rate: float | None = None,  # peak learning rate
+    batch_size: int | None = None,  # examples per step
+    max_length: int = 128,  # tokens per example, the rest is cut off
 ) -> dict:
-    """Settings of a fine-tuning run, JSON-ready: the task's defaults where an argument is None.
+    """Return the settings of a fine-tuning run, JSON-ready. None stands for the task's default.
 
-    Raises `ValueError` for one that is no number above 0 (the text of a number is one), and a batch size or length that
-    is not whole."""
-    task, given = get_task(task), dict(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size)
-    given = {name: getattr(task, name) if value is None else value for name, value in given.items()} | dict(
-        max_length=max_length
-    )
+    A number may be given as text. Raises `ValueError` for a setting that is not a number above 0, and for a batch size
+    or length that is not whole."""
+    task = get_task(task)
+    given = dict(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size)
+    settings = {name: getattr(task, name) if value is None else value for name, value in given.items()}
+    settings["max_length"] = max_length
     checked = {
-        name: positive_number(name, value, whole=name in ("batch_size", "max_length")) for name, value in given.items()
+        name: positive_number(name, value, whole=name in ("batch_size", "max_length"))
+        for name, value in settings.items()
     }
     return checked | dict(precision="bf16" if has_bf16() else "fp32", device=device_name())
 
 # %% ../../nbs/evaluate/finetune.ipynb #01438ff2
-def load_classifier(model: str, task: str | Task, seed: int = 42):
-    """`(model, tokenizer)` for `task` from a hub name or directory: float32, with a classification (or regression) head drawn from `seed`.
+def load_classifier(
+    model: str,  # hub name or directory of a full model
+    task: str | Task,  # task, or its name
+    seed: int = 42,  # draws the new head
+):
+    """Load `(model, tokenizer)` for `task`, in float32 and with a new classification or regression head.
 
     Raises `ValueError` for a directory that holds a pruned model."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
@@ -94,16 +103,21 @@ def load_classifier(model: str, task: str | Task, seed: int = 42):
     check_seed(seed)
     check_whole(AutoConfig.from_pretrained(model), model)
     names = dict(enumerate(task.labels or ("score",)))
+    numbers = {name: i for i, name in names.items()}
     set_seed(seed)
     with quiet_transformers():
         classifier = AutoModelForSequenceClassification.from_pretrained(
-            model, id2label=names, label2id={name: i for i, name in names.items()}, dtype=torch.float32
+            model, id2label=names, label2id=numbers, dtype=torch.float32
         )
         return classifier, AutoTokenizer.from_pretrained(model)
 
 # %% ../../nbs/evaluate/finetune.ipynb #04a50633
-def tokenize_split(split, tokenizer, max_length: int = 128):
-    "A split with columns `text`, `text_pair`, `label` as a `datasets.Dataset` of model inputs and `labels`, truncated, not padded."
+def tokenize_split(
+    split,  # dataset with the columns `text`, `label` and perhaps `text_pair`
+    tokenizer,  # the model's
+    max_length: int = 128,  # tokens per example
+):
+    "Return `split` as a `datasets.Dataset` of model inputs and `labels`, truncated but not padded."
     from datasets import Dataset
 
     texts = [split[name][:] for name in ("text", "text_pair") if name in split.column_names]
@@ -113,8 +127,13 @@ def tokenize_split(split, tokenizer, max_length: int = 128):
 # %% ../../nbs/evaluate/finetune.ipynb #610620fe
 @dataclass
 class FineTuned:
-    """What a fine-tuning run gave: `metrics` by name (a second dev split's with `_mismatched`), `predictions` and `labels` by dev split,
-    in its order (class numbers or floats), `history` (the Trainer's log) and `seconds` by stage."""
+    """The result of a fine-tuning run.
+
+    `metrics`: by name; those of a second dev split end in `_mismatched`.
+    `predictions`: class numbers or floats, by dev split, in the order of its examples.
+    `labels`: the gold labels, likewise.
+    `history`: the Trainer's log.
+    `seconds`: of the stages `train` and `evaluate`."""
 
     metrics: dict[str, float]
     predictions: dict[str, np.ndarray]
@@ -124,20 +143,20 @@ class FineTuned:
 
 # %% ../../nbs/evaluate/finetune.ipynb #ccf91018
 def decide(task: Task, logits: np.ndarray) -> np.ndarray:
-    "Predictions from logits (n, labels): the class with the largest, or the value itself for regression."
+    "Return predictions from logits (n, labels): the class with the largest logit, or for regression the value itself."
     return logits.reshape(len(logits), -1)[:, 0] if task.labels is None else logits.argmax(axis=-1)
 
 # %% ../../nbs/evaluate/finetune.ipynb #8d328409
 def score(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    "The task's metrics by name, the score first."
+    "Return the task's metrics by name. The first is the task's score."
     return {name: METRICS[name](labels, predictions) for name in task.metrics}
 
 # %% ../../nbs/evaluate/finetune.ipynb #71a16138
-def _trainer(model, tokenizer, train, dev, task: Task, recipe: dict, output_dir, seed: int, progress: bool, callbacks):
-    "The `Trainer` that `recipe` describes."
-    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
+def _training_arguments(recipe: dict, output_dir, seed: int, progress: bool):
+    "Return the `TrainingArguments` that `recipe` describes."
+    from transformers import TrainingArguments
 
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=recipe["epochs"],
         learning_rate=recipe["learning_rate"],
@@ -158,6 +177,17 @@ def _trainer(model, tokenizer, train, dev, task: Task, recipe: dict, output_dir,
         report_to="none",
         disable_tqdm=not progress,
     )
+
+# %% ../../nbs/evaluate/finetune.ipynb #19734940
+def _first_output(outputs, _):
+    "Return the logits alone; BART and T5 also return their encoder's output."
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def _trainer(model, tokenizer, train, dev, task: Task, arguments, callbacks):
+    "Return the `Trainer` of `model` that scores `dev` after every epoch."
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
+
     trainer = Trainer(
         model,
         arguments,
@@ -166,14 +196,14 @@ def _trainer(model, tokenizer, train, dev, task: Task, recipe: dict, output_dir,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
         callbacks=list(callbacks),
         compute_metrics=lambda p: score(task, p.label_ids, decide(task, p.predictions)),
-        preprocess_logits_for_metrics=lambda outputs, _: outputs[0] if isinstance(outputs, tuple) else outputs,
-    )  # BART and T5 give their encoder's, too
+        preprocess_logits_for_metrics=_first_output,
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 # %% ../../nbs/evaluate/finetune.ipynb #ba30406b
 def _last_epoch(task: Task, labels: dict[str, np.ndarray], predictions: dict[str, np.ndarray]) -> dict[str, float]:
-    "Metrics of all dev splits in one dict; those of `dev_mismatched` end in `_mismatched`."
+    "Return the metrics of all dev splits in one dict; those of `dev_mismatched` end in `_mismatched`."
     return {
         name + split.removeprefix("dev"): value
         for split in labels
@@ -182,15 +212,16 @@ def _last_epoch(task: Task, labels: dict[str, np.ndarray], predictions: dict[str
 
 # %% ../../nbs/evaluate/finetune.ipynb #5b1d7a11
 def _predict(trainer, split) -> tuple[np.ndarray, np.ndarray]:
-    "`(logits, labels)` of `split` in its own order."
+    "Return `(logits, labels)` of `split` in its own order."
     order = np.argsort([len(ids) for ids in split["input_ids"]], kind="stable")
-    output, back = trainer.predict(split.select(order)), np.argsort(order)
+    back = np.argsort(order)
+    output = trainer.predict(split.select(order))
     return output.predictions[back], output.label_ids[back]
 
 # %% ../../nbs/evaluate/finetune.ipynb #9eb77eb2
 @contextmanager
 def _own_forward(model):
-    "Give `model` back, at the end, the `forward` that it came with."
+    "Restore the `forward` of `model` on leaving."
     own = {name: vars(model)[name] for name in ("forward", "_original_forward") if name in vars(model)}
     try:
         yield
@@ -201,7 +232,7 @@ def _own_forward(model):
 
 # %% ../../nbs/evaluate/finetune.ipynb #6d1f0c32
 def _start_at_mean(model, labels):
-    "Give a regression head that is new (its bias is 0) the mean of `labels` as its bias."
+    "Set the bias of a new regression head, one whose bias is 0, to the mean of `labels`."
     body = f"{model.base_model_prefix}."
     heads = [
         layer
@@ -213,49 +244,61 @@ def _start_at_mean(model, labels):
             torch.nn.init.constant_(head.bias, float(np.mean(labels)))
 
 # %% ../../nbs/evaluate/finetune.ipynb #561e4de8
-def finetune(
-    model,
-    tokenizer,
-    dataset,
-    task: str | Task,
-    recipe: dict,
-    output_dir: str | Path,
-    seed: int = 42,
-    progress: bool = False,
-    callbacks=(),
-) -> FineTuned:
-    """Fine-tune `model` in place on `dataset["train"]` as `recipe` says and score it on every other split.
-
-    `dataset` as `load_task` gives it; a new regression head starts at the mean label; the Trainer's own files go to `output_dir`; `callbacks` are its
-    `TrainerCallback`s.
-    Raises `ValueError` when the loss is not finite, and for a recipe that `make_recipe` did not make."""
-    task = get_task(task)
-    check_seed(seed)
+def _check_settings(recipe: dict, task: Task):
+    "Raise `ValueError` unless `recipe` has every setting."
     if lacking := [name for name in make_recipe(task) if name not in recipe]:
         raise ValueError(f"recipe={recipe!r} has no {lacking[0]!r}; make it with make_recipe")
+
+
+def _check_loss(loss: float, recipe: dict):
+    "Raise `ValueError` unless the training `loss` is finite."
+    if not np.isfinite(loss):
+        raise ValueError(
+            f"training loss is {loss} after {recipe['epochs']} epochs; lower learning_rate ({recipe['learning_rate']})"
+        )
+
+# %% ../../nbs/evaluate/finetune.ipynb #35fe2dfc
+def finetune(
+    model,  # classifier, trained in place
+    tokenizer,  # the model's
+    dataset,  # splits by name, with `train` and `dev`, as `load_task` returns them
+    task: str | Task,  # task, or its name
+    recipe: dict,  # as `make_recipe` returns it
+    output_dir: str | Path,  # where the Trainer puts its own files
+    seed: int = 42,  # draws the order of examples and the dropout
+    progress: bool = False,  # show the Trainer's progress bar
+    callbacks=(),  # the Trainer's `TrainerCallback`s
+) -> FineTuned:
+    """Fine-tune `model` in place on the train split and score it on every other split.
+
+    A new regression head starts at the mean label. Raises `ValueError` if the loss is not finite, and for a recipe that
+    lacks a setting."""
+    task = get_task(task)
+    check_seed(seed)
+    _check_settings(recipe, task)
     splits = {name: tokenize_split(split, tokenizer, recipe["max_length"]) for name, split in dataset.items()}
     train = splits.pop("train")
     if task.labels is None:
         _start_at_mean(model, train["labels"][:])
     start = time.perf_counter()
     with _own_forward(model):
-        trainer = _trainer(model, tokenizer, train, splits["dev"], task, recipe, output_dir, seed, progress, callbacks)
+        arguments = _training_arguments(recipe, output_dir, seed, progress)
+        trainer = _trainer(model, tokenizer, train, splits["dev"], task, arguments, callbacks)
         loss = trainer.train().training_loss
         trained = time.perf_counter()
-        if not np.isfinite(loss):
-            raise ValueError(
-                f"training loss is {loss} after {recipe['epochs']} epochs; lower learning_rate ({recipe['learning_rate']})"
-            )
+        _check_loss(loss, recipe)
         trainer.args.train_sampling_strategy = "sequential"  # grouping by length would shuffle the predictions, too
         outputs = {name: _predict(trainer, split) for name, split in splits.items()}
-    labels = {name: known for name, (_, known) in outputs.items()}
+    labels = {name: gold for name, (_, gold) in outputs.items()}
     predictions = {name: decide(task, logits) for name, (logits, _) in outputs.items()}
     seconds = dict(train=trained - start, evaluate=time.perf_counter() - trained)
     return FineTuned(_last_epoch(task, labels, predictions), predictions, labels, trainer.state.log_history, seconds)
 
 # %% ../../nbs/evaluate/finetune.ipynb #0e5ff78c
 def retention(pruned: float, full: float | None) -> tuple[float | None, str | None]:
-    "`(pruned / full, None)`, or `(None, reason)` where there is no full score above 0."
+    "Return `(pruned / full, None)`, or `(None, reason)` if there is no full score above 0."
     if full is None:
         return None, "the full model was not run"
-    return (pruned / full, None) if full > 0 else (None, f"the full model's score is {full:.4f}, not above 0")
+    if full > 0:
+        return pruned / full, None
+    return None, f"the full model's score is {full:.4f}, not above 0"
