@@ -124,7 +124,7 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Notebook = Annotated[
     Path | None,
-    typer.Option(help="Notebook that makes one run.  [default: nbs/run.ipynb of the project]", show_default=False),
+    typer.Option(help="The notebook of a run.  [default: nbs/run.ipynb of the project]", show_default=False),
 ]
 
 # %% ../nbs/cli.ipynb #00cb082b
@@ -272,7 +272,7 @@ def inspect_(
     data: Data = "auto",
     as_json: Json = False,
 ):
-    """Show how much of a model is its vocabulary, and how much of it texts use.
+    """Measure a model's vocabulary, and what texts use of it.
 
     With texts, also show their break-even: the smallest ratio that costs them a token.
 
@@ -475,12 +475,12 @@ def run(
     seed: Seed = 42,
     parameter: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-p", help="Any other parameter of the notebook, as name=value. Repeatable."),
+        typer.Option("--parameter", "-p", help="Any other parameter, as name=value. Repeatable."),
     ] = None,
     out: Annotated[str, typer.Option(help="Directory of the results.")] = "runs",
     notebook: Notebook = None,
 ):
-    """Make one run: prune a model for a task, fine-tune it, and score it.
+    """Prune a model for a task, fine-tune it, and score it.
 
     \b
     Examples:
@@ -554,7 +554,7 @@ def sweep(
     ] = None,
     notebook: Notebook = None,
 ):
-    """Make all runs of a recipe that do not exist yet.
+    """Make every run of a recipe that has no result yet.
 
     \b
     Examples:
@@ -589,7 +589,7 @@ def report(
     ] = FORMATS,
     apart: Annotated[bool, typer.Option(help="Report runs that are not comparable in separate parts.")] = False,
 ):
-    """Write tables and figures of all finished runs, next to the paper's numbers.
+    """Write tables and figures of all runs, with the paper's numbers.
 
     \b
     Examples:

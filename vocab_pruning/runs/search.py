@@ -222,8 +222,8 @@ def run_interval(
 class Found:
     """The largest ratio that keeps the wanted share of the full model's score, and how it was found.
 
-    A line of `curve` has `ratio`, `rows` and `drift`. Where the ratio was trained, it also has `score`, `retention`, both
-    ends of its interval, `low` and `high`, and `run`."""
+    A line of `curve` has `ratio`, `rows` and `drift`. Where the ratio was trained, it also has `score`,
+    `retention`, the ends of its interval, `low` and `high`, and `run`."""
 
     ratio: float  # fraction of `base`
     retention: float  # measured there; 1 where the ratio causes no drift and was not trained
