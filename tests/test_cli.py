@@ -1,5 +1,6 @@
 """The command line: what each command prints and leaves, its exit code, and its errors in one line."""
 
+import gzip
 import json
 import re
 import subprocess
@@ -46,9 +47,9 @@ def call(*args, code: int = 0):
 
 
 def refused(*args) -> str:
-    "The one line in which a command is refused."
+    "The one line in which a command is refused; notes may come before it."
     result = call(*args, code=1)
-    (line,) = result.stderr.splitlines()
+    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("note: ")]
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
 
@@ -237,7 +238,7 @@ def test_other_commands_refuse_in_one_line(tiny, tmp_path, monkeypatch):
     assert "holds a model that is not pruned" in refused("check", tiny / "model", tiny / "texts.txt")
     assert "holds no config.json" in refused("check", tmp_path, tiny / "texts.txt")
     assert "unknown task 'colla'" in refused("run", "colla")
-    assert "is not there; start inside the project, or give --notebook" in refused("run", "cola")
+    assert "does not exist; start inside the project, or give --notebook" in refused("run", "cola")
     assert "unknown method 'lowrank'" in refused("run", "cola", "-p", "method=lowrank")
     assert "unknown task 'colla'" in refused("run", "cola", "-p", "vocabulary_tasks={colla: null}")
     assert "unknown base 'tokens'" in refused("preflight", tiny / "model", tiny / "texts.txt", "--base", "tokens", "--ratio", 0.3, "--oov", "unk")
@@ -334,8 +335,11 @@ def test_a_sweep_and_its_failures(monkeypatch, tmp_path):
     monkeypatch.setattr(sweeps, "sweep", lambda recipe, *args, **options: asked.update(args=args, options=options))
     states = pd.DataFrame(dict(cell=["a", "b"], state=["done", "done"], run=["a-0", "b-0"], seconds=[1.0, 2.0], error=[None, None]))
     monkeypatch.setattr(sweeps, "sweep_status", lambda recipe, notebook: states)
+    monkeypatch.setattr(sweeps, "sweep_cells", lambda recipe, notebook: {"a": dict(model="auto")})
     shown = call("sweep", "recipe.yaml", "--engine", "ray", "--workers", 3, "--retry", "-o", "gpus=0.5", "--notebook", "other.ipynb").output
     assert asked == dict(args=("ray", 3, True), options=dict(progress=False, notebook=Path("other.ipynb"), gpus=0.5)) and "a-0" in shown
+    local = call("sweep", "recipe.yaml")
+    assert local.stderr.startswith("note: the model 'auto' is ") and len(local.stderr.splitlines()) == 1
     states.loc[1, ["state", "error"]] = "failed", "too much"
     assert "1 of 2 runs failed, first b: too much" in refused("sweep", "recipe.yaml")
     monkeypatch.undo()
@@ -382,11 +386,29 @@ def test_generated_text_says_that_it_stands_in(tiny, monkeypatch):
     monkeypatch.delenv("GLUE_DIR", raising=False)
     monkeypatch.setattr("vocab_pruning.data.tasks.hub_reachable", lambda: False)
     monkeypatch.setattr("vocab_pruning.data.tasks._glue_cached", lambda: False)
-    assert "generated text stands in for cola" in call("inspect", tiny / "model", "cola").stderr
+    assert "cola is replaced by generated text" in call("inspect", tiny / "model", "cola").stderr
     assert "note" not in call("inspect", tiny / "model", "cola", "--data", "sample").stderr
     call("prune", tiny / "model", "cola", tiny / "for_cola", *CUT)
     assert json.loads((tiny / "for_cola" / "vocab_pruning.json").read_text())["data_id"] == "sample"
     assert "| data | `sample` |" in (tiny / "for_cola" / "README.md").read_text()
+
+
+def test_what_auto_is_is_said(tiny, tmp_path, monkeypatch):
+    "On stderr, in one line; a model that was named needs none."
+    monkeypatch.setattr("vocab_pruning.core.resolve_model", lambda name: (str(tiny / "model"), "all-MiniLM-L6-v2"))
+    note = ("note: the model 'auto' is all-MiniLM-L6-v2, "
+            "because no accelerator with answerdotai/ModernBERT-base is available\n")
+    assert call("inspect", "auto").stderr == note
+    assert call("inspect", tiny / "model").stderr == ""
+    assert call("preflight", "auto", tiny / "texts.txt", "--ratio", 0.3, "--oov", "unk").stderr == note
+    assert call("prune", "auto", tiny / "texts.txt", tmp_path / "small", *CUT).stderr == note
+    assert call("check", tmp_path / "small", tiny / "texts.txt", "--original", "auto").stderr == note
+
+
+def test_a_model_is_named_after_its_file_however_compressed(tiny, tmp_path):
+    (tmp_path / "texts.csv.gz").write_bytes(gzip.compress((tiny / "texts.csv").read_bytes()))
+    call("prune", tiny / "model", tmp_path / "texts.csv.gz", tmp_path / "small", "--text", "said", *CUT)
+    assert load(tmp_path / "small").info["task"] == "texts"
 
 
 def test_preflight_holds_out_a_described_tasks_dev_split(tiny, tmp_path):
@@ -400,7 +422,7 @@ def test_preflight_holds_out_a_described_tasks_dev_split(tiny, tmp_path):
 
 def test_texts_that_are_too_few(tiny, tmp_path):
     (tmp_path / "one.txt").write_text("a line\n")
-    assert "too few to hold a tenth of them out" in refused("preflight", tiny / "model", tmp_path / "one.txt")
+    assert "too few texts (1) to hold out a tenth" in refused("preflight", tiny / "model", tmp_path / "one.txt")
 
 
 def test_where_nothing_can_be_written_nothing_is_read(tiny, tmp_path, monkeypatch):

@@ -248,7 +248,7 @@ def test_a_misspelt_parameter_stops_papermill_before_anything_is_written(tmp_pat
     (dict(max_train_examples=0), "max_train_examples=0"),
     (dict(held_out_examples=10**6), "held_out_examples=1000000"),
     (dict(vocabulary_tasks={"colla": None}), "unknown task 'colla'"),
-    (dict(vocabulary_tasks={"cola": None}, held_out_examples=8), "counts those held out"),
+    (dict(vocabulary_tasks={"cola": None}, held_out_examples=8), "includes held-out ones"),
     (dict(data="no/such/directory"), "is not a directory"),
 ], ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")
 def test_bad_parameters_stop_in_the_first_cell(parameters, message, tmp_path, model):

@@ -179,12 +179,12 @@ def test_the_interval_is_that_of_the_examples(first, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (dict(scorer="attention"), "no ranking that is fixed"),
-    (dict(scorer="clustering"), "no ranking that is fixed"),
+    (dict(scorer="attention"), "has no fixed ranking"),
+    (dict(scorer="clustering"), "has no fixed ranking"),
     (dict(retention=0), "above 0 and at most 1"),
     (dict(retention=1.5), "above 0 and at most 1"),
     (dict(max_runs=0), "at least 1 run"),
-    (dict(step=0), "step 0"),
+    (dict(step=0), "step=0"),
     (dict(step="small"), "step='small': give a number"),
     (dict(retention="0.9"), "retention='0.9': give a number"),
     (dict(max_runs=2.0), "max_runs=2.0: give a whole number, 1 or more"),

@@ -19,7 +19,7 @@ from vocab_pruning.evaluate.finetune import FineTuned
 from vocab_pruning.runs import record as results
 from vocab_pruning.runs.cells import CELL, PAGE, _error_of
 from vocab_pruning.runs.record import read_row, read_rows, record_run
-from vocab_pruning.runs.sweep import _keep, _outcome, sweep, sweep_cells, sweep_status
+from vocab_pruning.runs.sweep import _keep_recipe, _outcome, sweep, sweep_cells, sweep_status
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -79,7 +79,7 @@ def test_runs_that_fail_are_recorded_and_made_again_only_when_asked(two, tmp_pat
         with pytest.warns(UserWarning, match="2 of 2 runs failed, cola-frequency-vocab-0.9-0-"):
             assert sweep(**given, progress=False).empty
         status = sweep_status(**given)
-        assert status.error.tolist() == ["RuntimeError: no room at all", "the process was killed by signal 9 (by the system, if memory ran out)"]
+        assert status.error.tolist() == ["RuntimeError: no room at all", "the process was killed by signal 9 (perhaps memory ran out)"]
         assert "RuntimeError" in (next(iter(sweep_cells(**given))) / PAGE).read_text()
         (tmp_path / "sweep" / "mended").touch()
     assert len(sweep(**given, progress=False, retry=True)) == 2
@@ -139,7 +139,7 @@ def test_the_recipe_is_kept_through_a_link_and_past_what_a_killed_sweep_left(two
     (tmp_path / "sweep" / "recipe.yml").symlink_to(tmp_path / "kept.yml")
     (tmp_path / "sweep" / ".recipe.yml.new").write_text("out: swe")
     (tmp_path / ".kept.yml.new").write_text("out: swe")
-    _keep(given["recipe"], tmp_path / "sweep")
+    _keep_recipe(given["recipe"], tmp_path / "sweep")
     assert (tmp_path / "kept.yml").read_text() == given["recipe"].read_text()
     assert (tmp_path / "sweep" / "recipe.yml").is_symlink() and not (tmp_path / ".kept.yml.new").exists()
 
@@ -216,16 +216,16 @@ def test_an_own_task_is_read_once(own, monkeypatch):
 @pytest.mark.parametrize(("old", "new", "message"), [
     ("tasks: [cola]", "tasks: []", "recipe.yml: tasks is empty"),
     ("seeds:", "seed:", "unknown key 'seed'; choose one of out, model, data"),
-    ("methods: [", "methods: [{{}}, [], ", r"methods\[1\]: \[\] is no mapping"),
+    ("methods: [", "methods: [{{}}, [], ", r"methods\[1\]: \[\] is not a mapping"),
     ("ratio: 0.9", "ratio: 0.9, rows: 3", r"cuts\[0\]: unknown parameter 'rows'; choose one of task"),
     ("cuts: [", "# cuts: [", r"methods\[0\] has no cuts"),
     ("tfidf", "tf-idf", "unknown scorer 'tf-idf'; choose one of random"),
-    ("tfidf", "frequency", "frequency-vocab-0.9-0: it is asked for twice"),
+    ("tfidf", "frequency", "frequency-vocab-0.9-0: it is listed twice"),
     ("ratio: 0.9", "ratio: most", r"recipe.yml: cuts\[0\]: ratio='most': give a fraction"),
     ("ratio: 0.9", "ratio: 0.9, epochs: three", r"recipe.yml: cuts\[0\]: epochs='three': give a number above 0"),
     ("tfidf", "tfidf, save_model: flase", r"recipe.yml: methods\[1\]: save_model='flase': give true or false"),
     ("tfidf", "tfidf, oov_options: 8", r"recipe.yml: methods\[1\]: oov_options=8: give a mapping"),
-    ("tfidf", "tfidf, cuts: [0.9]", r"recipe.yml: methods\[1\].cuts\[0\]: 0.9 is no mapping"),
+    ("tfidf", "tfidf, cuts: [0.9]", r"recipe.yml: methods\[1\].cuts\[0\]: 0.9 is not a mapping"),
     ("tasks: [cola]", "tasks: [[cola]]", r"recipe.yml: task=\['cola'\]: give the name of a task"),
     ("{seeds}", "[first]", "recipe.yml: seeds: seed='first': give a whole number"),
     ("seeds:", "model: [null]\nseeds:", "recipe.yml: model: model=None: give a name or a path"),
@@ -276,7 +276,7 @@ def test_other_engines_and_missing_ones(two, monkeypatch):
         (name, value), = room.items()
         with pytest.raises(ValueError, match=f"{name}={value!r}: give a whole number, 1 or more"):
             sweep(**two(), **room)
-    with pytest.raises(ValueError, match="the engine 'local' has no option 'gpus'; it has none"):
+    with pytest.raises(ValueError, match="the engine 'local' has no option 'gpus'; it takes no options"):
         sweep(**two(), gpus=1)
     for option in (dict(gpus="all"), dict(gpus=-1), dict(max_retries=1.5)):
         (name, value), = option.items()

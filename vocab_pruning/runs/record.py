@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW', 'subset', 'train_documents', 'shared_parameters', 'asked_for', 'run_name', 'run_directory', 'provenance',
            'read_row', 'read_rows', 'read_history', 'pruned_facts', 'record_run', 'shown_row', 'row_of_notebook',
-           'summarize_notebook']
+           'shown_value', 'summarize_notebook']
 
 # %% ../../nbs/runs/record.ipynb #788289a7
 import json
@@ -24,6 +24,7 @@ from vocab_pruning.core import (
     model_fingerprint,
     under_root,
     whole_directory,
+    whole_number,
 )
 from ..data.tasks import Task, data_fingerprint, documents, get_task, load_task
 from ..evaluate.finetune import FineTuned, finetune, retention
@@ -31,33 +32,34 @@ from ..models.anatomy import sizes
 from .spec import METHODS
 
 # %% ../../nbs/runs/record.ipynb #b06b9dbb
-from ..core import whole_number
+def subset(
+    dataset,  # the splits `train` and `dev`
+    max_train_examples: int | None,  # number of first examples of train to keep; None: all
+    held_out_examples: int | None = None,  # number of examples after those for the split `dev_from_train`
+):
+    """Return `dataset` with a shorter train split and, where asked for, a held-out part of it as `dev_from_train`.
 
-
-def subset(dataset, max_train_examples: int | None, held_out_examples: int | None = None):
-    """`dataset` with only the first `max_train_examples` of train (None: all); the `held_out_examples` after them become the split `dev_from_train`.
-
-    A dev set of some hundred examples resolves a difference of points, twenty thousand one of tenths; those of SST-2 are phrases, though, many of them parts
-    of phrases trained on. Raises `ValueError` for either that is no whole number from 1 on, and where train is too
-    short for what is to be held out."""
-    train, asked = dataset["train"], dict(max_train_examples=max_train_examples, held_out_examples=held_out_examples)
+    Raises `ValueError` for a number that is not whole and at least 1, and where train has too few examples."""
+    train = dataset["train"]
+    asked = dict(max_train_examples=max_train_examples, held_out_examples=held_out_examples)
     for name, value in asked.items():
         whole_number(name, value, none=True)
-    n, held = min(max_train_examples or len(train), len(train)), held_out_examples or 0
+    n = min(max_train_examples or len(train), len(train))
+    held = held_out_examples or 0
     if n + held > len(train):
-        raise ValueError(
-            f"held_out_examples={held}: train has {len(train)} examples, {n} of them to train on; lower one or the other"
-        )
-    few = (
-        dict(dataset)
-        | {"train": train.select(range(n))}
-        | ({"dev_from_train": train.select(range(n, n + held))} if held else {})
-    )
-    return type(dataset)(few)
+        raise ValueError(f"held_out_examples={held}: train has {len(train)} examples, {n} of them to train on; "
+                         "lower one or the other")
+    splits = dict(dataset) | {"train": train.select(range(n))}
+    if held:
+        splits["dev_from_train"] = train.select(range(n, n + held))
+    return type(dataset)(splits)
 
 # %% ../../nbs/runs/record.ipynb #5a4140e5
-def train_documents(tasks: Mapping[str, int | None], data: str = "auto") -> list[str]:
-    "The train documents of several `tasks`, a name and the number of its first examples that are used (None: all) each."
+def train_documents(
+    tasks: Mapping[str, int | None],  # number of first examples to use of each task, by name; None: all
+    data: str = "auto",  # where the tasks come from, as in `load_task`
+) -> list[str]:
+    "Return the train documents of several tasks, one task after the other."
     return [text for task, few in tasks.items() for text in documents(subset(load_task(task, data), few)["train"])]
 
 # %% ../../nbs/runs/record.ipynb #432fab09
@@ -65,14 +67,14 @@ def shared_parameters(
     task: str | Task,
     seed: int,
     model_id: str,
-    model,
+    model,  # before it is trained
     data_id: str,
-    dataset,
-    recipe: dict,
+    dataset,  # as it is used, see `subset`
+    recipe: dict,  # from `make_recipe`
     max_train_examples: int | None = None,
     held_out_examples: int | None = None,
 ) -> dict:
-    "What identifies a run beside its cut and method, JSON-ready; `model` before it is trained, `dataset` as it is used, `recipe` from `make_recipe`."
+    "Return the parameters that a pruned run shares with the full model's, ready for JSON."
     task = get_task(task)
     shared = dict(
         task=task.name,
@@ -84,13 +86,16 @@ def shared_parameters(
         max_train_examples=max_train_examples,
         **recipe,
     )
-    own = {} if task.dataset is None else dict(metrics=list(task.metrics), labels=task.labels and list(task.labels))
-    return shared | own | ({"held_out_examples": held_out_examples} if held_out_examples else {})
+    if task.dataset is not None:
+        shared |= dict(metrics=list(task.metrics), labels=task.labels and list(task.labels))
+    if held_out_examples:
+        shared["held_out_examples"] = held_out_examples
+    return shared
 
 # %% ../../nbs/runs/record.ipynb #432fab0b
 def asked_for(
-    shared: dict,
-    method: str,
+    shared: dict,  # from `shared_parameters`
+    method: str,  # a key of `METHODS`
     base: str,
     ratio: float,
     baseline: bool = True,
@@ -101,44 +106,51 @@ def asked_for(
     oov_options: dict | None = None,
     vocab_share: float | None = None,
     losparse_options: dict | None = None,
-    vocabulary: dict | None = None,
+    vocabulary: dict | None = None,  # `vocabulary_tasks` and `vocabulary_fingerprint` where several tasks share one
 ) -> dict:
-    """All that identifies a run that prunes: `shared`, and of the arguments (as in run.ipynb) those that `method`, a key of `METHODS`, reads.
-
-    `vocabulary`: `vocabulary_tasks` and `vocabulary_fingerprint` where one is made for several tasks."""
-    asked = shared | dict(
-        method=METHODS[method].format(scorer=scorer, oov=oov), base=base, ratio=ratio, baseline=baseline
-    )
+    "Return all parameters that identify a pruned run: `shared`, and those of run.ipynb that its `method` reads."
+    label = METHODS[method].format(scorer=scorer, oov=oov)
+    asked = shared | dict(method=label, base=base, ratio=ratio, baseline=baseline)
     if method != "losparse":
-        asked |= dict(scorer=scorer, oov=oov) | {
-            name: given for name, given in (("scorer_options", scorer_options), ("oov_options", oov_options)) if given
-        }
-    if method != "vocab":
-        asked |= ({"losparse_options": losparse_options} if losparse_options else {}) | (
-            {"vocab_share": vocab_share} if method == "combine" else {}
-        )
-    return asked | (dict(method=f"{asked['method']}+shared", **vocabulary) if vocabulary else {})
+        asked |= dict(scorer=scorer, oov=oov)
+        options = dict(scorer_options=scorer_options, oov_options=oov_options)
+        asked |= {name: given for name, given in options.items() if given}
+    if method != "vocab" and losparse_options:
+        asked["losparse_options"] = losparse_options
+    if method == "combine":
+        asked["vocab_share"] = vocab_share
+    if vocabulary:
+        asked |= dict(method=f"{label}+shared", **vocabulary)
+    return asked
 
 # %% ../../nbs/runs/record.ipynb #432fab0a
+def _whole_where_possible(text: str) -> int | float:
+    "Return the number that JSON writes as `text`, as an int where it is whole: 1.0 is 1."
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
 def run_name(parameters: dict) -> str:
-    "A readable name ending in 8 hex digits of the hash of `parameters` (JSON-ready, every one that changes the result); 1.0 is 1."
-    parameters = json.loads(
-        json.dumps(parameters), parse_float=lambda text: int(number) if (number := float(text)).is_integer() else number
-    )
-    parts = [
-        parameters[k] for k in ("task", "method", "base", "ratio", "model_id", "seed") if parameters.get(k) is not None
-    ]
+    """Return a readable name that ends in the first 8 hex digits of the hash of `parameters`.
+
+    `parameters` are ready for JSON and include every one that changes the result; 1.0 and 1 give the same name."""
+    parameters = json.loads(json.dumps(parameters), parse_float=_whole_where_possible)
+    names = ("task", "method", "base", "ratio", "model_id", "seed")
+    parts = [parameters[name] for name in names if parameters.get(name) is not None]
     readable = "-".join(str(part).split("/")[-1].lower() for part in parts)
     return f"{readable}-{fingerprint(parameters)[:8]}"
 
 # %% ../../nbs/runs/record.ipynb #57e127bf
-def run_directory(out: str | Path, parameters: dict) -> Path:
-    "Return where the run of `parameters` lives below `out`, as `under_root` reads it."
+def run_directory(
+    out: str | Path,  # directory of the runs, relative to the project's root unless it is absolute
+    parameters: dict,  # from `shared_parameters` or `asked_for`
+) -> Path:
+    "Return the directory of the run with these `parameters`."
     return under_root(out) / run_name(parameters)
 
 # %% ../../nbs/runs/record.ipynb #2cecfe5d
 def provenance() -> dict:
-    "Machine, time and library versions of this process, flat and JSON-ready."
+    "Return the machine, the time and the library versions of this process, flat and ready for JSON."
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     name = torch.cuda.get_device_name() if device is not None and device.type == "cuda" else platform.machine()
     return dict(
@@ -146,7 +158,7 @@ def provenance() -> dict:
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        **{f"version_{k}": v for k, v in library_versions().items()},
+        **{f"version_{library}": version for library, version in library_versions().items()},
     )
 
 # %% ../../nbs/runs/record.ipynb #2d6a37e7
@@ -154,27 +166,29 @@ ROW = "result.json"
 
 # %% ../../nbs/runs/record.ipynb #15d8b887
 def read_row(directory: str | Path) -> dict | None:
-    "The row of the run in `directory`, or None where there is none."
+    "Return the row of the run in `directory`, or None where it has no row."
     path = Path(directory) / ROW
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 # %% ../../nbs/runs/record.ipynb #7b14ff05
 def read_rows(out: str | Path = "runs"):
-    "The rows of all runs below `out` (relative to the project's root where there is one), as a DataFrame; empty where there are none."
+    """Return the rows of all runs below `out` as a DataFrame, empty where there are no runs.
+
+    `out` is relative to the project's root where there is one."""
     import pandas as pd
 
     return pd.DataFrame([read_row(path.parent) for path in sorted(under_root(out).glob(f"[!.]*/{ROW}"))])
 
 # %% ../../nbs/runs/record.ipynb #f7e29bf8
 def read_history(directory: str | Path):
-    "The training log of the run in `directory`, as a DataFrame."
+    "Return the training log of the run in `directory` as a DataFrame."
     import pandas as pd
 
     return pd.DataFrame(json.loads((Path(directory) / "history.json").read_text(encoding="utf-8")))
 
 # %% ../../nbs/runs/record.ipynb #d41f9122
 def _predictions(result: FineTuned):
-    "Labels and predictions of every dev split, as a tidy DataFrame."
+    "Return labels and predictions of every dev split as a tidy DataFrame."
     import pandas as pd
 
     return pd.concat(
@@ -183,86 +197,84 @@ def _predictions(result: FineTuned):
     )
 
 # %% ../../nbs/runs/record.ipynb #7ac75001
-def pruned_facts(info: dict, train: dict, dev: dict, seconds: dict[str, float]) -> dict:
-    "What a row says of a pruned model before it is trained: from its `info`, what `lost` says of train and dev (with dev's `growth`), `seconds` by stage."
+def pruned_facts(
+    info: dict,  # of the pruned model
+    train: dict,  # what `lost` says of train
+    dev: dict,  # what `lost` says of dev, and `growth`
+    seconds: dict[str, float],  # by stage
+) -> dict:
+    "Return the columns of a row that describe a pruned model before it is trained."
     before = {f"{name}_full": value for name, value in info["before"].items()}
-    return (
-        before
-        | {f"seconds_{stage}": round(value, 2) for stage, value in seconds.items()}
-        | dict(
-            clusters=info["n_clusters"],
-            break_even=info["break_even"],
-            max_ratio=info["max_ratio"],
-            train_tokens_pruned=train["tokens"],
-            train_share_remapped=train["share"],
-            dev_share_remapped=dev["share"],
-            dev_growth=dev["growth"],
-        )
+    spent = {f"seconds_{stage}": round(value, 2) for stage, value in seconds.items()}
+    cut = dict(
+        clusters=info["n_clusters"],
+        break_even=info["break_even"],
+        max_ratio=info["max_ratio"],
+        train_tokens_pruned=train["tokens"],
+        train_share_remapped=train["share"],
+        dev_share_remapped=dev["share"],
+        dev_growth=dev["growth"],
     )
+    return before | spent | cut
 
 # %% ../../nbs/runs/record.ipynb #33e47939
 def _with_sizes(facts: dict, model) -> dict:
-    "`facts` with the sizes that `model` has now, and what is removed by them where they hold the full model's."
+    "Return `facts` with the present sizes of `model`, and the share removed where the full model's are known."
     after = sizes(model)
-    return (
-        facts
-        | after
-        | ({"params_removed": 1 - after["params"] / facts["params_full"]} if "params_full" in facts else {})
-    )
+    removed = {"params_removed": 1 - after["params"] / facts["params_full"]} if "params_full" in facts else {}
+    return facts | after | removed
 
 # %% ../../nbs/runs/record.ipynb #1d934348
-def _row_there(directory: str | Path, save) -> dict | None:
-    "The row of the run in `directory` where nothing is left to do: it is there, and so is the model where `save` wants one."
+def _finished_row(directory: str | Path, save) -> dict | None:
+    "Return the row of the run in `directory` where nothing is left to do; with `save`, its model must be there, too."
     return read_row(directory) if save is None or (Path(directory) / "model").is_dir() else None
 
 # %% ../../nbs/runs/record.ipynb #6287fcce
+def _score_columns(result: FineTuned, task: Task, full_score: float | None) -> dict:
+    "Return the columns of a row that say how well the model does, relative to `full_score`."
+    metric = task.metrics[0]
+    score = result.metrics[metric]
+    kept, reason = retention(score, full_score)
+    return dict(metric=metric, score=score, full_score=full_score, retention=kept, retention_reason=reason)
+
+
+def _row_of_result(directory: str | Path, parameters: dict, scores: dict, result: FineTuned, facts: dict) -> dict:
+    "Return the row of a run that has ended."
+    seconds = {f"seconds_{stage}": round(value, 2) for stage, value in result.seconds.items()}
+    return {"run": Path(directory).name, **parameters, **scores, **result.metrics, **facts, **seconds, **provenance()}
+
+# %% ../../nbs/runs/record.ipynb #aa53ffeb
 def record_run(
     directory: str | Path,
-    parameters: dict,
+    parameters: dict,  # they identify the run
     model,
     tokenizer,
     dataset,
-    recipe: dict,
+    recipe: dict,  # from `make_recipe`
     *,
-    facts: dict | None = None,
-    full_score: float | None = None,
-    task: Task | None = None,
-    save=None,
+    facts: dict | None = None,  # columns known before training, such as break-even
+    full_score: float | None = None,  # the full model's score, for retention
+    task: Task | None = None,  # None: the one that `parameters` name
+    save=None,  # `save(directory, scores)` writes the trained model
     progress: bool = False,
-    callbacks=(),
+    callbacks=(),  # of the Trainer; they may make the model smaller
 ) -> dict:
-    """The row of a run: read where `directory` holds it, else made by fine-tuning `model` and written, whole or not at all.
+    """Return the row of a run: read where `directory` holds it, else made by fine-tuning `model` and written whole.
 
-    `parameters` identify the run, `facts` are what is known before training (break-even, seconds), `full_score` is what retention is relative to; `task`:
-    None for the one that `parameters` name; sizes are those of the trained model, which `callbacks` may have made smaller.
-    `save(directory, scores)` writes it beside the row, and a run without one is then made again; another process that makes the same run is waited for.
+    Sizes are those of the trained model. With `save`, a run that was recorded without its model is repeated. If another
+    process is making the same run, this one waits and reads its row.
+
     Raises `FileExistsError` where `directory` holds something else."""
-    if (row := _row_there(directory, save)) is not None:
+    if (row := _finished_row(directory, save)) is not None:
         return row
     task = get_task(task or parameters["task"])
     with directory_lock(directory), tempfile.TemporaryDirectory() as scratch:
-        if (row := _row_there(directory, save)) is not None:
+        if (row := _finished_row(directory, save)) is not None:
             return row
         with whole_directory(directory, ROW, ours=("model/*", "model/*/*")) as new:
             result = finetune(model, tokenizer, dataset, task, recipe, scratch, parameters["seed"], progress, callbacks)
-            kept, reason = retention(result.metrics[task.metrics[0]], full_score)
-            scores = dict(
-                metric=task.metrics[0],
-                score=result.metrics[task.metrics[0]],
-                full_score=full_score,
-                retention=kept,
-                retention_reason=reason,
-            )
-            seconds = {f"seconds_{stage}": round(value, 2) for stage, value in result.seconds.items()}
-            row = {
-                "run": Path(directory).name,
-                **parameters,
-                **scores,
-                **result.metrics,
-                **_with_sizes(facts or {}, model),
-                **seconds,
-                **provenance(),
-            }
+            scores = _score_columns(result, task, full_score)
+            row = _row_of_result(directory, parameters, scores, result, _with_sizes(facts or {}, model))
             _predictions(result).to_csv(new / "predictions.csv", index=False)
             (new / "history.json").write_text(json.dumps(result.history), encoding="utf-8")
             (new / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
@@ -272,45 +284,36 @@ def record_run(
 
 # %% ../../nbs/runs/record.ipynb #0aecd4c0
 def shown_row(nb: dict) -> dict | None:
-    "The last row that the notebook `nb` shows as data, None where there is none."
-    shown = [
-        output["data"]
-        for cell in nb["cells"]
-        for output in cell.get("outputs", [])
-        if "application/json" in output.get("data", {})
-    ]
-    return shown[-1]["application/json"] if shown else None
+    "Return the last row that the notebook `nb`, read as JSON, displays as data; None where it displays none."
+    outputs = [output for cell in nb["cells"] for output in cell.get("outputs", [])]
+    rows = [output["data"]["application/json"] for output in outputs if "application/json" in output.get("data", {})]
+    return rows[-1] if rows else None
 
 
 def row_of_notebook(notebook: str | Path) -> dict:
-    "The row that an executed `run.ipynb` shows. Raises `ValueError` where it shows none."
+    "Return the row that an executed `run.ipynb` displays. Raises `ValueError` where it displays none."
     if (row := shown_row(json.loads(Path(notebook).read_text(encoding="utf-8")))) is None:
-        raise ValueError(f"{notebook} shows no result row; did its run end?")
+        raise ValueError(f"{notebook} shows no result row; did its run finish?")
     return row
 
 # %% ../../nbs/runs/record.ipynb #3e1ed35d
-def _shown(value) -> str:
-    "A value of a row as a person reads it."
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+def shown_value(value) -> str:
+    "Return a value of a row as text: digits in groups of three, fractions with four significant digits."
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 # %% ../../nbs/runs/record.ipynb #af7320d6
-def summarize_notebook(notebook: str | Path, out: str | Path = "runs") -> str:
-    "Where an executed run and its row are, and the row's main numbers, one per line."
+_SUMMARY = ("method", "base", "ratio", "metric", "score", "full_score", "retention", "rows", "embedding_params",
+            "params", "bytes", "model_id", "data_id")
+
+
+def summarize_notebook(
+    notebook: str | Path,  # an executed run.ipynb
+    out: str | Path = "runs",  # directory of the runs
+) -> str:
+    "Return where an executed run and its row are, and the row's main numbers, one a line."
     row = row_of_notebook(notebook)
-    names = (
-        "method",
-        "base",
-        "ratio",
-        "metric",
-        "score",
-        "full_score",
-        "retention",
-        "rows",
-        "embedding_params",
-        "params",
-        "bytes",
-        "model_id",
-        "data_id",
-    )
-    lines = {"notebook": notebook, "row": Path(out) / row["run"] / ROW} | {name: _shown(row[name]) for name in names}
+    lines = {"notebook": notebook, "row": Path(out) / row["run"] / ROW}
+    lines |= {name: shown_value(row[name]) for name in _SUMMARY}
     return "\n".join(f"{name:<17} {value}" for name, value in lines.items())
