@@ -255,7 +255,7 @@ def _link(file: str, to: str):
         shutil.copy2(file, to, follow_symlinks=False)
 
 
-def _matches(name: Path, patterns: Iterable[str]) -> bool:
+def _matches_pattern(name: Path, patterns: Iterable[str]) -> bool:
     "Return whether one of `patterns` matches the relative path `name`, part by part."
     splits = (pattern.split("/") for pattern in patterns)
     return any(len(parts) == len(name.parts) and all(map(fnmatch, name.parts, parts)) for parts in splits)
@@ -265,7 +265,7 @@ def _carry_over(old: Path, new: Path, ours: Iterable[str]):
     "Link into `new` every file of `old` that `new` lacks and that no pattern of `ours` matches."
     for path in sorted(old.rglob("*")):
         name = path.relative_to(old)
-        if _matches(name, ours) or os.path.lexists(new / name):
+        if _matches_pattern(name, ours) or os.path.lexists(new / name):
             continue
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):

@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 # %% ../../nbs/data/sample.ipynb #a0e72d39
-class _Entry(NamedTuple):
+class _Words(NamedTuple):
     "A list of words: `head`, for every split, and `tail`, held out of train."
 
     head: list[str]
     tail: list[str]
 
 
-def _entry(line: str) -> _Entry:
+def _entry(line: str) -> _Words:
     "Return the entry written as `head words | tail words`."
     head, _, tail = line.partition("|")
-    return _Entry([w.replace("_", " ") for w in head.split()], [w.replace("_", " ") for w in tail.split()])
+    return _Words([w.replace("_", " ") for w in head.split()], [w.replace("_", " ") for w in tail.split()])
 
 
-def _named_entries(text: str) -> dict[str, _Entry]:
+def _named_entries(text: str) -> dict[str, _Words]:
     "Return the entries of lines `name: head | tail`, by name; an indented line continues the one above."
     lines = re.sub(r"\n +", " ", text.strip()).splitlines()
     return {name: _entry(words) for name, _, words in (line.partition(":") for line in lines)}
@@ -87,7 +87,7 @@ country -: France Germany China India Spain Italy Russia Japan Brazil Poland Swe
 """)
 
 # %% ../../nbs/data/sample.ipynb #6eae9f43
-def _groups(text: str) -> list[_Entry]:
+def _groups(text: str) -> list[_Words]:
     "Return the entries `head | tail` that semicolons or line ends separate."
     return [_entry(group) for group in re.split(r"[;\n]", text.strip())]
 
@@ -202,7 +202,7 @@ class _Draw:
         "Return True with probability `p`."
         return self.rng.random() < p
 
-    def word(self, entry: _Entry) -> str:
+    def word(self, entry: _Words) -> str:
         "Return a word of `entry`, Zipf-distributed over its head or its tail."
         words = entry.tail if entry.tail and self.chance(self.unseen) else entry.head
         return self.rng.choices(words, [1 / (i + 2) for i in range(len(words))])[0]
@@ -276,7 +276,7 @@ def _cola(draw: _Draw) -> tuple[tuple[str], int]:
     return (_fill(draw, draw.rng.choice(COLA[kind])[form if label else 1 - form], x=x, s=singular, p=plural),), label
 
 # %% ../../nbs/data/sample.ipynb #d391fbe0
-def _pair(draw: _Draw, groups: list[_Entry], alike: bool) -> tuple[str, str]:
+def _pair(draw: _Draw, groups: list[_Words], alike: bool) -> tuple[str, str]:
     "Return two different words of `groups`, of one group if `alike`; groups with a single word are left out."
     groups = [group for group in groups if len(group.head) + (len(group.tail) if draw.unseen else 0) > 1]
     group = draw.rng.choice(groups)
