@@ -538,7 +538,8 @@ def test_other_files(tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
     (dict(metrics=["f2"]), "metric 'f2' does not fit 3 classes; choose from accuracy, matthews"), (dict(metrics=["f1"]), "metric 'f1' does not fit 3 classes"),
     (dict(metrics=["pearson"]), "metric 'pearson' does not fit"), (dict(name="cola"), "'cola' is the name of a GLUE task"),
-    (dict(regression=True, labels=["a"]), "give one of the two"), (dict(dev_size=0), "dev_size=0: 33 rows cannot be divided"), (dict(dev_size=1.5), "dev_size=1.5: 33 rows cannot be divided")])
+    (dict(regression=True, labels=["a"]), "give one of the two"), (dict(dev_size=0), "dev_size=0: 33 rows cannot be divided"),
+    (dict(dev_size=1.5), "dev_size=1.5: 33 rows cannot be divided")])
 def test_options_that_do_not_fit(options, message):
     refuses(message, rows(), **NAMED | options)
 

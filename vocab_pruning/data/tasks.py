@@ -237,8 +237,8 @@ def _check_parts(dataset, classes: Sequence[str] | None, where: str, dev_size: f
     n_dev = math.ceil(dev_size * len(dataset))
     counts = Counter(dataset["label"])
     if not 0 < dev_size < 1 or not 0 < n_dev < len(dataset):
-        raise ValueError(f"dev_size={dev_size}: {len(dataset)} rows cannot be divided like that; give a fraction between "
-                         "0 and 1, or a dev table")
+        raise ValueError(f"dev_size={dev_size}: {len(dataset)} rows cannot be divided like that; give a fraction "
+                         "between 0 and 1, or a dev table")
     if classes and (rare := next((i for i, name in enumerate(classes) if counts[i] == 1), None)) is not None:
         raise ValueError(f"{where} has 1 row of class {classes[rare]!r}, too few for both train and dev; give more, or "
                          "a dev table")
