@@ -193,7 +193,7 @@ def nowhere(monkeypatch):
 def test_the_sample_says_once_that_it_stands_in(load, nowhere, recwarn):
     load("cola"), load("cola"), load("rte")
     (said,) = [warning for warning in recwarn if warning.category is GeneratedText]
-    assert str(said.message).startswith("neither GLUE_DIR nor the hub is at hand; generated text stands in for cola (")
+    assert str(said.message).startswith("neither GLUE_DIR nor the hub is available; using generated text for cola (")
     assert "\n" not in str(said.message)
 
 

@@ -316,7 +316,7 @@ UNREAD = {
                           "split='train': own.txt is a file of texts"),
     "a place of a file": (lambda path: load_texts(path / "own.txt", data="sample"),
                           "data='sample': own.txt is a file of texts"),
-    "columns of a task": (lambda path: load_texts("cola", "said", data="sample"), "columns said are those of a file"),
+    "columns of a task": (lambda path: load_texts("cola", "said", data="sample"), "columns said are for a file"),
 }
 
 
@@ -479,10 +479,10 @@ CELLS = {
     "nothing": ("", "own.csv cannot be read: No columns to parse from file"),
     "a header alone": ("text,label\n", "own.csv has no row with 'text' and 'label'"),
     "one class": ("text,label\na,yes\nb,yes\n", "own.csv, column 'label': every label is 'yes'; a classifier needs two classes"),
-    "fractions": ("text,label\na,1\nb,2.5\n", "row 1 (from 0), column 'label': '2.5' is no class number; pass regression=True, or name"),
+    "fractions": ("text,label\na,1\nb,2.5\n", "row 1 (from 0), column 'label': '2.5' is not a class number; pass regression=True, or name"),
     "one number twice": ("text,label\na,1\nb,2\nc,1.0\n", "row 2 (from 0), column 'label': '1' and '1.0' are one number"),
     "a class of one": ("text,label\na,yes\nb,no\nc,yes\n", "own.csv has 1 row of class 'no', too few for both train and dev"),
-    "too few rows": ("text,label\na,yes\nb,no\nc,yes\nd,no\n", "dev_size 0.1 of 4 rows is 1, too few for 2 classes"),
+    "too few rows": ("text,label\na,yes\nb,no\nc,yes\nd,no\n", "dev_size=0.1: 1 of 4 rows are too few for 2 classes"),
 }
 
 
@@ -499,7 +499,7 @@ def test_a_row_keeps_its_number_when_others_are_left_out(tmp_path):
 
 def test_an_unseen_class_in_dev(tmp_path):
     train, dev = text_file(tmp_path, "text,label\na,yes\nb,no\n"), text_file(tmp_path, "text,label\na,yes\nb,maybe\n", "dev.csv")
-    message = "dev.csv, row 1 (from 0), column 'label': 'maybe' is not one of the classes no, yes; correct it, or name every class there is: labels=[…]"
+    message = "dev.csv, row 1 (from 0), column 'label': 'maybe' is not one of the classes no, yes; correct it, or name every class: labels=[…]"
     refuses(message, train, dev)
     assert own_task(train, dev, labels=["no", "maybe", "yes"]).dataset["dev"]["label"][:] == [2, 1]
 
@@ -538,7 +538,8 @@ def test_other_files(tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
     (dict(metrics=["f2"]), "metric 'f2' does not fit 3 classes; choose from accuracy, matthews"), (dict(metrics=["f1"]), "metric 'f1' does not fit 3 classes"),
     (dict(metrics=["pearson"]), "metric 'pearson' does not fit"), (dict(name="cola"), "'cola' is the name of a GLUE task"),
-    (dict(regression=True, labels=["a"]), "give one of the two"), (dict(dev_size=0), "dev_size 0 of 33 rows"), (dict(dev_size=1.5), "dev_size 1.5 of 33 rows")])
+    (dict(regression=True, labels=["a"]), "give one of the two"), (dict(dev_size=0), "dev_size=0: 33 rows cannot be divided"),
+    (dict(dev_size=1.5), "dev_size=1.5: 33 rows cannot be divided")])
 def test_options_that_do_not_fit(options, message):
     refuses(message, rows(), **NAMED | options)
 
@@ -552,7 +553,7 @@ def test_numbers_and_names_in_a_description(tmp_path):
     with pytest.raises(ValueError, match="put the names in quotes"):
         get_task(tmp_path / "own.yaml")
     (tmp_path / "own.yaml").write_text('train: own.csv\nlabels: ["no", "yes"]\nmetrics: accuracy\nepochs: three')
-    with pytest.raises(ValueError, match="^epochs='three': must be a number above 0$"):
+    with pytest.raises(ValueError, match="^epochs='three': give a number above 0$"):
         get_task(tmp_path / "own.yaml")
 
 
@@ -571,11 +572,11 @@ def test_a_misspelt_argument_of_a_description(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "named"), [
-    (dict(epochs="three"), "epochs='three': must be a number above 0"), (dict(epochs=-1), "epochs=-1: must be"),
-    (dict(learning_rate=math.nan), "learning_rate=nan: must be"), (dict(learning_rate=math.inf), "learning_rate=inf"),
-    (dict(batch_size=1.5), "batch_size=1.5: must be a whole number above 0"), (dict(batch_size=True),
+    (dict(epochs="three"), "epochs='three': give a number above 0"), (dict(epochs=-1), "epochs=-1: give a"),
+    (dict(learning_rate=math.nan), "learning_rate=nan: give a"), (dict(learning_rate=math.inf), "learning_rate=inf"),
+    (dict(batch_size=1.5), "batch_size=1.5: give a whole number above 0"), (dict(batch_size=True),
                                                                                "batch_size=True"),
-    (dict(max_length=0), "max_length=0: must be a whole number above 0"), (dict(epochs=[3]), "epochs=[3]: must be")])
+    (dict(max_length=0), "max_length=0: give a whole number above 0"), (dict(epochs=[3]), "epochs=[3]: give a")])
 def test_a_recipe_names_what_it_cannot_use(given, named):
     with pytest.raises(ValueError) as caught:
         make_recipe("cola", **given)

@@ -166,7 +166,7 @@ def test_wrong_values_are_refused_by_name(oov, name):
         with pytest.raises(ValueError) as refused:
             prune(model, tokenizer, Unread(), 0.3, "vocab", oov=oov, **{name: value})
         text = str(refused.value)
-        assert text.startswith(f"{name} {value!r}: give ") and OPTIONS[name].takes in text and "\n" not in text
+        assert text.startswith(f"{name}={value!r}: give ") and OPTIONS[name].takes in text and "\n" not in text
 
 
 def test_every_option_has_wrong_values():

@@ -193,8 +193,8 @@ def test_the_interval_is_that_of_the_examples(first, tmp_path):
     (dict(max_train_examples="64"), "max_train_examples='64': give a whole number, 1 or more, or None"),
     (dict(max_train_examples=0), "max_train_examples=0: give a whole number, 1 or more, or None"),
     (dict(held_out_examples=-3), "held_out_examples=-3: give a whole number, 1 or more, or None"),
-    (dict(epochs="three"), "epochs='three': must be a number above 0"),
-    (dict(batch_size=1.5), "batch_size=1.5: must be a whole number above 0"),
+    (dict(epochs="three"), "epochs='three': give a number above 0"),
+    (dict(batch_size=1.5), "batch_size=1.5: give a whole number above 0"),
     (dict(oov="closest"), "unknown oov"),
     (dict(held_out_examples=10**6), "held_out_examples=1000000"),
 ], ids=lambda value: "-".join(map(str, next(iter(value.items())))) if isinstance(value, dict) else "")

@@ -1640,10 +1640,10 @@ def test_a_tokenizer_without_parts(tmp_path):
     (dict(pad_to_multiple_of=1.5), (TypeError, ValueError), "pad_to_multiple_of"),
     (dict(pad_to_multiple_of=10**6), ValueError, "pad_to_multiple_of|alphabet alone"),
     (dict(oov="pq", n_bytes=5), ValueError, "5 codes do not divide a row of 16"),
-    (dict(oov="pq", n_bytes=0), ValueError, "n_bytes 0: give a whole number, 1 or more"),
-    (dict(oov="sparse", m=0), ValueError, "m 0: give a whole number, 2 or more"),
+    (dict(oov="pq", n_bytes=0), ValueError, "n_bytes=0: give a whole number, 1 or more"),
+    (dict(oov="sparse", m=0), ValueError, "m=0: give a whole number, 2 or more"),
     (dict(oov="sparse", m=1), ValueError, "oov=.nearest. reads one"),
-    (dict(oov="int8", bits=3), ValueError, "bits 3: give 8 or 4"),
+    (dict(oov="int8", bits=3), ValueError, "bits=3: give 8 or 4"),
     (dict(oov="resegmented"), ValueError, "unknown oov 'resegmented'"),
 ])
 def test_bad_options(options, error, match):

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from vocab_pruning.models.saving import PrunedModel, load
 
 # %% ../nbs/package.ipynb #1017ab5f
-def offer(package: str, homes: dict[str, str]) -> tuple[Callable, Callable]:
-    """Return `__getattr__` and `__dir__` for `package`: a name's module is imported when the name is first asked for (PEP 562).
+def offer(
+    package: str,  # `__name__` of the package
+    homes: dict[str, str],  # the names it offers, each with its module, relative to `package`
+) -> tuple[Callable, Callable]:
+    """Return `__getattr__` and `__dir__` for `package` (PEP 562).
 
-    `homes`: the module, below `package`, that each name comes from."""
+    A name's module is imported when the name is first used."""
 
     def __getattr__(name: str):
         if name not in homes:

@@ -21,11 +21,12 @@ from .tasks import Task, documents, get_task, load_task
 
 # %% ../../nbs/data/stats.ipynb #aa39cbc6
 def backend(tokenizer):
-    "A copy of a fast tokenizer's batch encoder without truncation and padding. Raises `TypeError` for a slow tokenizer."
+    """Return a copy of a fast tokenizer's batch encoder, without truncation and padding.
+
+    Raises `TypeError` for a slow tokenizer."""
     if not getattr(tokenizer, "is_fast", False):
-        raise TypeError(
-            f"{type(tokenizer).__name__} is a slow tokenizer; vocabulary statistics need a fast one (a tokenizer.json, PreTrainedTokenizerFast)"
-        )
+        raise TypeError(f"{type(tokenizer).__name__} is a slow tokenizer; vocabulary statistics need a fast one "
+                        "(a tokenizer.json, PreTrainedTokenizerFast)")
     encoder = copy.deepcopy(tokenizer.backend_tokenizer)
     encoder.no_truncation()
     encoder.no_padding()
@@ -33,31 +34,36 @@ def backend(tokenizer):
 
 # %% ../../nbs/data/stats.ipynb #7ecc158b
 def _encode(encoder, texts: tuple[str, ...], first: int) -> tuple[np.ndarray, np.ndarray]:
-    "`(ids, lengths)` of `texts`; `TypeError` names the first of `texts` (the corpus's text number `first` on) that is no text."
+    "Return `(ids, lengths)` of `texts`, which are those of the corpus from number `first` on."
     bad = next((i for i, text in enumerate(texts) if not is_text(text)), None)
     if bad is not None:
-        raise TypeError(
-            f"text {first + bad} is {texts[bad]!r}, not a string of whole characters; leave out missing and broken texts first"
-        )
+        raise TypeError(f"text {first + bad} is {texts[bad]!r}, not a string of whole characters; leave out missing "
+                        "and broken texts first")
     encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
     lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
     return np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64, lengths.sum()), lengths
 
 # %% ../../nbs/data/stats.ipynb #92e911eb
 def token_batches(
-    texts: Iterable[str], tokenizer, batch_size: int = 1024, progress: bool = False
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield `(ids, lengths)` for batches of documents: ids int64 (tokens,), lengths int64 (documents,).
+    texts: Iterable[str],  # the documents, read once
+    tokenizer,  # a fast tokenizer
+    batch_size: int = 1024,  # documents per batch
+    progress: bool = False,  # show a progress bar
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # ids: int64 (tokens,); lengths: int64 (documents,)
+    """Yield `(ids, lengths)` of batches of documents.
 
-    `texts` is read once, `batch_size` documents at a time. Raises `TypeError` for a text that is no string, a slow tokenizer and
-    as `check_texts` does."""
-    check_texts(texts), whole_number("batch_size", batch_size)
-    encoder, stream, coming = backend(tokenizer), iter(texts), None
+    Raises `TypeError` for a text that is not a string, for a slow tokenizer, and as `check_texts` does."""
+    check_texts(texts)
+    whole_number("batch_size", batch_size)
+    encoder = backend(tokenizer)
+    stream = iter(texts)
     chunks = iter(lambda: tuple(islice(stream, batch_size)), ())
     total = len(texts) if hasattr(texts, "__len__") else None
+    coming = None
     with ThreadPoolExecutor(1) as pool, tqdm(total=total, unit="doc", desc="tokenizing", disable=not progress) as bar:
         for number, chunk in enumerate(chain(chunks, [None])):
-            ready, coming = coming, chunk and pool.submit(_encode, encoder, chunk, number * batch_size)
+            ready = coming
+            coming = chunk and pool.submit(_encode, encoder, chunk, number * batch_size)
             if ready:
                 ids, lengths = ready.result()
                 yield ids, lengths
@@ -66,10 +72,13 @@ def token_batches(
 # %% ../../nbs/data/stats.ipynb #610620fe
 @dataclass
 class TokenStats:
-    """Token statistics of a corpus over the V rows of an embedding.
+    """Token statistics of a corpus over the V rows of an embedding. `a + b` are the statistics of both corpora.
 
-    `counts`, `doc_freq`: int64 (V,); `tf_sum`: float64 (V,), the sum over documents of count / document length;
-    `n_docs`, `n_tokens`: the corpus in documents (empty ones too) and tokens. `a + b` are the statistics of both corpora."""
+    `counts`: occurrences, int64 (V,).
+    `doc_freq`: documents with the token, int64 (V,).
+    `tf_sum`: sum over documents of count / document length, float64 (V,).
+    `n_docs`: number of documents, empty ones included.
+    `n_tokens`: number of tokens."""
 
     counts: np.ndarray
     doc_freq: np.ndarray
@@ -79,7 +88,7 @@ class TokenStats:
 
     @classmethod
     def empty(cls, n_rows: int) -> "TokenStats":
-        "Statistics of no text at all over `n_rows` rows."
+        "Return the statistics of an empty corpus over `n_rows` rows."
         return cls(np.zeros(n_rows, np.int64), np.zeros(n_rows, np.int64), np.zeros(n_rows))
 
     @property
@@ -89,28 +98,32 @@ class TokenStats:
 
     @property
     def seen(self) -> np.ndarray:
-        "Which rows occur at all: bool (V,)."
+        "Whether each row occurs: bool (V,)."
         return self.counts > 0
 
     def __add__(self, other: "TokenStats") -> "TokenStats":
         if self.n_rows != other.n_rows:
-            raise ValueError(
-                f"statistics over {self.n_rows} and {other.n_rows} rows do not add up; count with one tokenizer"
-            )
+            raise ValueError(f"statistics over {self.n_rows} and {other.n_rows} rows do not add up; count with one "
+                             "tokenizer")
         return TokenStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 # %% ../../nbs/data/stats.ipynb #70a06a41
-def check_ids(ids: np.ndarray, n_rows: int):
-    "Raise `ValueError` where one of `ids`, of any shape, is one that none of `n_rows` rows has."
+def check_ids(
+    ids: np.ndarray,  # token ids: int64, any shape
+    n_rows: int,  # rows of the embedding
+):
+    "Raise `ValueError` if one of `ids` has no row."
     if ids.size and ids.max() >= n_rows:
-        raise ValueError(
-            f"the tokenizer emits id {ids.max()} but the embedding has {n_rows} rows: they do not belong "
-            "together; leave out the texts that use it, or give the model a row for it"
-        )
+        raise ValueError(f"the tokenizer emits id {ids.max()} but the embedding has {n_rows} rows: they do not belong "
+                         "together; leave out the texts that use it, or give the model a row for it")
 
 
-def batch_stats(ids: np.ndarray, lengths: np.ndarray, n_rows: int) -> TokenStats:
-    "Statistics of one batch (`ids` (tokens,), `lengths` (documents,)). Raises `ValueError` for an id that no row has."
+def batch_stats(
+    ids: np.ndarray,  # token ids of all documents: int64 (tokens,)
+    lengths: np.ndarray,  # tokens per document: int64 (documents,)
+    n_rows: int,  # rows of the embedding
+) -> TokenStats:
+    "Return the statistics of one batch. Raises `ValueError` for an id without a row."
     check_ids(ids, n_rows)
     n = len(lengths)
     doc = np.repeat(np.arange(n), lengths)
@@ -126,11 +139,15 @@ def batch_stats(ids: np.ndarray, lengths: np.ndarray, n_rows: int) -> TokenStats
 
 # %% ../../nbs/data/stats.ipynb #18173c4e
 def token_stats(
-    texts: Iterable[str], tokenizer, n_rows: int, batch_size: int = 1024, progress: bool = False
+    texts: Iterable[str],  # the documents, read once
+    tokenizer,  # a fast tokenizer
+    n_rows: int,  # V, rows of the embedding
+    batch_size: int = 1024,  # documents per batch
+    progress: bool = False,  # show a progress bar
 ) -> TokenStats:
-    """`TokenStats` of `texts` over `n_rows` rows, in one streaming pass.
+    """Return the `TokenStats` of `texts`, counted in one streaming pass.
 
-    Raises `TypeError` as `token_batches` does, `ValueError` where there is no token at all or an id that no row has."""
+    Raises `TypeError` as `token_batches` does, and `ValueError` for texts without any token or an id without a row."""
     total = TokenStats.empty(n_rows)
     for ids, lengths in token_batches(texts, tokenizer, batch_size, progress):
         total += batch_stats(ids, lengths, n_rows)
@@ -140,15 +157,20 @@ def token_stats(
 
 # %% ../../nbs/data/stats.ipynb #5d5ff1f5
 def coverage_curve(stats: TokenStats) -> np.ndarray:
-    "Share of all occurrences that the k + 1 most frequent rows cover: float64 (rows seen,)."
+    "Return the share of all occurrences that the k + 1 most frequent rows cover: float64 (rows seen,)."
     counts = np.sort(stats.counts[stats.seen])[::-1]
     return counts.cumsum() / stats.n_tokens
 
 # %% ../../nbs/data/stats.ipynb #697104c2
-def coverage(stats: TokenStats, reference: TokenStats | None = None) -> dict[str, float]:
-    """One side of the paper's Table 2: tokens, unique tokens, and in per cent the vocabulary present and what the top fifth covers.
+def coverage(
+    stats: TokenStats,  # of the corpus
+    reference: TokenStats | None = None,  # of the train side
+) -> dict[str, float]:
+    """Return one side of the paper's Table 2.
 
-    With `reference` (the train side) also the unique tokens it lacks, their number and their per cent."""
+    `tokens` and `unique` are counts; `coverage_pct` is the share of the vocabulary that is present and `top20_pct` the
+    share of occurrences that the top fifth covers, in per cent. With `reference`, `oov_unique` and `oov_pct` are the
+    unique tokens that it lacks, as a count and in per cent."""
     curve = coverage_curve(stats)
     row = dict(
         tokens=stats.n_tokens,
@@ -162,26 +184,36 @@ def coverage(stats: TokenStats, reference: TokenStats | None = None) -> dict[str
     return row
 
 # %% ../../nbs/data/stats.ipynb #d331f236
-def coverage_table(tasks: Iterable[str], tokenizer, n_rows: int, data: str = "auto", seed: int = 42):
-    """Return the paper's Table 2 as a DataFrame, a row per task.
-
-    Train and test are 90 and 10 per cent of a task's train split (stratified for classes). `tasks`: names or `Task`s,
-    or a single one. Raises `ValueError` for a class with a single example, which cannot be in both parts."""
-    import pandas as pd
+def _stratified_parts(task: Task, split, seed: int) -> list[np.ndarray]:
+    "Return the row numbers of 90 and 10 per cent of `split`, stratified for classes."
     from sklearn.model_selection import train_test_split
+
+    labels = None if task.labels is None else split["label"][:]
+    if labels and 1 in (counts := np.bincount(labels)):
+        single = task.labels[counts.tolist().index(1)]
+        raise ValueError(f"{task.name} has 1 train example of class {single!r}, too few for two parts")
+    rows = np.arange(len(split))
+    return train_test_split(rows, train_size=0.9, test_size=0.1, random_state=seed, stratify=labels)
+
+
+def coverage_table(
+    tasks: Iterable[str | Task],  # names or `Task`s, or a single one
+    tokenizer,  # a fast tokenizer
+    n_rows: int,  # V, rows of the embedding
+    data: str = "auto",  # as in `load_task`
+    seed: int = 42,  # of the split
+):
+    """Return the paper's Table 2 as a DataFrame, one row per task.
+
+    Train and test are 90 and 10 per cent of a task's train split, stratified for classes.
+
+    Raises `ValueError` for a class with a single example, which cannot be in both parts."""
+    import pandas as pd
 
     rows = {}
     for task in map(get_task, [tasks] if isinstance(tasks, str | Task) else tasks):
         split = load_task(task, data)["train"]
-        labels = None if task.labels is None else split["label"][:]
-        if labels and 1 in (counts := np.bincount(labels)):
-            raise ValueError(
-                f"{task.name} has 1 train example of class {task.labels[counts.tolist().index(1)]!r}, "
-                f"too few for two parts"
-            )
-        parts = train_test_split(
-            np.arange(len(split)), train_size=0.9, test_size=0.1, random_state=seed, stratify=labels
-        )
+        parts = _stratified_parts(task, split, seed)
         train, test = (token_stats(documents(split.select(part)), tokenizer, n_rows) for part in parts)
         rows[task.name] = {f"train_{k}": v for k, v in coverage(train).items()} | {
             f"test_{k}": v for k, v in coverage(test, train).items()
