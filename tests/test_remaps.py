@@ -129,7 +129,7 @@ def test_only_seen(padded, oov):
 def test_only_seen_needs_an_unknown_token():
     model, tokenizer = tiny_model("BERT")
     tokenizer.unk_token = None
-    with pytest.raises(ValueError, match="only_seen True: .* unknown token, which the tokenizer does not have"):
+    with pytest.raises(ValueError, match="only_seen=True sends .* unknown token, which the tokenizer does not have"):
         prune(model, tokenizer, ["the"], 0.3, "vocab", oov="nearest", only_seen=True)
 
 
