@@ -98,7 +98,7 @@ class RoundedRows(RowCodes):
     ):
         super().__init__()
         if bits not in (4, 8) or bits == 4 and width % 2:
-            raise CannotPrune(f"{bits} bits and rows of {width} numbers: choose 8 bits, or 4 with an even width")
+            raise CannotPrune(f"bits={bits} and rows of {width} numbers: give 8 bits, or 4 with an even width")
         self.bits = bits
         kind = torch.int8 if bits == 8 else torch.uint8
         self.register_buffer("codes", torch.zeros(n, width * bits // 8, dtype=kind, device=device))
