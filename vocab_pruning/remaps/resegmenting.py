@@ -338,8 +338,8 @@ def find_needs(
     source = read_tokenizer(tokenizer)
     n_rows = stats.n_rows
     if special.shape != (n_rows,):
-        raise ValueError(f"special has shape {special.shape} and the statistics cover {n_rows} rows: they do not belong "
-                         f"together; give special as bool ({n_rows},)")
+        raise ValueError(f"special has shape {special.shape} and the statistics cover {n_rows} rows: they do not "
+                         f"belong together; give special as bool ({n_rows},)")
     always = _always_kept(tokenizer, source, stats, special)
     if kind != "BPE":
         return Needs(always, lambda i: set() if i in source.names and i < n_rows else None, source)
