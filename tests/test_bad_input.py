@@ -68,13 +68,13 @@ def scores_with(value: float, row: int = 5) -> np.ndarray:
 
 FREQUENCY, AVERAGE, ATTENTION = (dict(scorer=name) for name in ("frequency", "clustering", "attention"))
 BAD_CHOICES = {
-    "negative ratio": (dict(ratio=-0.1), ValueError, ["-0.1", "[0, 1)"]),
-    "ratio 1": (dict(ratio=1.0), ValueError, ["1.0", "[0, 1)"]),
+    "negative ratio": (dict(ratio=-0.1), ValueError, ["-0.1", "below 1"]),
+    "ratio 1": (dict(ratio=1.0), ValueError, ["1.0", "below 1"]),
     "ratio NaN": (dict(ratio=math.nan), ValueError, ["nan"]),
-    "ratio as text": (dict(ratio="0.2"), TypeError, ["ratio '0.2'", "not a number"]),
-    "ratio None": (dict(ratio=None), TypeError, ["ratio None"]),
-    "ratio True": (dict(ratio=True), TypeError, ["ratio True"]),
-    "ratio in a list": (dict(ratio=[0.2]), TypeError, ["ratio [0.2]"]),
+    "ratio as text": (dict(ratio="0.2"), TypeError, ["ratio='0.2'", "give a number"]),
+    "ratio None": (dict(ratio=None), TypeError, ["ratio=None"]),
+    "ratio True": (dict(ratio=True), TypeError, ["ratio=True"]),
+    "ratio in a list": (dict(ratio=[0.2]), TypeError, ["ratio=[0.2]"]),
     "unknown base": (dict(base="bytes"), ValueError, ["bytes", "params"]),
     "base in a list": (dict(base=["params"]), ValueError, ["['params']", "vocab"]),
     "seed as text": (dict(seed="x"), ValueError, ["seed='x'"]),

@@ -218,7 +218,7 @@ def test_a_glue_task_gives_texts(tiny):
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["{model}", "{texts}", "{out}", "--ratio", "1.5"], "ratio 1.5 is outside [0, 1): it is the fraction that goes"),
+    (["{model}", "{texts}", "{out}", "--ratio", "1.5"], "ratio=1.5: give the fraction to remove, at least 0 and below 1"),
     (["{model}", "{texts}", "{out}", "--oov", "closest"], "unknown oov 'closest'; choose one of unk"),
     (["{model}", "{texts}", "{out}", "--oov", "nearest", "-o", "m=3"], "got an unexpected option 'm'"),
     (["{model}", "{texts}", "{out}", "--scorer", "tf"], "unknown scorer 'tf'"), (["{model}", "no.txt", "{out}"], "no.txt is not a file"),
@@ -252,11 +252,11 @@ def test_other_commands_refuse_in_one_line(tiny, tmp_path, monkeypatch):
     (["run", "cola", "-p", "max_train_examples=2.5"], "max_train_examples=2.5: give a whole number"),
     (["run", "cola", "-p", "ratio=a fifth"], "ratio='a fifth': give a fraction, as in 0.2 or 20%"),
     (["run", "cola", "--scorer", "tf"], "unknown scorer 'tf'"),
-    (["run", "cola", "--ratio", "2"], "ratio 2.0 is outside"),
-    (["prune", "no-model", "no.txt", "out", "--ratio", "nan"], "ratio nan is outside"),
+    (["run", "cola", "--ratio", "2"], "ratio=2.0: give the fraction"),
+    (["prune", "no-model", "no.txt", "out", "--ratio", "nan"], "ratio=nan: give the fraction"),
     (["prune", "no-model", "no.txt", "out", "--base", "tokens"], "unknown base 'tokens'"),
     (["prune", "no-model", "no.txt", "out", "--scorer", "tf"], "unknown scorer 'tf'"),
-    (["preflight", "no-model", "no.txt", "--ratio", "1.5"], "ratio 1.5 is outside"),
+    (["preflight", "no-model", "no.txt", "--ratio", "1.5"], "ratio=1.5: give the fraction"),
     (["preflight", "no-model", "no.txt", "--scorer", "tf"], "unknown scorer 'tf'"),
     (["preflight", "no-model", "no.txt", "--csv", "no/such/place.csv"], "no/such/place.csv cannot be written"),
     (["sweep", "recipe.yaml", "--engine", "slurm"], "unknown engine 'slurm'; choose one of local, ray"),

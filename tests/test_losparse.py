@@ -430,7 +430,7 @@ def test_ratios_that_cannot_be_had():
     model = shared("wordpiece")
     with pytest.raises(ValueError, match="ratio=0.95: the encoder.s linear layers can give up at most"):
         losparse_settings(model, 0.95)
-    with pytest.raises(ValueError, match="ratio 1.5 is outside"):
+    with pytest.raises(ValueError, match="ratio=1.5: give the fraction"):
         losparse_settings(model, 1.5)
     with pytest.raises(ValueError, match="nothing is left for LoSparse"):
         losparse_settings(model, 0)

@@ -45,7 +45,7 @@ def test_a_model_that_is_pruned_already_is_raised():
 
 
 RAISED = {
-    "ratio 1.5": dict(ratios=[0.3, 1.5]), "ratio -0.1": dict(ratios=-0.1), "ratio='0.2'": dict(ratios=["0.2"]),
+    "ratio=1.5": dict(ratios=[0.3, 1.5]), "ratio=-0.1": dict(ratios=-0.1), "ratio='0.2'": dict(ratios=["0.2"]),
     "unknown base 'tokens'": dict(base="tokens"), "unknown oov 'pg'": dict(oovs=["unk", "pg"]),
     "unknown oov 'p'": dict(oovs="p"), "unknown scorer 'pagerank'": dict(scorer="pagerank"),
     "ratios=[]": dict(ratios=[]),

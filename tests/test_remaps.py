@@ -11,7 +11,7 @@ from conftest import Unread
 from safetensors.torch import load_file
 
 from vocab_pruning import prune
-from vocab_pruning.algorithms.clusters import SAMPLE, centroids, cluster_rows, kmeans_clusters, medoids
+from vocab_pruning.algorithms.clusters import SAMPLE_ROWS, centroids, cluster_rows, kmeans_clusters, medoids
 from vocab_pruning.algorithms.linkage import cluster_sums
 from vocab_pruning.algorithms.pursuit import Products, Residuals, _pursue_block, pursue
 from vocab_pruning.core import minilm_directory
@@ -129,7 +129,7 @@ def test_only_seen(padded, oov):
 def test_only_seen_needs_an_unknown_token():
     model, tokenizer = tiny_model("BERT")
     tokenizer.unk_token = None
-    with pytest.raises(ValueError, match="only_seen True: .* unknown token, which the tokenizer does not have"):
+    with pytest.raises(ValueError, match="only_seen=True sends .* unknown token, which the tokenizer does not have"):
         prune(model, tokenizer, ["the"], 0.3, "vocab", oov="nearest", only_seen=True)
 
 
@@ -297,11 +297,11 @@ def test_kmeans_is_as_good_as_scikit_learn(minilm_rows):
 
 
 def test_a_sample_is_as_good_as_all_rows():
-    "Above SAMPLE rows the centers are learnt from some; what is lost is below half a per cent."
-    rows = torch.randn(2 * SAMPLE, 4, generator=torch.Generator().manual_seed(0))
+    "Above SAMPLE_ROWS rows the centers are learnt from some; what is lost is below half a per cent."
+    rows = torch.randn(2 * SAMPLE_ROWS, 4, generator=torch.Generator().manual_seed(0))
     labels = kmeans_clusters(rows, 16, max_iter=30)
-    whole = kmeans_clusters(rows[:SAMPLE], 16, max_iter=30)
-    assert loss(rows, labels) / 2 < 1.005 * loss(rows[:SAMPLE], whole)
+    whole = kmeans_clusters(rows[:SAMPLE_ROWS], 16, max_iter=30)
+    assert loss(rows, labels) / 2 < 1.005 * loss(rows[:SAMPLE_ROWS], whole)
     assert len(np.unique(labels)) == 16
 
 

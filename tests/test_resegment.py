@@ -221,7 +221,7 @@ def test_pruned_tokens_and_their_merges_are_removed_as_skeletoken_removes_them(n
 
 def test_closure_is_what_the_merges_make():
     old = FAMILIES["bpe"].tokenizer
-    ranks = surgery._ranks(surgery.read_tokenizer(old))
+    ranks = surgery._merge_ranks(surgery.read_tokenizer(old))
     for token, i in old.get_vocab().items():
         if i not in old.added_tokens_decoder and i % 3 == 0:
             made = derivation(token, ranks)

@@ -94,11 +94,11 @@ def test_many_rows_around_one():
 
 def test_a_circle_of_pointers_is_broken():
     "Where rounding left no two clusters pointing at each other, the nearest pair is joined."
-    from vocab_pruning.algorithms.linkage import _Clusters, _pairs
+    from vocab_pruning.algorithms.linkage import _Clusters, _reciprocal_pairs
 
     clusters = _Clusters(unit_rows(torch.tensor([[1.0, 0, 0], [0.1, 1, 0], [0, 0.2, 1]])), torch.ones(3))
     clusters.nearest = torch.tensor([1, 2, 0])
-    a, b = _pairs(clusters)
+    a, b = _reciprocal_pairs(clusters)
     assert (a.tolist(), b.tolist()) == ([1], [2])
 
 
@@ -156,9 +156,9 @@ def test_exactly_as_many_rows_as_asked_for(method):
 @pytest.mark.parametrize("method", CLUSTERINGS)
 def test_a_vocabulary_of_one_row(method):
     assert cluster_rows(torch.ones(1, 4), 1, method).tolist() == [0]
-    with pytest.raises(ValueError, match="n_clusters 2 is outside 1 .. 1"):
+    with pytest.raises(ValueError, match="n_clusters=2: give a whole number from 1 to 1"):
         cluster_rows(torch.ones(1, 4), 2, method)
-    with pytest.raises(ValueError, match="n_clusters 0 is outside"):
+    with pytest.raises(ValueError, match="n_clusters=0: give a whole number"):
         cluster_rows(torch.ones(1, 4), 0, method)
 
 

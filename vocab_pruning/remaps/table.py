@@ -16,22 +16,18 @@ from .codes import RowCodes
 # %% ../../nbs/remaps/table.ipynb #610620fe
 @dataclass
 class Remap:
-    """Where each of the V ids goes among K kept rows.
+    "Where each of the V ids goes among K kept rows."
 
-    `keep`: int64 (rows from the original,), ascending ids. `index`: int32 (V, m), positions among the K rows. `mix`: float32 (V, m), or None for m = 1,
-    where every weight is 1. `extra`: float (K - len(keep), d), synthetic rows after the original ones. `n_clusters`: representatives among the K rows.
-    `coded`: a module of `codes` that decodes row numbers K, K + 1, … of `index`; None where no row is coded."""
-
-    keep: torch.Tensor
-    index: torch.Tensor
-    mix: torch.Tensor | None = None
-    extra: torch.Tensor | None = None
-    n_clusters: int = 0
-    coded: RowCodes | None = None
+    keep: torch.Tensor  # ids of the original rows that stay, ascending: int64
+    index: torch.Tensor  # positions among the K rows, or K and more for coded rows: int32 (V, m)
+    mix: torch.Tensor | None = None  # weights float32 (V, m); None if m = 1, where every weight is 1
+    extra: torch.Tensor | None = None  # synthetic rows after the original ones: float (K - len(keep), d)
+    n_clusters: int = 0  # representatives of clusters among the K rows
+    coded: RowCodes | None = None  # decodes row numbers K, K + 1, … of `index`; None if no row is coded
 
     @property
     def weight(self) -> torch.Tensor:
-        "Weights of the rows in `index`: float32 (V, m), ones where none are stored."
+        "Weights of the rows in `index`: float32 (V, m), ones if none are stored."
         return torch.ones(self.index.shape) if self.mix is None else self.mix
 
     @property
@@ -45,10 +41,16 @@ class Remap:
         return torch.zeros(len(self.index), dtype=torch.bool).index_fill_(0, self.keep, True)
 
 # %% ../../nbs/remaps/table.ipynb #61d58737
-def table_of(keep, n_rows: int, ids=None, to=None, mix=None, rest: int = 0, **fields) -> Remap:
-    """Return a `Remap` that sends kept ids to their own rows and the pruned `ids` (p,) to the rows `to`.
-
-    `to`: (p,), or (p, m) with weights `mix` (p, m). All other pruned ids read row `rest`."""
+def table_of(
+    keep,  # ids that stay
+    n_rows: int,  # V, the number of ids
+    ids=None,  # pruned ids that are given a target: (p,)
+    to=None,  # the rows they read: (p,), or (p, m) with `mix`
+    mix=None,  # weights of those rows: float32 (p, m)
+    rest: int = 0,  # the row that all other pruned ids read
+    **fields,  # other fields of `Remap`
+) -> Remap:
+    "Return a `Remap` that sends kept ids to their own rows and pruned `ids` to the rows `to`."
     keep = torch.as_tensor(np.sort(keep))
     index = torch.zeros(n_rows, 1 if mix is None else mix.shape[1], dtype=torch.int32)
     index[:, 0] = rest

@@ -21,15 +21,13 @@ from ..data.stats import TokenStats
 # %% ../../nbs/scorers/budget.ipynb #922b19a9
 @dataclass(frozen=True)
 class Size:
-    """A model's vocabulary in numbers: V `rows`, `width` d, all `params` P, and `row_cost` c, the parameters that go with one row.
+    "The size of a model and of its vocabulary."
 
-    `added`: parameters that the remap brings with it (codebooks), which the budget pays for in rows."""
-
-    rows: int
-    width: int
-    params: int
-    row_cost: int
-    added: int = 0
+    rows: int  # V, the number of embedding rows
+    width: int  # d, the numbers in a row
+    params: int  # P, all parameters of the model
+    row_cost: int  # c, the parameters that go with one row
+    added: int = 0  # parameters that the remap adds (codebooks), which the budget pays for in rows
 
     @property
     def spent(self) -> int:
@@ -37,9 +35,13 @@ class Size:
         return math.ceil(self.added / self.row_cost)
 
 # %% ../../nbs/scorers/budget.ipynb #5bf4bf0e
-def model_size(model: nn.Module, added: int = 0) -> Size:
-    "`Size` of a loaded model; tied parameters count once."
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+def model_size(
+    model: nn.Module,  # a loaded model; tied parameters count once
+    added: int = 0,  # parameters that the remap adds
+) -> Size:
+    "Return the `Size` of a model."
+    embedding = model.get_input_embeddings()
+    head = model.get_output_embeddings()
     rows, width = embedding.weight.shape
     cost = width
     if head is not None:
@@ -48,77 +50,100 @@ def model_size(model: nn.Module, added: int = 0) -> Size:
 
 # %% ../../nbs/scorers/budget.ipynb #382e0c8d
 def _floor(x: float) -> int:
-    "⌊x⌋, taking what is within 1e-9 below a whole number for that number."
+    "Return ⌊x⌋, reading a value within 1e-9 below a whole number as that number."
     return math.floor(x + 1e-9)
 
 # %% ../../nbs/scorers/budget.ipynb #8e9704ca
 def _of_params(ratio: float, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
-    "V - ⌊p · P / c⌋: the fraction p of all parameters goes (paper Table 3); what a remap adds goes in whole rows."
+    """Return V - ⌊p · P / c⌋: the fraction p of all parameters goes (paper Table 3).
+
+    What a remap adds is paid for in whole rows."""
     removed = _floor(ratio * size.params / size.row_cost)
     return size.rows - removed - (size.spent if removed else 0)
 
 # %% ../../nbs/scorers/budget.ipynb #38bdc259
 def _of_vocab(ratio: float, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
-    "⌊(1 - p) · |V without specials|⌋ plus the specials (paper Algorithm 1, line 9)."
+    "Return ⌊(1 - p) · |V without specials|⌋ plus the specials (paper Algorithm 1, line 9)."
     return _floor((1 - ratio) * (size.rows - special.sum())) + int(special.sum())
 
 # %% ../../nbs/scorers/budget.ipynb #bf2e4c95
 def _of_seen(ratio: float, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
-    "Every row never seen in train goes, then the fraction p of the seen ones, specials aside (paper §3)."
+    "Return ⌊(1 - p) · |seen without specials|⌋ plus the specials; every unseen row goes (paper §3)."
     return _floor((1 - ratio) * (seen & ~special).sum()) + int(special.sum())
 
 
 BASES: dict[str, Callable[..., int]] = {"params": _of_params, "vocab": _of_vocab, "seen": _of_seen}
-CUTS = {
+CUTS = {  # what a ratio is a fraction of, in print
     "params": "of the parameters",
     "vocab": "of the rows",
     "seen": "of the rows that train uses",
-}  # what a ratio is of, in print
+}
 
 # %% ../../nbs/scorers/budget.ipynb #99dfe0c9
-def max_ratio(size: Size, n_special: int, base: str = "params") -> float:
-    "The largest ratio that leaves the special rows: (V - specials) · c / P for `params`, 1 for the other bases."
+def max_ratio(
+    size: Size,  # the model's
+    n_special: int,  # number of special rows, which always stay
+    base: str = "params",  # a key of `BASES`
+) -> float:
+    "Return the largest ratio that leaves the special rows: (V - specials) · c / P for `params`, else 1."
     return (size.rows - n_special - size.spent) * size.row_cost / size.params if base == "params" else 1.0
 
 # %% ../../nbs/scorers/budget.ipynb #9d227b8f
 def check_ratio(ratio: float, base: str):
-    "Raise `ValueError` for an unknown base or a ratio outside [0, 1), `TypeError` for a ratio that is no number."
+    "Raise `ValueError` for an unknown base or a ratio outside [0, 1), `TypeError` for a ratio that is not a number."
     choose(BASES, "base", base)
     if not isinstance(ratio, Real) or isinstance(ratio, (bool, np.bool_)):
-        raise TypeError(f"ratio {ratio!r} is not a number: it is the fraction that goes, e.g. 0.2")
+        raise TypeError(f"ratio={ratio!r}: give a number, the fraction to remove, e.g. 0.2")
     if not 0 <= ratio < 1:
-        raise ValueError(f"ratio {ratio} is outside [0, 1): it is the fraction that goes")
+        raise ValueError(f"ratio={ratio}: give the fraction to remove, at least 0 and below 1")
 
 # %% ../../nbs/scorers/budget.ipynb #68a1066d
-def count_rows(ratio: float, base: str, size: Size, special: np.ndarray, seen: np.ndarray) -> int:
-    """How many rows to keep for `ratio` of `base` (a key of `BASES`); `special` and `seen` are bool (V,).
+def count_rows(
+    ratio: float,  # fraction to remove, in [0, 1)
+    base: str,  # what the fraction is of: a key of `BASES`
+    size: Size,  # the model's
+    special: np.ndarray,  # which rows are special: bool (V,)
+    seen: np.ndarray,  # which rows the train split uses: bool (V,)
+) -> int:
+    """Return how many rows to keep.
 
-    Raises `ValueError` for an unknown base, a ratio outside [0, 1), `CannotPrune` for one above what the rows can
-    bear."""
+    Raises `ValueError` for an unknown base or a ratio outside [0, 1), `CannotPrune` for one above `max_ratio`."""
     check_ratio(ratio, base)
     rows = BASES[base](ratio, size, special, seen)
     if rows < special.sum():
         most = max_ratio(size, int(special.sum()), base)
         raise CannotPrune(
-            f"ratio {ratio} is more than the embedding holds: at most {most:.4%} of all parameters can go; "
-            "choose a smaller ratio or prune the encoder too")
+            f"ratio={ratio} is more than the embedding holds: at most {most:.4%} of all parameters can go; "
+            "choose a smaller ratio or prune the encoder too"
+        )
     return rows
 
 # %% ../../nbs/scorers/budget.ipynb #d39f25d3
-def break_even(base: str, size: Size, special: np.ndarray, seen: np.ndarray) -> float:
-    """The ratio of `base` from which (`params`) or above which (`vocab`, `seen`) a row seen in train goes, a fraction; above `max_ratio` where none does.
+def break_even(
+    base: str,  # what the ratio is of: a key of `BASES`
+    size: Size,  # the model's
+    special: np.ndarray,  # which rows are special: bool (V,)
+    seen: np.ndarray,  # which rows the train split uses: bool (V,)
+) -> float:
+    """Return the ratio from which (`params`) or above which (`vocab`, `seen`) a row seen in train goes.
 
-    That of a ranking by counts; rows that a remap takes for itself, as representatives of clusters are, come on top."""
+    If no seen row can go, the result is above `max_ratio`. It holds for a ranking by counts; rows that a remap takes
+    for itself, such as representatives of clusters, come on top."""
     unseen = size.rows - int((seen | special).sum())
     if base == "params":
         return max(unseen + 1 - size.spent, 1) * size.row_cost / size.params
     return unseen / max(size.rows - int(special.sum()), 1) if base == "vocab" else 0.0
 
 # %% ../../nbs/scorers/budget.ipynb #adeb1a8d
-def rank_rows(scores: np.ndarray, stats: TokenStats, special: np.ndarray, base: str = "params") -> np.ndarray:
-    """All V row ids from the first to keep to the first to go: int64 (V,).
+def rank_rows(
+    scores: np.ndarray,  # float64 (V,), larger = keep
+    stats: TokenStats,  # token statistics of the corpus, over V rows
+    special: np.ndarray,  # which rows are special: bool (V,)
+    base: str = "params",  # with "seen", rows never seen come last
+) -> np.ndarray:  # int64 (V,)
+    """Return all V row ids, from the first to keep to the first to go.
 
-    `scores` float64 (V,), `special` bool (V,). Raises `ValueError` for scores of another shape or not finite."""
+    Raises `ValueError` for scores of another shape or not finite."""
     scores = check_scores(scores, stats.n_rows)
     unseen = ~stats.seen if base == "seen" else np.zeros(stats.n_rows, bool)
     return np.lexsort((np.arange(stats.n_rows), -stats.counts, -scores, unseen, ~special))
