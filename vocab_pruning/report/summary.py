@@ -392,7 +392,7 @@ def at_every_cut(lines: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/report/summary.ipynb #5c008b70
 def break_even_of_params(rows: pd.DataFrame) -> dict[str, float]:
-    "Return the share of all parameters at which each task loses its first training token, except from rows of base `seen`."
+    "Return the share of all parameters at which each task loses its first training token; not from rows of base `seen`."
     share = (
         pd.Series(np.where(rows.base == "params", 1, rows.embedding_params_full / rows.params_full), rows.index)
         * rows.break_even
@@ -492,7 +492,8 @@ def who_wins(
 
     A line for each pair and column: `first`, `second`, `seeds`, `difference` (first less second, of scores; for "all
     tasks" of the average retention), its interval `low` to `high`, the `smallest` difference that could have shown, and
-    the `verdict`. Raises `ValueError` if runs were scored on different examples, or if no method is called `reference`."""
+    the `verdict`.
+    Raises `ValueError` if runs were scored on different examples, or if no method is called `reference`."""
     lines = at_cut(lines, base, ratio)
     if reference is not None and reference not in set(lines.label):
         raise ValueError(
