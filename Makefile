@@ -27,7 +27,7 @@ help:
 	@echo "make test-portable                                          what compares numbers, on other kernels, 1 and 2 threads"
 	@echo "make test-lowest [but=torch==2.13.0]                        the tests, with the lowest versions allowed"
 	@echo "make test-newest                                            the tests, with the newest versions"
-	@echo "make page nb=nbs/scorers/budget.ipynb                            run one notebook, save it clean, export the package"
+	@echo "make page nb=nbs/scorers/budget.ipynb                   run one notebook, save it clean, export the package"
 	@echo "make readme                                                 README.md from nbs/index.ipynb"
 	@echo "make docs                                                   the site, to _site/ (needs Quarto)"
 
@@ -82,15 +82,15 @@ test-newest: $(NEWEST)/.ready
 	$(NEWEST)/bin/python -m pytest
 
 page: $(READY)
-	$(BIN)/python -c "from vocab_pruning.publish import run_page; run_page('$(nb)')"
+	$(BIN)/python -c "from tools.publish import run_page; run_page('$(nb)')"
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 
 readme: $(READY)
-	$(BIN)/python -c "from vocab_pruning.publish import run_page, write_readme; run_page('nbs/index.ipynb'); write_readme()"
+	$(BIN)/python -m tools.readme
 
 docs: $(READY)
-	@$(BIN)/python -m vocab_pruning.site render
+	@$(BIN)/python -m tools.website render
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -11,8 +11,9 @@ from huggingface_hub import ModelCard
 
 from vocab_pruning import load, prune
 from vocab_pruning.models.anatomy import sizes
-from vocab_pruning.models.card import BECOMES, make_card
+from vocab_pruning.models.card import make_card
 from vocab_pruning.models.saving import size_change
+from vocab_pruning.remaps.kinds import REMAPS
 
 OPTIONS = {"pq": dict(n_bytes=4), "cluster": dict(n_clusters=7), "dbscan": dict(n_clusters=7), "sparse": dict(m=3)}
 
@@ -33,7 +34,7 @@ def cells(card: str) -> dict[str, list[str]]:
     return {line[0]: line[1:] for line in lines}
 
 
-@pytest.mark.parametrize("oov", BECOMES)
+@pytest.mark.parametrize("oov", REMAPS)
 def test_a_card_holds_the_facts_of_its_model(oov, tmp_path):
     p = pruned(oov)
     card = saved(p, tmp_path / "small", scores=dict(task="reviews", accuracy=0.5))
@@ -43,7 +44,7 @@ def test_a_card_holds_the_facts_of_its_model(oov, tmp_path):
     before, after = p.info["before"], sizes(p.model)
     for name, number in after.items():
         assert shown[name.replace("_", " ")][:2] == [f"{before[name]:,}", f"{number:,}"]
-    assert BECOMES[oov] in shown["a pruned token"][0] and all(f"{k}={v}" in shown["a pruned token"][0] for k, v in OPTIONS.get(oov, {}).items())
+    assert REMAPS[oov].becomes in shown["a pruned token"][0] and all(f"{k}={v}" in shown["a pruned token"][0] for k, v in OPTIONS.get(oov, {}).items())
     assert shown["accuracy"] == ["0.5000"] and shown["ratio"] == ["20.00% of the rows"] and shown["seed"] == ["0"]
     assert shown["texts"][0].startswith(f"{len(TEXTS)} documents")
     assert shown["torch version"] == [f"`{torch.__version__.split('+')[0]}`"] or torch.__version__ in shown["torch version"][0]

@@ -15,15 +15,16 @@ import pytest
 import yaml
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from tools.publish import page_name, results_problems
+from tools.readme import readme_files, readme_results
 from vocab_pruning import load_task
 from vocab_pruning.core import minilm_directory
-from vocab_pruning.publish import page_name, readme_files, readme_results, results_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 GUIDE = "nbs/guide/own_data.ipynb"
-ELSEWHERE = {"python -m vocab_pruning.site": "it builds every page; test_site does that, and runs the command",
+ELSEWHERE = {"python -m tools.website": "it builds every page; test_site does that, and runs the command",
              "pip install .": "it would change the environment that runs this test"}
 DRY = {"make test": "it would run this very test", "make test-all": "the same", "make test-portable": "the same",
        "make test-lowest": "it installs other versions", "make test-newest": "the same",
@@ -65,7 +66,7 @@ def small_weights(directory: Path):
 def project(tmp_path_factory) -> Path:
     "A copy of the project without its results, a git repository without a commit; beside it a tiny CoLA and a package of small weights."
     copy = tmp_path_factory.mktemp("checkout")
-    for name in ("nbs", "vocab_pruning"):
+    for name in ("nbs", "vocab_pruning", "tools"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for path in [p for p in ROOT.iterdir() if p.is_file() and p.name != ".git"]:  # a worktree's leads to its repository
         shutil.copy(path, copy)

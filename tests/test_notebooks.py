@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vocab_pruning.site import readme_text
+from tools.readme import readme_text
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from vocab_pruning import prune
 from vocab_pruning.algorithms.clusters import SAMPLE, centroids, cluster_rows, kmeans_clusters, medoids
 from vocab_pruning.algorithms.linkage import cluster_sums
-from vocab_pruning.algorithms.pursuit import Products, pursue
+from vocab_pruning.algorithms.pursuit import Products, Residuals, _pursue_block, pursue
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.models.anatomy import PLACEHOLDER, reserved_mask, special_mask
 from vocab_pruning.remaps.codes import product_codes
@@ -241,6 +241,40 @@ def test_pursuit_by_definition():
             chosen = rows[picked[: step + 1]].T
             left = target - chosen @ torch.linalg.lstsq(chosen, target[:, None]).solution[:, 0]
         torch.testing.assert_close(rows[picked].T @ weights, target - left, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("known", [0, 1, 400, 1200])
+def test_pursuit_is_the_same_with_known_products(known, threads):
+    "With rows that are equal or nearly so, targets that few rows explain wholly, and zeros: as where all is float64."
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(1200, 24, generator=draw)
+    rows[600:900], rows[900:1100], rows[1100:] = rows[:300], rows[300:500] * (1 + 2**-22), rows[500]
+    targets = torch.cat([torch.randn(150, 24, generator=draw), rows[::40], -2 * rows[1:600:40] + rows[7], torch.zeros(1, 24)])
+    unit, before = F.normalize(rows.double(), dim=1), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        index, weight = _pursue_block(targets, Residuals(unit, len(targets), known), 5)
+    finally:
+        torch.set_num_threads(before)
+    assert all(len(set(row)) == 5 for row in index.tolist())
+    for step in range(5):
+        chosen = unit[index[:, :step]]
+        left = targets.double()
+        if step:
+            gram = chosen @ chosen.mT + 1e-9 * torch.eye(step, dtype=torch.float64)
+            left = left - (torch.linalg.solve(gram, chosen @ left[..., None]).mT @ chosen)[:, 0]
+        left[left.norm(dim=1) <= 1e-7 * targets.norm(dim=1)] = 0
+        products = (F.normalize(left, dim=1, eps=1e-300) @ unit.T).abs().round(decimals=12)
+        assert torch.equal(products.scatter_(1, index[:, :step], -torch.inf).argmax(dim=1), index[:, step])
+
+
+def test_more_targets_than_rows_are_mixed_alike(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    rows, targets = torch.randn(70, 24, generator=draw), torch.randn(300, 24, generator=draw)
+    whole = pursue(targets, rows)
+    monkeypatch.setattr("vocab_pruning.algorithms.pursuit.KNOWN", 0)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(whole, pursue(targets, rows), strict=True))
 
 
 # Clusters

@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,9 +14,27 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from tools.nbfilter import apply_options, filter_notebook, split_title
+from tools.notebooks import cell_sources, notebook_problems, output_problems, page_title, read_notebook
+from tools.publish import results_listing
+from tools.website import (
+    api_listing,
+    check_site,
+    config_problems,
+    heading_anchor,
+    main,
+    navigation_problems,
+    navigation_targets,
+    page_anchors,
+    page_html,
+    page_links,
+    public_names,
+    read_config,
+    render_pages,
+    render_site,
+    site_pages,
+)
 from vocab_pruning._modidx import d as index
-from vocab_pruning.publish import results_listing
-from vocab_pruning.site import api_listing, check_site, page_anchors, read_config, render_pages, render_site, site_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -57,9 +76,13 @@ def test_the_api_page_has_every_public_name_one_click_away(pages, tmp_path):
     named = re.findall(r"^\| \[(\w+)\]", listing, re.MULTILINE)
     documented = [name.removeprefix(f"{module}.") for module, names in index["syms"].items() for name in names]
     assert sorted(named) == sorted(name for name in documented if "." not in name and name[0] != "_")
-    for name, page in {"prune": "models/pruning.ipynb#prune", "PrunedModel": "models/saving.ipynb#prunedmodel", "tfidf_scores": "scorers/tfidf.ipynb#tfidf_scores"}.items():
-        assert (f'href="{page}"' in pages["nbs/api.ipynb"]) == (name in named), name
-    assert "prune" in named and "PrunedModel" in named
+    links = {
+        "prune": "models/pruning.ipynb#prune",
+        "PrunedModel": "models/saving.ipynb#prunedmodel",
+        "tfidf_scores": "scorers/tfidf.ipynb#tfidf_scores",
+    }
+    for name, page in links.items():
+        assert name in named and f'href="{page}"' in pages["nbs/api.ipynb"], name
 
 
 @pytest.mark.parametrize("listing", [api_listing, results_listing], ids=lambda f: f.__name__)
@@ -94,11 +117,78 @@ def test_the_bar_leads_to_the_five_parts():
     assert texts == ["Home", "Guide", "The method", "API", "Results"]
 
 
+# The filter
+
+
+DEMO = [
+    new_markdown_cell("# demo\n\n> A page.\n\nWhy it is here."),
+    new_code_cell("#| export\ndef double(x: int) -> int:\n    'Twice `x`.'\n    return 2 * x"),
+    new_code_cell("#| hide\nassert double(2) == 4"),
+    new_code_cell("double(21)"),
+]
+
+
+def filtered(*cells):
+    "The notebook of `cells` as the filter documents it."
+    nb = nbformat.reads(filter_notebook(nbformat.writes(new_notebook(cells=[*cells]))), as_version=4)
+    nbformat.validate(nb)
+    return nb
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        (
+            "# title\n\n> one line\n- toc: false\n\nWhy.\n\n> Quoted.",
+            ["# title\n\n> one line\n- toc: false\n\n", "Why.\n\n> Quoted."],
+        ),
+        ("# title\n> one line", ["# title\n> one line"]),
+    ],
+)
+def test_an_introduction_moves_to_a_cell_of_its_own(source, parts):
+    assert [cell["source"] for cell in split_title({"cells": [new_markdown_cell(source)]})["cells"]] == parts
+
+
+def test_a_notebook_without_cells_has_no_title_to_split():
+    assert split_title({"cells": []}) == {"cells": []}
+
+
+def test_the_filter_shows_documentation_and_hides_what_is_marked():
+    nb = filtered(*DEMO)
+    assert nb.cells[0].source == "---\ndescription: A page.\ntitle: demo\n\n---\n\n"
+    assert "Why it is here." in [cell.source for cell in nb.cells]
+    shown = next(cell for cell in nb.cells if "show_doc(double)" in cell.source)
+    assert "### double" in shown.outputs[0].data["text/markdown"]
+    assert not any("assert" in cell.source for cell in nb.cells)
+
+
+def test_a_marked_cell_runs_on_a_page_that_documents_nothing():
+    source = "#| exec_doc\n#| echo: false\nfrom IPython.display import Markdown\n\nMarkdown('- ' + 'one')"
+    nb = filtered(new_markdown_cell("# made\n\n> A list."), new_code_cell(source))
+    assert "".join(nb.cells[-1].outputs[0].data["text/markdown"]) == "- one"
+
+
+def test_an_output_that_only_programs_read_is_left_out():
+    row = new_output("display_data", {"application/json": {"score": 1}})
+    nb = filtered(new_markdown_cell("# made\n\n> A row."), new_code_cell("row", outputs=[row]))
+    assert nb.cells[-1].outputs == []
+
+
+def test_options_are_obeyed_where_quarto_is_missing():
+    cell = apply_options(new_code_cell("#| echo: false\n#| output: asis\nshow_doc(double)"))
+    assert (cell.source, cell.metadata.transient.remove_source) == ("show_doc(double)", True)
+    assert not apply_options(new_code_cell("1")).metadata.transient.remove_source
+
+
 # The filter as a command
 
 
 def run_filter(text, **kwargs):
-    return subprocess.run([BIN / "vocab-pruning-filter"], check=False, input=text, capture_output=True, encoding="utf-8", **kwargs)
+    "The command as Quarto runs it: found on PATH, in the folder of a notebook, with this Python in front."
+    path = os.pathsep.join([str(ROOT / "tools"), str(BIN), os.environ["PATH"]])
+    command = ["sh", "-c", "vocab-pruning-filter"]
+    env = os.environ | {"PATH": path}
+    return subprocess.run(command, check=False, input=text, capture_output=True, encoding="utf-8", env=env, **kwargs)
 
 
 def test_the_filter_command_documents_a_notebook():
@@ -113,21 +203,22 @@ def test_the_filter_command_documents_a_notebook():
 
 
 def test_what_a_notebook_prints_stays_off_stdout():
-    noisy = new_notebook(cells=[new_markdown_cell("# noisy\n\n> It prints."), new_code_cell("#| export\nprint('noise')\ndef f(): pass")])
-    done = run_filter(nbformat.writes(noisy), cwd=ROOT / "nbs")
+    cells = [new_markdown_cell("# noisy\n\n> It prints."), new_code_cell("#| export\nprint('noise')\ndef f(): pass")]
+    done = run_filter(nbformat.writes(new_notebook(cells=cells)), cwd=ROOT / "nbs")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["nbformat"] == 4
 
 
 def test_the_filter_command_fails_where_exported_code_fails():
-    broken = new_notebook(cells=[new_markdown_cell("# broken\n\n> It fails."), new_code_cell("#| export\nundefined_name")])
-    done = run_filter(nbformat.writes(broken), cwd=ROOT / "nbs")
+    cells = [new_markdown_cell("# broken\n\n> It fails."), new_code_cell("#| export\nundefined_name")]
+    done = run_filter(nbformat.writes(new_notebook(cells=cells)), cwd=ROOT / "nbs")
     assert done.returncode == 1 and done.stdout == "" and "undefined_name" in done.stderr
 
 
 def test_without_nbdev_the_filter_says_what_to_install():
-    code = "import sys; sys.modules['nbdev'] = None; from vocab_pruning.site import notebook_filter; notebook_filter()"
-    done = subprocess.run([sys.executable, "-c", code], check=False, input="{}", capture_output=True, text=True)
+    code = "import sys; sys.modules['nbdev'] = None; from tools.nbfilter import main; main()"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, cwd=ROOT, input="{}", capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.strip().splitlines() == ["vocab-pruning-filter needs nbdev: pip install vocab_pruning[dev]"]
 
@@ -138,18 +229,23 @@ def test_without_nbdev_the_filter_says_what_to_install():
 @pytest.fixture
 def site(tmp_path):
     "A site of two pages without a problem."
+    parts = {"section": "Parts", "contents": ["nbs/00_part.ipynb"]}
     config = {
         "project": {"type": "website", "render": ["nbs/index.ipynb", "nbs/0*.ipynb"]},
         "format": {"html": {"theme": ["cosmo", "look.scss"]}},
         "website": {
             "navbar": {"left": [{"text": "More", "menu": ["nbs/index.ipynb", {"href": "https://example.org"}]}]},
-            "sidebar": [{"title": "All", "contents": ["nbs/index.ipynb", "---", {"section": "Parts", "contents": ["nbs/00_part.ipynb"]}]}],
+            "sidebar": [{"title": "All", "contents": ["nbs/index.ipynb", "---", parts]}],
         },
     }
     (tmp_path / "nbs").mkdir()
     (tmp_path / "look.scss").write_text("")
     (tmp_path / "_quarto.yml").write_text(yaml.safe_dump(config))
-    part = [new_markdown_cell("# part\n\n> One."), new_code_cell("#| export\nclass Thing:\n    pass"), new_markdown_cell("## The `end` of it")]
+    part = [
+        new_markdown_cell("# part\n\n> One."),
+        new_code_cell("#| export\nclass Thing:\n    pass"),
+        new_markdown_cell("## The `end` of it"),
+    ]
     nbformat.write(new_notebook(cells=part), tmp_path / "nbs" / "00_part.ipynb")
     links = "[a](00_part.ipynb) [b](00_part.ipynb#thing) [c](/nbs/00_part.ipynb#the-end-of-it) [d](../look.scss) <https://example.org>"
     home = new_markdown_cell(f"# home\n\n> All.\n\n{links}")
@@ -219,7 +315,8 @@ def test_a_warning_of_the_tools_stops_a_page(site):
 def test_a_broken_internal_link_is_found(site, link, fault):
     (site.parent / "outside.txt").touch()
     (site / "notes.md").touch()
-    append(site, new_markdown_cell(f"See [this]({link})."), new_markdown_cell("Not `[this](other.md)`, nor\n```\n[this](code.md)\n```"))
+    code = new_markdown_cell("Not `[this](other.md)`, nor\n```\n[this](code.md)\n```")
+    append(site, new_markdown_cell(f"See [this]({link})."), code)
     assert check_site(site) == [f"nbs/index.ipynb: link to {link}: {fault}"]
 
 
@@ -278,10 +375,244 @@ def test_a_missing_site_file_is_a_problem_not_a_crash(tmp_path):
 
 
 def test_second_headings_of_a_name_are_numbered():
-    assert page_anchors(new_notebook(cells=[new_markdown_cell("# t\n## A b\n### A b\n## A b")])) == {"a-b", "a-b-1", "a-b-2"}
+    nb = new_notebook(cells=[new_markdown_cell("# t\n## A b\n### A b\n## A b")])
+    assert page_anchors(nb) == {"a-b", "a-b-1", "a-b-2"}
 
 
 def test_the_command_lists_problems_and_fails(site):
     edit(site, "website:", "ipynb-filter: []\nwebsite:")
-    done = subprocess.run([sys.executable, "-m", "vocab_pruning.site"], check=False, cwd=site, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tools.website"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, check=False, cwd=site, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "_quarto.yml: unknown key 'ipynb-filter'\n")
+
+
+def test_the_command_says_how_many_pages_it_built(site, capsys):
+    main(site)
+    assert capsys.readouterr().out == "site: 2 pages, 0 problems\n"
+
+
+# Part by part: `_quarto.yml`
+
+
+@pytest.mark.parametrize(("text", "config"), [("", {}), ("just text", {}), ("format: html", {"format": "html"})])
+def test_what_a_site_file_reads_as(tmp_path, text, config):
+    (tmp_path / "_quarto.yml").write_text(text)
+    assert read_config(tmp_path) == config
+
+
+def test_a_site_file_that_is_not_yaml_is_refused(tmp_path):
+    (tmp_path / "_quarto.yml").write_text("project: [")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        read_config(tmp_path)
+
+
+def test_an_empty_site_file_has_no_pages(site):
+    (site / "_quarto.yml").write_text("")
+    assert check_site(site) == ["_quarto.yml: no list of files under project: render"]
+
+
+def test_hidden_and_private_notebooks_are_no_pages(site):
+    edit(site, "- nbs/0*.ipynb", "- nbs/**/*.ipynb")
+    (hidden := site / "nbs" / ".ipynb_checkpoints").mkdir()
+    (hidden / "index-checkpoint.ipynb").touch()
+    (site / "nbs" / "_draft.ipynb").touch()
+    assert [page.name for page in site_pages(site, read_config(site))] == ["index.ipynb", "00_part.ipynb"]
+
+
+def test_a_theme_may_be_a_string_a_list_or_one_for_each_mode(site):
+    config = {"project": {"render": ["nbs/*.ipynb"]}}
+    for theme in ("cosmo", ["cosmo", "look.scss"], {"light": ["flatly", "look.scss"], "dark": "darkly"}):
+        assert list(config_problems(site, config | {"format": {"html": {"theme": theme}}})) == []
+        assert list(config_problems(site, config | {"format": "html", "theme": theme})) == []
+    wrong = {"theme": {"light": ["flatly", "gone.scss"], "dark": "dusk"}}
+    assert [problem.split()[-1] for problem in config_problems(site, config | wrong)] == ["'gone.scss'", "'dusk'"]
+
+
+def test_all_problems_of_a_site_file_are_found_at_once(site):
+    config = {"formats": {}, "project": {"render": ["nbs/*.ipynb", "docs/*.ipynb"]}, "theme": "cosmic"}
+    assert list(config_problems(site, config)) == [
+        "_quarto.yml: unknown key 'formats'",
+        "_quarto.yml: render glob 'docs/*.ipynb' matches no file",
+        "_quarto.yml: unknown theme 'cosmic'",
+    ]
+
+
+# Part by part: navigation
+
+
+def test_targets_are_the_files_of_the_site(site):
+    website = read_config(site)["website"]
+    assert list(navigation_targets(website["navbar"])) == ["nbs/index.ipynb"]
+    assert list(navigation_targets(website["sidebar"])) == ["nbs/index.ipynb", "nbs/00_part.ipynb"]
+
+
+def test_a_target_that_exists_but_is_no_page_is_found(site):
+    config = read_config(site) | {"project": {"render": ["nbs/index.ipynb"]}}
+    assert list(navigation_problems(site, config, site_pages(site, config))) == [
+        "_quarto.yml: sidebar target 'nbs/00_part.ipynb' is not rendered",
+        "nbs/00_part.ipynb: not in the render list",
+    ]
+
+
+# Part by part: notebooks
+
+
+@pytest.mark.parametrize(
+    ("output", "problems"),
+    [
+        (new_output("stream", name="stdout", text="https://example.org/home/ is no path"), []),
+        (new_output("display_data", {"image/png": "A/tmp/B", "application/json": {"a": 1}}), []),
+        (new_output("stream", text="File '/tmp/x.py'"), ["a machine's path (/tmp/) in an output"]),
+        (
+            new_output("stream", name="stderr", text="x.py:3: UserWarning: slow\n"),
+            ["output on stderr", "a warning in an output"],
+        ),
+        (new_output("error", ename="KeyError", evalue="'a'", traceback=[]), ["saved error KeyError: 'a'"]),
+        (
+            new_output("execute_result", {"text/plain": ["1\n", "2"]}, execution_count=4),
+            ["an execution count in an output"],
+        ),
+        (
+            new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}}),
+            ["a widget, which a page cannot show"],
+        ),
+    ],
+)
+def test_what_an_output_must_not_have(output, problems):
+    assert list(output_problems(output)) == problems
+
+
+def test_what_a_notebook_must_not_have():
+    demo = new_notebook(cells=DEMO)
+    assert list(notebook_problems(demo)) == []
+    assert list(notebook_problems(demo | {"metadata": {"widgets": {}}})) == ["widget state in its metadata"]
+    untitled = new_notebook(cells=[new_markdown_cell("# # title"), new_code_cell("1", execution_count=1)])
+    assert list(notebook_problems(untitled)) == [
+        "the first cell does not begin with '# title' and '> one line'",
+        "cell 1: an execution count",
+    ]
+
+
+def test_a_title_has_a_line_below_it():
+    assert page_title(new_notebook(cells=DEMO)) == ("demo", "A page.")
+    assert page_title(new_notebook()) is None
+
+
+@pytest.mark.parametrize("cells", [None, [{"cell_type": "prose", "id": "a"}]])
+def test_a_file_that_is_no_notebook_is_refused(tmp_path, cells):
+    nb = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells} if cells else {}
+    (tmp_path / "wrong.ipynb").write_text(json.dumps(nb))
+    with pytest.raises(ValueError, match="not a valid notebook"):
+        read_notebook(tmp_path / "wrong.ipynb")
+
+
+def test_fenced_code_is_no_prose():
+    nb = new_notebook(cells=[new_markdown_cell("a\n```\nb\n```\nc"), *DEMO[1:]])
+    assert list(cell_sources(nb, "markdown")) == ["a\n\nc"]
+
+
+# Part by part: links
+
+
+@pytest.mark.parametrize(
+    ("heading", "anchor"),
+    [
+        ("2. Is there a `hub`?", "is-there-a-hub"),
+        ("See [the paper](https://example.org), v3.1", "see-the-paper-v3.1"),
+        ("Results {#table-1 .wide}", "table-1"),
+    ],
+)
+def test_anchors_are_those_of_pandoc(heading, anchor):
+    assert heading_anchor(heading) == anchor
+
+
+def test_exported_names_and_headings_outside_code_are_anchors():
+    twice = new_notebook(cells=[new_markdown_cell("# title\n## Why?\n```\n## code\n```\n## Why?"), *DEMO])
+    assert page_anchors(twice) == {"why", "why-1", "double"}
+
+
+def test_links_are_those_that_stay_inside():
+    text = "[a](a.ipynb#b) `[no](code)` ![c](<c%20d.png>) [out](https://example.org) [r][1]"
+    text += "\n\n[1]: ../e.md\n\n[^1]: note"
+    assert page_links(new_notebook(cells=[new_markdown_cell(text)])) == ["a.ipynb#b", "c d.png", "../e.md"]
+
+
+# Part by part: pages
+
+
+def test_a_page_is_built_in_its_folder(tmp_path):
+    nbformat.write(new_notebook(cells=DEMO), tmp_path / "demo.ipynb")
+    page = page_html(tmp_path / "demo.ipynb")
+    assert all(text in page for text in ("<h1", "Why it is here.", "Twice"))
+    assert "assert" not in page and "show_doc" not in page
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (new_code_cell("x = 1\n#| hide\ny = 2"), "nbs/index.ipynb: the page shows the directive '#| hide'"),
+        (
+            new_code_cell("1", outputs=[new_output("stream", text="Traceback (most recent call last)")]),
+            "shows a traceback",
+        ),
+        (new_code_cell("#| export\n1 / 0"), "1 / 0"),
+    ],
+)
+def test_a_page_that_shows_a_fault_is_refused(site, cell, message):
+    append(site, cell)
+    with pytest.raises(Exception, match=re.escape(message)):
+        render_pages(site)
+
+
+def test_pages_are_named_after_their_notebooks(site):
+    assert list(render_pages(site)) == ["nbs/index.ipynb", "nbs/00_part.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("echo Output created: _site/index.html", 0),
+        ("echo 'WARN: Unable to resolve link target'", 1),
+        ("printf '\\033[33mWARN: Unable to resolve link target\\033[39m'", 1),
+        ("echo 'ERROR: no' >&2; exit 1", 1),
+        ("PATH=$PATH:/bin:/usr/bin command -v vocab-pruning-filter", 0),
+        ("", 127),
+    ],
+)
+def test_how_a_rendering_ends(site, monkeypatch, script, code):
+    "A shell script plays Quarto's part; without one there is no Quarto."
+    (quarto := site / "quarto").write_text(f"#!/bin/sh\n{script}\n")
+    quarto.chmod(0o755 if script else 0o644)
+    monkeypatch.setenv("PATH", str(site))
+    monkeypatch.setattr(sys, "executable", str(site / "python"))
+    assert render_site(site) == code
+
+
+def test_a_site_with_a_problem_is_not_rendered(site, capsys):
+    append(site, new_markdown_cell("[gone](gone.ipynb)"))
+    assert render_site(site) == 1
+    assert capsys.readouterr().err == "nbs/index.ipynb: link to gone.ipynb: no such file\n"
+
+
+# Part by part: the public names
+
+
+def test_public_names_are_exported_and_have_no_underscore():
+    assert public_names(new_notebook(cells=DEMO)) == {"double": "Twice `x`."}
+    hidden = [new_code_cell("#| export\ndef _own(): ..."), new_code_cell("def shown(): ...")]
+    assert public_names(new_notebook(cells=hidden)) == {}
+
+
+def test_the_listing_has_a_table_for_each_module(site):
+    nb = new_notebook(cells=[DEMO[0], new_code_cell("#| default_exp parts.demo"), *DEMO[1:]])
+    nbformat.write(nb, site / "nbs" / "00_part.ipynb")
+    assert api_listing(site).splitlines() == [
+        "### parts.demo",
+        "",
+        "[demo](00_part.ipynb): A page.",
+        "",
+        "| name | what it is |",
+        "|---|---|",
+        "| [double](00_part.ipynb#double) | Twice `x`. |",
+    ]

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tools.publish import publish_run
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.data.tasks import get_task
 from vocab_pruning.evaluate.finetune import FineTuned
-from vocab_pruning.publish import publish_run
 from vocab_pruning.runs import record as results
 from vocab_pruning.runs.cells import CELL, PAGE, _error_of
 from vocab_pruning.runs.record import read_row, read_rows, record_run

@@ -1,7 +1,7 @@
 """Print the lowest versions that settings.ini allows, as constraints for pip: `python tools/lowest.py > lowest.txt`.
 
-Of the package's own requirements and of every extra but `dev`: development tools are no promise to users. Arguments such as
-`torch==2.13.0` replace a bound that cannot be installed on this machine."""
+They are those of the package and of every extra but `dev`, since development tools are no promise to users. An argument
+such as `torch==2.13.0` replaces a bound that cannot be installed on this machine."""
 
 import re
 import sys
@@ -23,7 +23,8 @@ def lowest(settings: Path = SETTINGS) -> dict[str, str]:
         found = REQUIREMENT.fullmatch(requirement)
         bound = re.search(r"[>=]=(\d[\w.]*)", found["bounds"])
         if not bound:
-            raise ValueError(f"{requirement} in {settings.name} has no lower bound; write one, as in {found['name']}>=1.0")
+            advice = f"write one, as in {found['name']}>=1.0"
+            raise ValueError(f"{requirement} in {settings.name} has no lower bound; {advice}")
         versions[found["name"]] = bound[1]
     return versions
 

@@ -376,6 +376,6 @@ def report(
     parts = split_provenance(rows)
     with whole_directory(under_root(to), "report.json", ours=_files_of(under_root(to))) as new:
         page = _write_pages(parts, runs, new, formats, images, reference, table2=table2, table3=table3)
-        (new / "index.md").write_text(f"# Results beside the paper's\n\n{page}\n", encoding="utf-8")
+        (new / "index.md").write_text(f"# Results compared with the paper's\n\n{page}\n", encoding="utf-8")
         _write_marker(rows, parts, new)
     return under_root(to) / "index.md"

@@ -392,7 +392,7 @@ def at_every_cut(lines: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/report/summary.ipynb #5c008b70
 def break_even_of_params(rows: pd.DataFrame) -> dict[str, float]:
-    "Return the share of all parameters at which each task loses its first training token; not from rows of base `seen`."
+    "Return the share of all parameters at which each task loses its first training token, rows of base `seen` aside."
     share = (
         pd.Series(np.where(rows.base == "params", 1, rows.embedding_params_full / rows.params_full), rows.index)
         * rows.break_even
