@@ -419,7 +419,8 @@ def table_3(
     inside = {f"{c.removesuffix('_ratio')}_{side}" for c in values if c.endswith("_ratio") for side in ("low", "high")}
     for column in [*(c for c in TABLE_3 if c in values), *(c for c in values if c not in TABLE_3 and c not in inside)]:
         title, _, theirs = TABLE_3.get(column, (column.replace("_", " "), 1, None))
-        text, there = _in_print(values, column), dict.fromkeys(("base", "pruned", "improvement_pct"), "")
+        text = _in_print(values, column)
+        there = dict.fromkeys(("base", "pruned", "improvement_pct"), "")
         there = small.loc[theirs].map("{:.2f}".format) if theirs and paper else there
         timed_in_turn = column == "latency_ms" and "latency_ratio" in values
         kept = values["latency_ratio" if timed_in_turn else column]
