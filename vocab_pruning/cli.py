@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'RATIOS', 'FORMATS', 'Model', 'Texts', 'Columns', 'Data', 'Base', 'Scorer', 'Oov', 'Seed', 'Json', 'Notebook',
-           'one_line', 'inspect_', 'preflight', 'prune', 'check', 'run', 'sweep', 'report']
+           'RemapOptions', 'one_line', 'inspect_', 'preflight_', 'prune_', 'check', 'run', 'sweep_', 'report_']
 
 # %% ../nbs/cli.ipynb #788289a7
 import inspect
@@ -17,8 +17,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from typer.core import TyperCommand
+from .core import needs
+
+# %% ../nbs/cli.ipynb #2835e996
+with needs("cli"):
+    import typer
+    from typer.core import TyperCommand
 
 # %% ../nbs/cli.ipynb #dd01e729
 app = typer.Typer(
@@ -125,6 +129,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Notebook = Annotated[
     Path | None,
     typer.Option(help="The notebook of a run.  [default: nbs/run.ipynb of the project]", show_default=False),
+]
+RemapOptions = Annotated[
+    list[str] | None, typer.Option("--option", "-o", help="Option of the remap, as name=value. Repeatable.")
 ]
 
 # %% ../nbs/cli.ipynb #00cb082b
@@ -256,7 +263,8 @@ def _print(facts: dict, as_json: bool = False):
 
 def _print_table(name: str, rows: list[dict]):
     "Print `rows` as a table below its name."
-    import pandas as pd
+    with needs("cli"):
+        import pandas as pd
 
     typer.echo(f"\n{name.replace('_', ' ')}:\n{pd.DataFrame(rows).to_string(index=False)}")
 
@@ -313,7 +321,7 @@ def _split_texts(texts: str, held_out: str | None, columns: list[str] | None, da
 
 # %% ../nbs/cli.ipynb #3a6497da
 @_command
-def preflight(
+def preflight_(
     model: Model,
     texts: Texts,
     held_out: Annotated[
@@ -363,7 +371,7 @@ def _cut_facts(out: Path, info: dict) -> dict:
 
 # %% ../nbs/cli.ipynb #f52b347c
 @_command
-def prune(
+def prune_(
     model: Model,
     texts: Texts,
     out: Annotated[Path, typer.Argument(help="Directory of the pruned model.", show_default=False)],
@@ -371,9 +379,7 @@ def prune(
     base: Base = "params",
     scorer: Scorer = "tfidf",
     oov: Oov = "pq",
-    option: Annotated[
-        list[str] | None, typer.Option("--option", "-o", help="Option of the remap, as name=value. Repeatable.")
-    ] = None,
+    option: RemapOptions = None,
     seed: Seed = 0,
     text: Columns = None,
     data: Data = "auto",
@@ -542,7 +548,7 @@ def _note_model_of(recipe: Path, engine: str, notebook: Path | None):
 
 # %% ../nbs/cli.ipynb #3d77a01e
 @_command
-def sweep(
+def sweep_(
     recipe: Annotated[Path, typer.Argument(help="A recipe (.yaml).", show_default=False)],
     engine: Annotated[str, typer.Option(help="Where runs execute: local or ray.")] = "local",
     workers: Annotated[
@@ -581,7 +587,7 @@ def sweep(
 
 # %% ../nbs/cli.ipynb #c2fa0a20
 @_command
-def report(
+def report_(
     out: Annotated[Path, typer.Argument(help="Directory of the report.", show_default=False)],
     runs: Annotated[str, typer.Option(help="Directory of the runs.")] = "runs",
     formats: Annotated[

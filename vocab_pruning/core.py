@@ -8,7 +8,7 @@ __all__ = ['HUB', 'MODERNBERT', 'MINILM', 'REMEDY', 'FLAG', 'POSITIVE', 'hub_rea
            'library_versions', 'check_replaceable', 'whole_directory', 'directory_lock', 'refuse_plain_loading',
            'project_root', 'under_root', 'Option', 'at_least', 'one_of', 'check_options', 'parse_yaml', 'choose',
            'positive_number', 'whole_number', 'check_seed', 'truth_value', 'list_of_names', 'is_one_shot',
-           'check_texts', 'list_of_texts', 'CannotPrune']
+           'check_texts', 'list_of_texts', 'CannotPrune', 'needs']
 
 # %% ../nbs/core.ipynb #a5c21399
 import ctypes
@@ -162,7 +162,8 @@ def model_fingerprint(model: torch.nn.Module) -> str:
 def library_versions() -> dict[str, str]:
     "Return the installed versions, by name, of the libraries that a result depends on."
     names = ["vocab_pruning", "torch", "transformers", "datasets", "tokenizers", "scikit-learn", "numpy"]
-    return {name: importlib.metadata.version(name) for name in names}
+    installed = [name for name in names if importlib.util.find_spec(name.replace("scikit-learn", "sklearn"))]
+    return {name: importlib.metadata.version(name) for name in installed}
 
 # %% ../nbs/core.ipynb #734956eb
 def _check_exchangeable(path: Path):
@@ -596,3 +597,15 @@ def list_of_texts(
 # %% ../nbs/core.ipynb #43fb77ef
 class CannotPrune(ValueError):
     "A cut is impossible with this model and tokenizer; another ratio or another remap may be possible."
+
+# %% ../nbs/core.ipynb #788411a1
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Run a block of imports; name the `extra` of this package that installs a missing module.
+
+    Raises `ModuleNotFoundError`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        advice = f"pip install 'vocab_pruning[{extra}]'"
+        raise ModuleNotFoundError(f"{error.name} is not installed: {advice}", name=error.name) from None

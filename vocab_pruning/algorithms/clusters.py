@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core import choose
+from ..core import choose, needs
 from .linkage import _double, average_linkage, cluster_sums, cut_linkage, unit_rows
 
 # %% ../../nbs/algorithms/clusters.ipynb #b1657a14
@@ -145,8 +145,9 @@ def _fill_empty(labels: np.ndarray, n_clusters: int) -> np.ndarray:
 # %% ../../nbs/algorithms/clusters.ipynb #dbea7531
 def _by_density(rows: torch.Tensor, eps: float, min_samples: int) -> np.ndarray:
     "Return DBSCAN labels of `rows` (n, d) by cosine distance, each noise row a cluster of its own: int64 (n,)."
-    import sklearn
-    from sklearn.cluster import DBSCAN
+    with needs("train"):
+        import sklearn
+        from sklearn.cluster import DBSCAN
 
     radius = np.sqrt(2 * eps)  # on unit vectors |a - b|² = 2 (1 - a·b)
     unit = F.normalize(rows.float(), dim=1).cpu().numpy()

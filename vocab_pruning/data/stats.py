@@ -16,7 +16,7 @@ from itertools import chain, islice
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..core import check_texts, is_text, whole_number
+from ..core import check_texts, is_text, needs, whole_number
 from .tasks import Task, documents, get_task, load_task
 
 # %% ../../nbs/data/stats.ipynb #aa39cbc6
@@ -186,7 +186,8 @@ def coverage(
 # %% ../../nbs/data/stats.ipynb #d331f236
 def _stratified_parts(task: Task, split, seed: int) -> list[np.ndarray]:
     "Return the row numbers of 90 and 10 per cent of `split`, stratified for classes."
-    from sklearn.model_selection import train_test_split
+    with needs("train"):
+        from sklearn.model_selection import train_test_split
 
     labels = None if task.labels is None else split["label"][:]
     if labels and 1 in (counts := np.bincount(labels)):
@@ -208,7 +209,8 @@ def coverage_table(
     Train and test are 90 and 10 per cent of a task's train split, stratified for classes.
 
     Raises `ValueError` for a class with a single example, which cannot be in both parts."""
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     rows = {}
     for task in map(get_task, [tasks] if isinstance(tasks, str | Task) else tasks):

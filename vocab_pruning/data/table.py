@@ -23,7 +23,7 @@ from enum import Enum
 from numbers import Number, Real
 from pathlib import Path
 
-from ..core import is_text, list_of_names
+from ..core import is_text, list_of_names, needs
 
 # %% ../../nbs/data/table.ipynb #160fa103
 def _unpack_zst(data: bytes) -> bytes:
@@ -119,7 +119,8 @@ def _by_lines(text: str):
     """Return a tsv as a DataFrame: a line is a row and a quote is a character.
 
     Raises `ValueError` for a row longer than the header."""
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     lines = enumerate(text.split("\n" if "\n" in text else "\r"), start=1)
     rows = [(number, line.removesuffix("\r").split("\t")) for number, line in lines if line.strip("\r")]
@@ -136,7 +137,8 @@ def _read_separated(path: Path, sep: str):
     """Return a csv or tsv as a DataFrame of strings.
 
     Raises `ValueError` for misplaced quotes and for a row longer than the header."""
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     text = read_content(path)
     if sep == "\t" and not _is_quoted(text):
@@ -154,7 +156,8 @@ def _read_separated(path: Path, sep: str):
 # %% ../../nbs/data/table.ipynb #acf15a94
 def _read_jsonl(path: Path):
     "Return a file with one JSON object per line as a DataFrame."
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     rows = []
     for number, line in enumerate(read_content(path).split("\n"), start=1):
@@ -169,7 +172,8 @@ def _read_jsonl(path: Path):
 # %% ../../nbs/data/table.ipynb #4de36504
 def _read_parquet(path: Path):
     "Return a parquet file as a DataFrame."
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     return pd.read_parquet(io.BytesIO(read_bytes(path)) if endings(path)[1] else path)
 
@@ -221,7 +225,8 @@ def as_table(source) -> tuple:
     if not hasattr(source, "to_pandas") or not hasattr(source, "num_rows"):
         raise TypeError(f"{type(source).__name__} is not a table; give a path ({KINDS_OF_FILE}), a DataFrame or a "
                         "datasets.Dataset")
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     frame = source.to_pandas()
     for name, feature in source.features.items():

@@ -22,6 +22,7 @@ from vocab_pruning.core import (
     fingerprint,
     hub_reachable,
     list_of_names,
+    needs,
     parse_yaml,
     positive_number,
     truth_value,
@@ -122,7 +123,8 @@ def read_tsv(
     Cells that a short line lacks are missing values, and cells beyond the header are left out.
 
     Raises `FileNotFoundError` if there is no such file."""
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing; a GLUE directory holds CoLA/train.tsv, CoLA/dev.tsv and so on")
@@ -181,7 +183,8 @@ def _columns_from_rows(task: Task, rows: Mapping[str, list[dict]]) -> dict[str, 
 # %% ../../nbs/data/tasks.ipynb #9c9581e5
 def _columns_from_hub(task: Task, name: str) -> dict[str, dict[str, list]]:
     "Return columns by split from the hub's data set `name` (or its cached copy), configuration `task.name`."
-    from datasets import load_dataset
+    with needs("data"):
+        from datasets import load_dataset
 
     loaded = load_dataset(name, task.name)
     return {split: _as_columns([loaded[theirs][f][:] for f in task.fields], loaded[theirs]["label"][:])
@@ -190,7 +193,8 @@ def _columns_from_hub(task: Task, name: str) -> dict[str, dict[str, list]]:
 # %% ../../nbs/data/tasks.ipynb #4fa617e8
 def _features(labels: Sequence[str] | None, pair: bool):
     "Return the types of the three columns: the label is a `ClassLabel` named by `labels`, or float32 for regression."
-    from datasets import ClassLabel, Features, Value
+    with needs("data"):
+        from datasets import ClassLabel, Features, Value
 
     label = Value("float32") if labels is None else ClassLabel(names=list(labels))
     return Features(dict.fromkeys(("text", "text_pair")[: 1 + pair], Value("string")) | {"label": label})
@@ -200,7 +204,8 @@ def _own_split(frame, where: str, classes: Sequence[str] | None):
     """Return a checked table, the last column of which is the label, as a `datasets.Dataset`.
 
     Labels become class numbers if there are `classes`, else floats."""
-    from datasets import Dataset
+    with needs("data"):
+        from datasets import Dataset
 
     *texts, label = (frame[name] for name in frame.columns)
     labels = quantities(label, where) if classes is None else class_numbers(label, classes, where)
@@ -351,7 +356,8 @@ def _own_metrics(metrics, regression: bool) -> tuple[str, ...]:
 
 def _own_dataset(tables: dict[str, tuple], classes: Sequence[str] | None, draw: _DevDraw):
     "Return the `DatasetDict` of checked tables; without a dev table, the dev split is drawn from train."
-    from datasets import DatasetDict
+    with needs("data"):
+        from datasets import DatasetDict
 
     splits = {split: _own_split(frame, where, classes) for split, (frame, where) in tables.items()}
     if "dev" not in splits:
@@ -539,7 +545,8 @@ def load_task(
     if source == SAMPLE and data == "auto":
         _announce(source, task)
     columns = _load_columns(task, source)
-    from datasets import Dataset, DatasetDict
+    with needs("data"):
+        from datasets import Dataset, DatasetDict
 
     for split, values in columns.items():
         if not values["label"]:

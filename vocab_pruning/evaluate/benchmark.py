@@ -20,7 +20,7 @@ from time import perf_counter, process_time
 import numpy as np
 import torch
 
-from ..core import quiet_transformers
+from ..core import needs, quiet_transformers
 from .finetune import device_name, has_bf16
 from ..models.anatomy import sizes
 from ..models.saving import _config, _load_model
@@ -142,8 +142,9 @@ def beside_first(
 
     `ms` is the median time; `ratio` is the median ratio to the base, with its interval from `low` to `high`. Raises
     `ValueError` if there are too few rounds for an interval."""
-    import pandas as pd
-    from scipy.stats import quantile_test
+    with needs("train"):
+        import pandas as pd
+        from scipy.stats import quantile_test
 
     rows = {}
     base = next(iter(seconds.values()))
@@ -228,7 +229,8 @@ def table3(
     `model`; `rows`, `params`, `embedding_params`; `bytes` on disk; with `memory` those of `peak_memory`; `latency_ms`,
     and `latency_ratio` to the base with its interval from `latency_low` to `latency_high`. Raises as `beside_first` and
     `peak_memory` do."""
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     given = batches if isinstance(batches, dict) else dict.fromkeys(models, batches)
     counted = {}

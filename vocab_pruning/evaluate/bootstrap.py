@@ -11,9 +11,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from ..core import choose, under_root
+from ..core import choose, needs, under_root
 from ..data.tasks import Task, get_task
 
 # %% ../../nbs/evaluate/bootstrap.ipynb #a1ba6889
@@ -25,6 +24,9 @@ def read_predictions(
     """Read the labels (n,) and the predictions (runs, n) of `runs`.
 
     Raises `ValueError` if a run has no predictions on `split` or was scored on other examples."""
+    with needs("data"):
+        import pandas as pd
+
     frames = [pd.read_csv(under_root(out) / run / "predictions.csv").loc[lambda t: t.split == split] for run in runs]
     for run, frame in zip(runs, frames, strict=True):
         if not len(frame):

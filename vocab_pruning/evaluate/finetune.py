@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import check_seed, positive_number, quiet_transformers
+from ..core import check_seed, needs, positive_number, quiet_transformers
 from ..data.tasks import Task, get_task
 from ..models.saving import check_whole
 
@@ -26,7 +26,8 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     "Return SciPy's correlation `name` of labels and predictions, 0 where it is undefined."
 
     def correlate(labels, predictions):
-        import scipy.stats
+        with needs("train"):
+            import scipy.stats
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
@@ -39,7 +40,8 @@ def _sklearn(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     "Return scikit-learn's metric `name` of labels and predictions."
 
     def measure(labels, predictions):
-        import sklearn.metrics
+        with needs("train"):
+            import sklearn.metrics
 
         return float(getattr(sklearn.metrics, name)(labels, predictions))
 
@@ -118,7 +120,8 @@ def tokenize_split(
     max_length: int = 128,  # tokens per example
 ):
     "Return `split` as a `datasets.Dataset` of model inputs and `labels`, truncated but not padded."
-    from datasets import Dataset
+    with needs("data"):
+        from datasets import Dataset
 
     texts = [split[name][:] for name in ("text", "text_pair") if name in split.column_names]
     inputs = tokenizer(*texts, truncation=True, max_length=max_length)

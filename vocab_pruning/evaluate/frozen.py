@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from tqdm.auto import tqdm
 
-from ..core import list_of_texts, whole_number
+from ..core import list_of_texts, needs, whole_number
 from ..data.tasks import examples
 from ..models.saving import PrunedModel
 from ..models.verify import evaluating
@@ -59,7 +59,8 @@ def sts_score(
     """Return the Spearman correlation of cosine and label over the pairs of `split`, without fine-tuning.
 
     Raises `ValueError` if the labels or the cosines are all the same."""
-    from scipy.stats import spearmanr
+    with needs("train"):
+        from scipy.stats import spearmanr
 
     first, second = (
         sentence_vectors(model, tokenizer, texts, **options) for texts in zip(*examples(split), strict=True)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..scorers.budget import check_ratio, count_rows
 from ..models.anatomy import special_mask
-from ..core import CannotPrune, check_texts, list_of_names
+from ..core import CannotPrune, check_texts, list_of_names, needs
 from ..remaps.kinds import REMAPS, check_remap
 from ..models.pruning import _check_model, lost, prune_with_stats, size_with
 from ..models.embedding import plain_embedding
@@ -169,7 +169,8 @@ def preflight(
     `mapped_held_out`, the rest; `error`, the mean of 1 - cosine over the remapped ones; `growth` of sequences;
     `params`, `params_removed`, `bytes`; `reason` if the cut is impossible. Raises what `prune` raises for a model, a
     tokenizer, texts or a choice that no cut can use."""
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     for name, split in (("texts", texts), ("held_out", held_out)):
         check_texts(split, "every cut", name)
@@ -190,8 +191,9 @@ def preflight(
 # %% ../../nbs/evaluate/preflight.ipynb #d04ba037
 def plot_preflight(table):
     "Plot the loss in `table`, by `preflight`, against ratio and bytes, a line for each remap; return the axes."
-    import matplotlib.pyplot as plt
-    import seaborn as sns
+    with needs("report"):
+        import matplotlib.pyplot as plt
+        import seaborn as sns
 
     measured = table.dropna(subset="rows").assign(
         loss=lambda t: t.mapped_held_out * t.error.astype(float), MiB=lambda t: t.bytes / 2**20

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..core import check_seed, choose, is_text, list_of_names, whole_directory, whole_number
+from ..core import check_seed, choose, is_text, list_of_names, needs, whole_directory, whole_number
 from ..data.tasks import examples, load_task
 from .frozen import sentence_vectors
 from ..models.saving import PrunedModel
@@ -291,7 +291,8 @@ def evaluate_retrieval(
 
     Its `mean()` is the score. Raises `ValueError` as `check_retrieval` does, `ImportError` without the extra
     `retrieval`."""
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     check_retrieval(corpus, queries, qrels)
     measures = _ir_measures()

@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
-from ..core import MODERNBERT, choose, fingerprint, under_root, whole_directory
+from ..core import MODERNBERT, choose, fingerprint, needs, under_root, whole_directory
 from .figures import figure_1, figure_2, heat_map, pareto, plot_wins, sizes_and_scores
 from ..runs.record import read_rows
 from vocab_pruning.report.summary import (
@@ -46,6 +44,10 @@ from vocab_pruning.report.tables import (
     table_where,
     table_wins,
 )
+
+# %% ../../nbs/report/build.ipynb #28784f58
+with needs("report"):
+    import pandas as pd
 
 # %% ../../nbs/report/build.ipynb #922b19a9
 @dataclass(frozen=True)
@@ -275,7 +277,8 @@ IMAGES = ("svg", "png")
 # %% ../../nbs/report/build.ipynb #9ad5e00b
 def _save(figure: Figure, to: Path, prefix: str, images: Iterable[str]):
     "Draw `figure` and write it below `to` in each of `images`."
-    import matplotlib.pyplot as plt
+    with needs("report"):
+        import matplotlib.pyplot as plt
 
     with plt.rc_context({"svg.hashsalt": figure.name, "font.size": 9}):
         drawn = figure.draw()

@@ -10,7 +10,6 @@ __all__ = ['LOSPARSE', 'FIGURE_2', 'SIZES', 'Mark', 'marks', 'scorer_color', 'me
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from vocab_pruning.report.summary import (
     ALL_TASKS,
@@ -34,6 +33,11 @@ from vocab_pruning.report.tables import (
 from ..remaps.kinds import REMAPS
 from .summary import scorer_label
 from ..scorers.registry import SCORERS
+from ..core import needs
+
+# %% ../../nbs/report/figures.ipynb #28784f58
+with needs("report"):
+    import pandas as pd
 
 # %% ../../nbs/report/figures.ipynb #38f0574d
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ def method_style(label: str) -> dict:
 # %% ../../nbs/report/figures.ipynb #3b2a42ca
 def _key(ax, handles: dict, ncols: int, loc: str = "upper center", **options):
     "Add a legend of `handles` (label -> handle) to `ax`, which shows nothing else."
-    from matplotlib.legend import Legend
+    with needs("report"):
+        from matplotlib.legend import Legend
 
     ax.axis("off")
     legend = Legend(
@@ -116,7 +121,8 @@ def _ranges(values: pd.Series, key_lines: int, columns: int = 1, top: float = 90
     """Return a figure for `values` in percent, its panels (lines, columns), and axes for the key below.
 
     If some values lie below `top`, a panel of what is above it comes first."""
-    import matplotlib.pyplot as plt
+    with needs("report"):
+        import matplotlib.pyplot as plt
 
     heights = [3.6, 2.2][: 1 + (values.min() < top <= values.max())]
     fig = plt.figure(figsize=(8, sum(heights) + 0.4 + 0.19 * key_lines), layout="constrained")
@@ -221,7 +227,8 @@ FIGURE_2 = ("mnli", "qnli", "qqp")
 # %% ../../nbs/report/figures.ipynb #44ac7fa3
 def _grid(n: int, width: float = 8, height: float = 2.7):
     "Return a figure with `n` axes, three in a line."
-    import matplotlib.pyplot as plt
+    with needs("report"):
+        import matplotlib.pyplot as plt
 
     lines = -(-n // 3)
     size = (width, 0.5 + height * lines)
@@ -343,7 +350,8 @@ def heat_map(
     """Draw the mean retention of each method on `column` in percent, small cuts first.
 
     Raises `ValueError` if nothing was pruned on it."""
-    import matplotlib.pyplot as plt
+    with needs("report"):
+        import matplotlib.pyplot as plt
 
     some = lines[(lines.column == column) & (lines.label != FULL)]
     if not len(some):
@@ -399,7 +407,8 @@ def plot_wins(
     """Draw all pairs of `won` on `column` as a matrix, the best method first; differences beyond noise are colored.
 
     Raises `ValueError` if no pair was compared on `column`."""
-    import matplotlib.pyplot as plt
+    with needs("report"):
+        import matplotlib.pyplot as plt
 
     some = won[won.column == column]
     if not len(some):

@@ -9,11 +9,15 @@ __all__ = ['kept_rows', 'what_is_lost', 'overlap', 'plot_overlap', 'kept_alone',
 from itertools import chain
 
 import numpy as np
-import pandas as pd
 
 from ..data.stats import TokenStats
 from ..models.pruning import lost_by
 from ..scorers.budget import rank_rows
+from ..core import needs
+
+# %% ../../nbs/report/overlap.ipynb #28784f58
+with needs("report"):
+    import pandas as pd
 
 # %% ../../nbs/report/overlap.ipynb #6dce5e2a
 def kept_rows(
@@ -47,8 +51,9 @@ def overlap(kept: dict[str, np.ndarray], special: np.ndarray) -> pd.DataFrame:
 # %% ../../nbs/report/overlap.ipynb #8ec30afa
 def plot_overlap(kept: dict[str, np.ndarray], special: np.ndarray, ax=None):
     "Draw `overlap` as a heat map, in percent; return the axis."
-    import matplotlib.pyplot as plt
-    import seaborn as sns
+    with needs("report"):
+        import matplotlib.pyplot as plt
+        import seaborn as sns
 
     ax = ax or plt.subplots(figsize=(1.6 + 0.7 * len(kept), 0.9 + 0.5 * len(kept)), layout="constrained")[1]
     sns.heatmap(

@@ -9,11 +9,13 @@ __all__ = ['plot_rank_frequency', 'covered', 'plot_coverage', 'plot_training']
 import numpy as np
 
 from ..data.stats import TokenStats
+from ..core import needs
 
 # %% ../../nbs/report/plots.ipynb #38ca779b
 def _axes(ax):
     "Return `ax`, or a new axis of a size that suits a page."
-    import matplotlib.pyplot as plt
+    with needs("report"):
+        import matplotlib.pyplot as plt
 
     return ax or plt.subplots(figsize=(6, 3.2), layout="constrained")[1]
 

@@ -16,15 +16,18 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ..scorers.budget import CUTS
 from ..scorers.registry import SCORERS
 from ..evaluate.bootstrap import read_predictions, resampled_scores
-from ..core import choose
+from ..core import choose, needs
 from ..data.tasks import TASKS, get_task
 from ..evaluate.finetune import score
 from ..runs.record import ROW, read_rows
+
+# %% ../../nbs/report/summary.ipynb #28784f58
+with needs("report"):
+    import pandas as pd
 
 # %% ../../nbs/report/summary.ipynb #1506d724
 PROVENANCE: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -267,7 +270,8 @@ def evaluations(rows: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/report/summary.ipynb #17db75d0
 def interval(values) -> tuple[float, float]:
     "Return the mean of `values` (n,) and half the width of its 95 % t-interval, nan for fewer than two values."
-    from scipy.stats import t
+    with needs("report"):
+        from scipy.stats import t
 
     values = np.asarray(values, float)
     half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
@@ -417,7 +421,8 @@ def _verdict(by_seed: dict[int, np.ndarray]) -> dict:
     `by_seed`: for each seed float64 (n_draws + 1,), the difference as it is, then on resampled examples. With one seed,
     the interval is the middle of its draws. With several, the squares of two half widths are added: that of Student's t
     and that of the draws."""
-    from scipy.stats import norm, t
+    with needs("report"):
+        from scipy.stats import norm, t
 
     differences = np.stack([*by_seed.values()])
     n = len(by_seed)

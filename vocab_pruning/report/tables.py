@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 import numpy as np
-import pandas as pd
 
-from ..core import choose
+from ..core import choose, needs
 from ..remaps.kinds import REMAPS
 from vocab_pruning.report.summary import (
     FULL,
@@ -31,6 +30,10 @@ from vocab_pruning.report.summary import (
     task_title,
 )
 from ..scorers.registry import SCORERS
+
+# %% ../../nbs/report/tables.ipynb #28784f58
+with needs("report"):
+    import pandas as pd
 
 # %% ../../nbs/report/tables.ipynb #35c5f011
 PAPER = (

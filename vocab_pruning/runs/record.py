@@ -22,6 +22,7 @@ from vocab_pruning.core import (
     fingerprint,
     library_versions,
     model_fingerprint,
+    needs,
     under_root,
     whole_directory,
     whole_number,
@@ -175,21 +176,24 @@ def read_rows(out: str | Path = "runs"):
     """Return the rows of all runs below `out` as a DataFrame, empty where there are no runs.
 
     `out` is relative to the project's root where there is one."""
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     return pd.DataFrame([read_row(path.parent) for path in sorted(under_root(out).glob(f"[!.]*/{ROW}"))])
 
 # %% ../../nbs/runs/record.ipynb #f7e29bf8
 def read_history(directory: str | Path):
     "Return the training log of the run in `directory` as a DataFrame."
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     return pd.DataFrame(json.loads((Path(directory) / "history.json").read_text(encoding="utf-8")))
 
 # %% ../../nbs/runs/record.ipynb #d41f9122
 def _predictions(result: FineTuned):
     "Return labels and predictions of every dev split as a tidy DataFrame."
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     return pd.concat(
         pd.DataFrame(dict(split=split, label=result.labels[split], prediction=result.predictions[split]))

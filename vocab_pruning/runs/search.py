@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import check_seed, list_of_texts, resolve_model, whole_number
+from ..core import check_seed, list_of_texts, needs, resolve_model, whole_number
 from ..data.stats import TokenStats, token_stats
 from ..data.tasks import Task, documents, get_task, load_task, resolve_data
 from ..evaluate.bootstrap import read_predictions, resampled_scores, retention_interval
@@ -305,7 +305,8 @@ def _looker(case: _Case, ratios: list[float], n_texts: int) -> Callable[[int], d
 # %% ../../nbs/runs/search.ipynb #8a117873
 def _curve_of(case: _Case, looks: dict[float, dict], rows: dict[float, dict], full: dict):
     "Return everything that was looked at and trained as a DataFrame, by ratio."
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     for ratio, row in rows.items():
         low, high = run_interval(case.task, row["run"], full["run"], case.spec.out, case.split)
@@ -409,7 +410,8 @@ def find_ratio(
 # %% ../../nbs/runs/search.ipynb #8ffedba7
 def plot_found(found: Found):
     "Plot drift and retention by ratio, with what was wanted and what was found. Return the figure's axes."
-    import matplotlib.pyplot as plt
+    with needs("report"):
+        import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     trained = found.curve.dropna(subset="retention")

@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from ..core import directory_lock, whole_directory
+from ..core import directory_lock, needs, whole_directory
 from vocab_pruning.runs.cells import (
     CELL,
     CELLS,
@@ -77,7 +77,8 @@ def sweep_status(
     """Return what became of every run of a recipe, as a DataFrame.
 
     Its columns are `cell`, `state` (see `cell_state`), `run` (the name of the row), `seconds` and `error`."""
-    import pandas as pd
+    with needs("data"):
+        import pandas as pd
 
     cells = sweep_cells(recipe, notebook)
     states = [dict(cell=cell.name, state=cell_state(cell), **read_cell(cell)) for cell in cells]

@@ -10,12 +10,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from ..core import choose
+from ..core import choose, needs
 from ..data.tasks import TASKS, get_task
 from ..evaluate.finetune import score
 from ..runs.record import ROW, read_rows
+
+# %% ../../nbs/testing/runs.ipynb #f4d5d6a9
+with needs("data"):
+    import pandas as pd
 
 # %% ../../nbs/testing/runs.ipynb #9530e348
 _V = 30_522  # rows of MiniLM
