@@ -95,7 +95,7 @@ BAD_CHOICES = {
     "scorer options as text": (dict(scorer_options="norm"), TypeError, ["scorer_options", "'norm'", "dict"]),
     "scorer options in a list": (dict(scorer_options=[("norm", None)]), TypeError, ["scorer_options", "dict"]),
     "unknown scorer option": (dict(scorer_options={"nrom": None}), TypeError, ["nrom", "norm"]),
-    "option of a scorer without any": (dict(FREQUENCY, scorer_options={"norm": None}), TypeError, ["norm", "none"]),
+    "option of a scorer without any": (dict(FREQUENCY, scorer_options={"norm": None}), TypeError, ["norm", "no option"]),
     "a number as option": (dict(scorer_options={3: None}), TypeError, ["3", "norm"]),
     "unknown norm": (dict(scorer_options={"norm": "l1"}), ValueError, ["l1", "l2"]),
     "unknown clustering": (dict(AVERAGE, scorer_options={"method": "ward"}), ValueError, ["ward", "average", "kmeans"]),
@@ -106,7 +106,7 @@ BAD_CHOICES = {
     "a batch of a fraction": (dict(ATTENTION, scorer_options={"batch_size": 2.0}), ValueError, ["batch_size 2.0"]),
     "a flag as text": (dict(scorer="attention", scorer_options={"divide": "no"}), ValueError, ["divide 'no'"]),
     "what vatp is": (dict(scorer="vatp", scorer_options={"by_value": False}), TypeError, ["by_value", "divide"]),
-    **{f"{name} as scorer option": (dict(AVERAGE, scorer_options={name: 5}), TypeError, [repr(name), "leave it out"])
+    **{f"{name} as scorer option": (dict(AVERAGE, scorer_options={name: 5}), TypeError, [repr(name), "it takes method and pool"])
        for name in ("stats", "model", "n_rows", "seed", "texts", "tokenizer", "special", "examples")},
     "scores of another shape": (dict(scores=np.ones(3)), ValueError, ["(3,)", "(177,)"]),
     "a NaN among the scores": (dict(scores=scores_with(math.nan)), ValueError, ["row 5", "nan"]),

@@ -237,7 +237,7 @@ def test_a_misspelt_parameter_stops_papermill_before_anything_is_written(tmp_pat
     (dict(task="colla"), "unknown task 'colla'"),
     (dict(scorer="tf-idf"), "unknown scorer 'tf-idf'"),
     (dict(scorer_options={"nrom": None}), "unexpected option 'nrom'"),
-    (dict(scorer_options={"texts": []}), "scorer option 'texts' is given to every scorer"),
+    (dict(scorer_options={"texts": []}), "scorer 'tfidf' got an unexpected option 'texts'"),
     (dict(oov="closest"), "unknown oov 'closest'"),
     (dict(oov_options="{n: 8}"), "oov='nearest' got an unexpected option 'n'"),
     (dict(base="tokens"), "unknown base 'tokens'"),

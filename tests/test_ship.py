@@ -63,7 +63,7 @@ from vocab_pruning.core import directory_lock, minilm_directory, under_root, who
 from vocab_pruning.data.stats import backend
 from vocab_pruning.data.tasks import documents, load_task
 from vocab_pruning.evaluate.frozen import frozen_retention, sentence_vectors, sts_score
-from vocab_pruning.evaluate.preflight import KINDS, plot_preflight
+from vocab_pruning.evaluate.preflight import plot_preflight, quick_remaps
 from vocab_pruning.models.anatomy import sizes, special_mask
 from vocab_pruning.models.embedding import PrunedEmbedding, rebuild_model_with_vocab
 from vocab_pruning.models.lowrank import split_model
@@ -1593,7 +1593,7 @@ def test_texts_that_preflight_cannot_use():
     for texts, held_out in ((iter(TEXTS), TEXTS), (TEXTS, iter(TEXTS))):
         with pytest.raises((TypeError, ValueError), match="list|again|second time"):
             preflight(full, old, texts, held_out, [0.2], scorer="frequency", oovs=["unk", "resegment"])
-    assert "dbscan" not in KINDS and "resegment" in KINDS
+    assert "dbscan" not in quick_remaps() and "resegment" in quick_remaps()
 
 
 @pytest.mark.parametrize("oov", BOTH)
