@@ -1517,7 +1517,7 @@ def test_what_makes_a_sentence_encoder_is_fetched_where_the_hub_has_it(tmp_path,
     names = {name for _, name in hub.companions("someone/encoder")}
     assert {"modules.json", "1_Pooling/config.json"} <= names and asked[0][0] == "someone/encoder" and "modules.json" in asked[0][1]
     monkeypatch.setattr(hub, "hub_reachable", lambda: False)
-    with pytest.warns(UserWarning, match="someone/encoder is a sentence-transformers model is not known"):
+    with pytest.warns(UserWarning, match="not known whether someone/encoder is a sentence-transformers model"):
         assert hub.companions("someone/encoder") == [] and len(asked) == 1
 
 
