@@ -384,8 +384,8 @@ def rebuild_model_with_vocab(
 
     `config.vocab_size` stays V; `config.vocab_pruning` holds what `load` needs.
 
-    Raises `TypeError` for a model that is pruned already or whose embedding is not an `nn.Embedding`. Raises
-    `ValueError` for a remap over another vocabulary, and for an embedding that `set_input_embeddings` does not reach."""
+    Raises `TypeError` for a model that is pruned already or whose embedding is not an `nn.Embedding`.
+    Raises `ValueError` for a remap over another vocabulary, and where `set_input_embeddings` misses an embedding."""
     embedding, head = plain_embedding(model), model.get_output_embeddings()
     new = pruned_embedding(embedding, remap)
     small = head and pruned_head(head, embedding, new)

@@ -68,7 +68,7 @@ def export_program(pruned: PrunedModel) -> torch.export.ExportedProgram:
 
 # %% ../../nbs/models/onnx.ipynb #9532f5ef
 def _runtime():
-    "Return the module onnxruntime. Raises `ImportError`, which names the extra, where one of three packages is missing."
+    "Return the module onnxruntime. Raises `ImportError`, which names the extra, where a package is missing."
     try:
         import onnx
         import onnxruntime

@@ -137,9 +137,9 @@ def sentence_transformer(
 ) -> SentenceTransformer:
     """Return a `SentenceTransformer` around `pruned`, on its device.
 
-    `encode`, `similarity`, training and `save_pretrained` are the library's own. `vocab_pruning.load` reads a directory
-    saved with it, and so does `SentenceTransformer(directory, trust_remote_code=True)` where vocab_pruning is installed.
-    `SentenceTransformer(directory)` reads that of a plain model without LoSparse anywhere.
+    `encode`, `similarity`, training and `save_pretrained` are the library's own. A directory saved with it is read by
+    `vocab_pruning.load` and, where vocab_pruning is installed, by `SentenceTransformer(directory,
+    trust_remote_code=True)`. A plain model without LoSparse needs only `SentenceTransformer(directory)`.
 
     Raises `ValueError` for a pruned model without its tokenizer."""
     if pruned.tokenizer is None:
