@@ -46,7 +46,8 @@ def _pipeline_tag(info: dict) -> str:
 
 def _title(info: dict) -> str:
     "Name the model, what was pruned and for which task."
-    layers, vocabulary = "losparse" in info, "ratio" in info or "losparse" not in info
+    layers = "losparse" in info
+    vocabulary = "ratio" in info or "losparse" not in info
     pruned = " and ".join(["vocabulary"] * vocabulary + ["layers"] * layers)
     purpose = f" for {_task_name(info)}" if _task_name(info) else ""
     return f"{_name(info)}, {pruned} pruned{purpose}"

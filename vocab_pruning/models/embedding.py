@@ -147,7 +147,7 @@ def pruned_embedding(embedding: nn.Embedding, remap: Remap) -> PrunedEmbedding:
     return in_manner_of(embedding, new).to(old.device)
 
 # %% ../../nbs/models/embedding.ipynb #cde988f1
-FLOOR = -1e4  # a pruned token's logit: finite in every dtype, of probability 0 compared with any other logit
+FLOOR = -1e4  # a pruned token's logit: finite in every dtype, with a softmax probability of 0
 
 
 class PrunedHead(nn.Linear):

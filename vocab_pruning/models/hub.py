@@ -39,7 +39,8 @@ def _cached_copy(name: str) -> Path:
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError
 
-    cached, reason = try_to_load_from_cache(name, "modules.json"), "the hub cannot be reached"
+    cached = try_to_load_from_cache(name, "modules.json")
+    reason = "the hub cannot be reached"
     if cached is None and hub_reachable():
         try:
             return Path(snapshot_download(name, allow_patterns=["modules.json", "*sentence*.json", "[0-9]*_*/*"]))

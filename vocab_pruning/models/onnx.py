@@ -132,13 +132,15 @@ def _of_text(outputs: dict[str, torch.Tensor], mask: torch.Tensor, n_labels: int
 # %% ../../nbs/models/onnx.ipynb #71fa9a9c
 def _compare_batch(pruned: PrunedModel, session, texts: list, tolerance: float) -> float:
     "Return the largest difference for `texts` as one batch. Raises `ValueError` where it is above `tolerance`."
-    batch, mask = encode(pruned, texts), _encoded(pruned, texts)["attention_mask"]
+    batch = encode(pruned, texts)
+    mask = _encoded(pruned, texts)["attention_mask"]
     there = {name: value.to(pruned.model.device) for name, value in batch.items()}
     with evaluating(pruned.model):
         wanted = pruned.model(**there, return_dict=True)
     ours = run_onnx(session, batch)
     theirs = {name: wanted[name] for name in ours}
-    columns, labels = _token_columns(pruned), pruned.model.config.num_labels
+    columns = _token_columns(pruned)
+    labels = pruned.model.config.num_labels
     theirs, ours = (_of_text(kept_columns(outputs, columns), mask, labels) for outputs in (theirs, ours))
     what = f"the ONNX graph compared with the model, ids {batch['input_ids'][0, :8].tolist()} …"
     return difference(ours, theirs, what, tolerance)

@@ -62,7 +62,8 @@ def dropped_ids(model, rows: np.ndarray) -> dict[str, list]:
     """Return the ids that the configurations of `model` lose where only `rows`, int64 (K,), stay, by field.
 
     Words of several ids are lists. Raises `ValueError` for a special token that does not stay."""
-    n_old, dropped = len(model.get_input_embeddings().weight), {}
+    n_old = len(model.get_input_embeddings().weight)
+    dropped = {}
     new_id = {old_id: new for new, old_id in enumerate(np.asarray(rows).tolist())}
     for config in configurations(model, n_old):
         for name, words in renumber_tokens(copy.deepcopy(config), new_id, n_old).items():

@@ -214,7 +214,8 @@ def prune_with_stats(
     check_remap(oov, oov_options)
     check_ratio(ratio, base)
     check_seed(seed)
-    plan, size = _plan(model, tokenizer, stats, scores, ratio, base, oov, seed), size_with(model, oov)
+    plan = _plan(model, tokenizer, stats, scores, ratio, base, oov, seed)
+    size = size_with(model, oov)
     if get_remap(oov).rewrites_tokenizer:
         rebuilt, now, made = _by_resegmenting(model, tokenizer, plan, stats, texts, share, **oov_options)
     else:

@@ -35,6 +35,9 @@ def size_change(before: int, after: int) -> str:
 class Shown:
     "Describe a `PrunedModel`: the read-only half of that class."
 
+    model: nn.Module
+    info: dict
+
     @property
     def plain(self) -> bool:
         "Whether the embedding has no remap: the tokenizer was rewritten, or the vocabulary was not pruned."
@@ -81,14 +84,16 @@ def _pieces(pruned: "PrunedModel", token_id: int) -> str:
         raise ValueError(
             f"only the original tokenizer knows what token {token_id} was; ask the PrunedModel that prune returned"
         )
-    token, pieces = pruned.original[1].convert_ids_to_tokens(token_id), pruned.tokenizer.backend_tokenizer.model
+    token = pruned.original[1].convert_ids_to_tokens(token_id)
+    pieces = pruned.tokenizer.backend_tokenizer.model
     inside = getattr(pieces, "continuing_subword_prefix", None) or ""
     return " ".join(piece.value for piece in pieces.tokenize(token.removeprefix(inside)))
 
 
 def _rows_read(pruned: "PrunedModel", token_id: int) -> str:
     "Name the rows that `token_id` reads through the remap by their tokens."
-    rows, name = pruned.model.get_input_embeddings(), pruned.tokenizer.convert_ids_to_tokens
+    rows = pruned.model.get_input_embeddings()
+    name = pruned.tokenizer.convert_ids_to_tokens
     read = rows.index[token_id]
     tokens = [name(int(rows.keep[r])) if r < len(rows.keep) else "(mean of a cluster)" for r in read]
     if rows.mix is not None:
@@ -123,7 +128,7 @@ class PrunedModel(Shown):
     def verify(
         self,
         texts: Iterable[str] | None = None,  # texts to compare on (None: `sample`)
-        lossless: bool | None = None,  # require that no text loses a token (None: where pruning promised it)
+        lossless: bool | None = None,  # require that no text loses a token (None: on `sample`, where promised)
         directory: str | Path | None = None,  # a saved directory (None: a temporary save)
     ) -> dict:  # report of `models.verify.verify`
         "Compare what a save gives with this model and with the full one. Raises as `models.verify.verify` does."
@@ -252,7 +257,8 @@ def _check_report(directory: Path, model, report: dict, whole: bool, new_head: b
     """Raise `ValueError` where the weights in `directory` do not fit `model`.
 
     With `whole` no weight may be missing; with `new_head` a head's weights may have another shape."""
-    base, shaped = {*model.base_model.state_dict()}, sorted(report["mismatched_keys"])
+    base = {*model.base_model.state_dict()}
+    shaped = sorted(report["mismatched_keys"])
     prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
     for name, there, here in shaped:
         in_head = bool(prefix) and name.removeprefix(prefix) not in base
@@ -323,7 +329,8 @@ def read_tokenizer_of(directory: Path, trust: bool = False):
     "Return the tokenizer in `directory`, or None. Raises `ValueError` where it is damaged or incomplete."
     from transformers import AutoTokenizer
 
-    told, words = directory / "tokenizer_config.json", ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
+    told = directory / "tokenizer_config.json"
+    words = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
     there = [told.is_file(), any(any(directory.glob(pattern)) for pattern in words)]
     if not any(there):
         return None
@@ -366,7 +373,8 @@ def load(
     `num_labels=3, ignore_mismatched_sizes=True` draws a new head at random.
 
     Raises `FileNotFoundError` where there is no model, `ValueError` where it is damaged or is not a pruned one."""
-    path, where = Path(directory).expanduser(), dict(revision=revision, token=token, cache_dir=cache_dir)
+    path = Path(directory).expanduser()
+    where = dict(revision=revision, token=token, cache_dir=cache_dir)
     named = isinstance(directory, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", directory)
     if named and not path.exists():
         from vocab_pruning.models.hub import snapshot

@@ -194,7 +194,8 @@ def _check_reload(pruned: PrunedModel, directory: Path, texts: list[str], tokeni
 
 def _compare_with_memory(pruned: PrunedModel, again: PrunedModel, ids: torch.Tensor):
     "Raise `ValueError` where `again`, read from disk, gives other outputs for `ids` (1, n) than the model in memory."
-    ids, columns = _cut_for_trial(ids, trial_length(pruned.model.config)), _token_columns(pruned)
+    ids = _cut_for_trial(ids, trial_length(pruned.model.config))
+    columns = _token_columns(pruned)
     ours, theirs = (kept_columns(_outputs(model, ids), columns) for model in (again.model, pruned.model))
     difference(ours, theirs, f"read back from disk, ids {ids[0, :8].tolist()} …", rounding(pruned.model))
 
@@ -207,14 +208,16 @@ def _original_words(pruned: PrunedModel, words: list[tuple[int, ...]]) -> list[t
 
 def _still_there(pruned: PrunedModel, words: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     "Return those of `words`, in the original's ids, that the pruned model can name."
-    keep, n_old = set(pruned.keep.tolist()), len(pruned.original[0].get_input_embeddings().weight)
+    keep = set(pruned.keep.tolist())
+    n_old = len(pruned.original[0].get_input_embeddings().weight)
     return [ids for ids in words if not pruned.plain or all(i in keep or not 0 <= i < n_old for i in ids)]
 
 
 def _check_fields(pruned: PrunedModel, old: dict[str, list], new: dict[str, list]):
     "Raise `ValueError` where `new`, the ids in a configuration, do not name the tokens of the original's, `old`."
     for name in sorted(old.keys() | new.keys()):
-        words, needed = new.get(name, []), is_special(name.split(".")[-1])
+        words = new.get(name, [])
+        needed = is_special(name.split(".")[-1])
         added = name not in old and words == [(getattr(pruned.tokenizer, name, None),)]  # by a Trainer
         if added or not needed and (name not in old or name not in new):
             continue
@@ -276,7 +279,8 @@ def _compare_texts(pruned: PrunedModel, again: PrunedModel, texts: list[str]) ->
     Raises `ValueError` where the outputs of `again`, read from disk, are not the original's."""
     before = now = same = 0
     differences = []
-    untouched, length = _as_before(pruned), trial_length(pruned.model.config)
+    untouched = _as_before(pruned)
+    length = trial_length(pruned.model.config)
     new, old = pruned.tokenizer, pruned.original[1]
     for text in texts:
         with as_it_was(new, old):
@@ -337,14 +341,14 @@ def _check_texts_have_rows(pruned: PrunedModel, texts: list[str]):
 def verify(
     pruned: PrunedModel,  # the model in memory
     texts: Iterable[str] | None = None,  # texts to compare on (None: its own sample)
-    lossless: bool | None = None,  # require that no text loses a token (None: where pruning promised it)
+    lossless: bool | None = None,  # require that no text loses a token (None: on its own sample, where promised)
     directory: str | Path | None = None,  # a saved directory (None: a temporary save)
 ) -> dict:  # report, JSON-ready
     """Compare a saved directory with the model in memory and with the full model it was made from.
 
     The report holds:
     `texts`: how many there are,
-    `nothing_lost`: how many of them keep all their tokens,
+    `nothing_lost`: how many keep all their tokens, or are segmented as before,
     `growth`: tokens now divided by tokens before,
     `compared`: how many were compared with the full model,
     `max_difference`: the largest difference of their outputs.
