@@ -44,16 +44,16 @@ def _pipeline_tag(info: dict) -> str:
     return next((kind for ending, kind in kinds.items() if architecture.endswith(ending)), "feature-extraction")
 
 
-def _title(info: dict) -> str:
+def _card_title(info: dict) -> str:
     "Name the model, what was pruned and for which task."
     layers = "losparse" in info
     vocabulary = "ratio" in info or "losparse" not in info
     pruned = " and ".join(["vocabulary"] * vocabulary + ["layers"] * layers)
     purpose = f" for {_task_name(info)}" if _task_name(info) else ""
-    return f"{_name(info)}, {pruned} pruned{purpose}"
+    return f"{_model_name(info)}, {pruned} pruned{purpose}"
 
 
-def _name(info: dict) -> str:
+def _model_name(info: dict) -> str:
     "Return the base model's name, or its class where it has no name."
     return info.get("base_model") or info.get("architecture") or "A model"
 
@@ -229,7 +229,7 @@ def _front_matter(info: dict) -> str:
         library_name="transformers" if _is_plain(info) else "vocab_pruning",
         pipeline_tag=_pipeline_tag(info),
         tags=tags,
-        model_name=_title(info) if results else None,
+        model_name=_card_title(info) if results else None,
         eval_results=results or None,
     ).to_yaml()
 
@@ -253,7 +253,7 @@ def make_card(info: dict) -> str:
     part = "part of its vocabulary"
     if before and after:
         part = f"{after['rows']:,} of its {before['rows']:,} vocabulary rows"
-    lead = f"# {_title(info)}\n\n{_name(info)} with {part}, made with vocab_pruning."
+    lead = f"# {_card_title(info)}\n\n{_model_name(info)} with {part}, made with vocab_pruning."
     known = [fact for fact in SECTIONS if not fact or fact in info and (fact != "before" or after)]
     sections = [SECTIONS[fact](info) for fact in known]
     return "\n\n".join([f"---\n{_front_matter(info)}\n---", lead, *sections, _limitations_section(info)]) + "\n"
