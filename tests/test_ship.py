@@ -1158,7 +1158,7 @@ def test_rounding_is_small_beside_what_is_compared():
         assert difference({"hidden state 0": value * (1 + 5e-7)}, {"hidden state 0": value}, "x", 1e-6) <= 8e-6 * scale
         with pytest.raises(ValueError, match="x: hidden state 0 differs by"):
             difference({"hidden state 0": value * (1 + 2e-6)}, {"hidden state 0": value}, "x", 1e-6)
-    with pytest.raises(ValueError, match="x: a has another shape or is missing"):
+    with pytest.raises(ValueError, match="x: a is missing or has another shape"):
         difference({}, {"a": torch.ones(1)}, "x", 1)
     with pytest.raises(ValueError, match="x: a differs by nan"):
         difference({"a": torch.tensor([torch.nan])}, {"a": torch.ones(1)}, "x", 1)
