@@ -257,7 +257,7 @@ def test_a_tokenizer_of_another_model(model, tmp_path):
 
 
 def test_what_is_no_model_or_no_tokenizer(model, tokenizer, tmp_path):
-    with refused(TypeError, "model is 'bert-base-uncased', a str", directory=tmp_path):
+    with refused(TypeError, "model='bert-base-uncased' is a str", directory=tmp_path):
         prune("bert-base-uncased", tokenizer, Unread())
     for other in ("bert-base-uncased", None):
         with refused(TypeError, type(other).__name__, "give a fast one", directory=tmp_path, model=model):

@@ -88,13 +88,39 @@ def test_what_is_not_known_is_left_out(tmp_path):
     p.info = {}
     card = saved(p, tmp_path / "small")
     assert card == make_card(json.loads((tmp_path / "small" / "vocab_pruning.json").read_text()))
-    assert re.findall(r"^## (.*)", card, re.MULTILINE) == ["Load it", "Provenance", "Limits"]
+    assert re.findall(r"^## (.*)", card, re.MULTILINE) == ["How to use it", "Provenance", "Limitations"]
     assert "None" not in card
 
 
 def test_scores_stay_with_the_model(tmp_path):
     saved(pruned(), tmp_path / "small", scores=dict(matthews=0.25))
     assert load(tmp_path / "small").info["scores"] == dict(matthews=0.25)
+
+
+SCORES = {  # what `save_pretrained` is given: metrics by name, or a run's
+    "own": (dict(task="reviews", accuracy=0.5, matthews=-0.25), dict(accuracy=0.5, matthews_correlation=-0.25)),
+    "run": (dict(task="stsb", metric="pearson", score=0.75, full_score=0.8, retention=0.9375, retention_reason=None), dict(pearsonr=0.75)),
+    "none finite": (dict(task="reviews", accuracy=float("nan")), {}),
+}
+
+
+@pytest.mark.parametrize("given, known", SCORES.values(), ids=SCORES)
+def test_the_hub_reads_the_scores_of_a_card(given, known, tmp_path):
+    "A card with scores has a valid `model-index`; numbers that compare two models are not in it."
+    p = pruned()
+    p.info |= {"run": {"data_id": "nyu-mll/glue"}}
+    saved(p, tmp_path / "small", scores=given)
+    data = ModelCard.load(tmp_path / "small" / "README.md").data
+    found = data.eval_results or []
+    assert {result.metric_type: result.metric_value for result in found} == known and bool(data.model_name) == bool(known)
+    for result in found:
+        assert (result.task_type, result.task_name) == ("text-classification", given["task"])
+        assert (result.dataset_type, result.dataset_name, result.dataset_config) == ("nyu-mll/glue", given["task"], given["task"])
+
+
+def test_scores_of_a_task_without_a_name_are_in_the_index():
+    (result,) = ModelCard(make_card(dict(scores=dict(f1=0.5)))).data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("f1", 0.5, "unknown")
 
 
 def test_a_size_that_grows_has_a_plus():

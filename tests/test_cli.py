@@ -367,7 +367,7 @@ def small(tiny):
 @pytest.mark.parametrize("command", [["inspect"], ["preflight"], ["prune"]], ids=str)
 def test_a_pruned_model_is_not_read_as_a_full_one(small, command):
     args = {"inspect": [], "preflight": [small / "texts.txt"], "prune": [small / "texts.txt", small / "again"]}[command[0]]
-    assert "holds a pruned model; give the full one" in refused(*command, small / "small", *args)
+    assert "holds a pruned model; give the full model" in refused(*command, small / "small", *args)
     assert not (small / "again").exists()
 
 

@@ -17,7 +17,7 @@ from vocab_pruning.data.tasks import documents, load_task
 from vocab_pruning.models import onnx as export
 from vocab_pruning.models.embedding import FLOOR
 from vocab_pruning.models.onnx import _of_text, compare_onnx, encode, export_onnx, export_program, onnx_session, run_onnx
-from vocab_pruning.models.verify import _columns, difference, kept_columns, rounding
+from vocab_pruning.models.verify import _token_columns, difference, kept_columns, rounding
 from vocab_pruning.testing.families import tiny_model
 
 TEXTS = documents(load_task("cola", "sample")["train"])[:20]
@@ -45,7 +45,7 @@ def assert_close(p, ours, theirs, batch):
     "The same outputs, at positions of the texts and for tokens that stay, up to what rounding makes of them."
     assert ours.keys() == theirs.keys()
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-    ours, theirs = (kept_columns(outputs, _columns(p)) for outputs in (ours, theirs))
+    ours, theirs = (kept_columns(outputs, _token_columns(p)) for outputs in (ours, theirs))
     ours, theirs = (_of_text(outputs, mask, p.model.config.num_labels) for outputs in (ours, theirs))
     difference(ours, theirs, "the graph", rounding(p.model))
 
@@ -185,7 +185,7 @@ def test_onnx_whole_or_not_at_all(tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     p = pruned("BERT", "mapped")
-    with pytest.raises(ValueError, match="the ONNX graph beside the model, .*: logits differs by"):
+    with pytest.raises(ValueError, match="the ONNX graph compared with the model, .*: logits differs by"):
         export_onnx(p, tmp_path / "model", TEXTS[:1], tolerance=-1)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "thesis.txt").write_text("all of it")
@@ -212,7 +212,7 @@ def test_onnx_logits_that_differ_are_found(monkeypatch):
     p = pruned("BERT", "mapped", "AutoModelForMaskedLM")
     for by in (0, 0.01):
         monkeypatch.setattr(export, "run_onnx", lambda session, batch, by=by: {name: v + by * (v > -1e30) for name, v in wanted(p, batch).items()})
-        found = pytest.raises(ValueError, match=r"the ONNX graph beside the model, .*: logits differs by 0\.01")
+        found = pytest.raises(ValueError, match=r"the ONNX graph compared with the model, .*: logits differs by 0\.01")
         with found if by else nullcontext():
             assert compare_onnx(p, None, TEXTS[:2]) == 0
 

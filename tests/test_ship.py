@@ -773,7 +773,7 @@ def test_a_tokenizer_changed_on_disk_is_found(tmp_path):
         "pretokenizers": [{"type": "Digits", "individual_digits": True}, told["pre_tokenizer"]],
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(told))
-    with pytest.raises(ValueError, match="read back from disk, the pre_tokenizer of the tokenizer is not what it was"):
+    with pytest.raises(ValueError, match="read back from disk, the pre_tokenizer of the tokenizer has changed"):
         p.verify(directory=tmp_path)
 
 
@@ -931,7 +931,7 @@ def test_code_of_a_directory(oov, own_code, tmp_path):
     assert p.verify(directory=small)["texts"] == 16 and (small / "modeling_own.py").is_file()
     for options in ({}, dict(trust_remote_code=False), dict(model_class=AutoModelForSequenceClassification)):
         with pytest.raises(
-            ValueError, match=r"small_\w+ needs the code that lies there: give trust_remote_code=True if you trust it"
+            ValueError, match=r"small_\w+ needs the code in that directory: give trust_remote_code=True if you trust it"
         ) as error:
             load(small, **options)
         assert "\n" not in str(error.value)
@@ -1003,15 +1003,15 @@ def edit(file: Path, fields: dict):
 DAMAGES = {
     "config.json: no parts": (
         lambda d: edit(d / "config.json", dict(vocab_pruning={})),
-        "vocab_pruning {} in config.json cannot be made",
+        "vocab_pruning {} in config.json cannot be built",
     ),
     "config.json: rows": (
         lambda d: edit(d / "config.json", dict(vocab_pruning=dict(rows="7", kept=7, m=1, coded=None))),
-        "vocab_pruning .* cannot be made",
+        "vocab_pruning .* cannot be built",
     ),
     "config.json: no mapping": (
         lambda d: edit(d / "config.json", dict(vocab_pruning=[])),
-        r"vocab_pruning \[\] in config.json cannot be made",
+        r"vocab_pruning \[\] in config.json cannot be built",
     ),
     "config.json: no class": (
         lambda d: edit(d / "config.json", dict(architectures=None)),
@@ -1122,7 +1122,7 @@ def test_a_changed_row_is_found(oov, task, family, tmp_path):
     row = p.tokenizer(p.sample[0]).input_ids[1]
     with torch.no_grad():
         p.model.get_input_embeddings().weight[int(p.remap.index[row, 0]) if oov == "nearest" else row, 3] += 1
-    refuse(p, tmp_path, "beside the full model, '.*' differs|beside the full model, '.*': hidden state 0 differs")
+    refuse(p, tmp_path, "compared with the full model, '.*' differs|compared with the full model, '.*': hidden state 0 differs")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -1141,8 +1141,8 @@ def test_a_wrong_place_is_found(what, dtype, family, tmp_path):
             rows.weight[[first, second]] = rows.weight[[second, first]]
         else:
             rows.index[p.keep[first]] = second
-    found = {"two rows swapped": "beside the full model, '.*': hidden state 0 differs"}
-    refuse(p, tmp_path, found.get(what, f"id {int(p.keep[first])} has a row of its own but reads another"))
+    found = {"two rows swapped": "compared with the full model, '.*': hidden state 0 differs"}
+    refuse(p, tmp_path, found.get(what, f"id {int(p.keep[first])} has its own row but reads another"))
 
 
 def test_rounding_is_small_beside_what_is_compared():
@@ -1158,7 +1158,7 @@ def test_rounding_is_small_beside_what_is_compared():
         assert difference({"hidden state 0": value * (1 + 5e-7)}, {"hidden state 0": value}, "x", 1e-6) <= 8e-6 * scale
         with pytest.raises(ValueError, match="x: hidden state 0 differs by"):
             difference({"hidden state 0": value * (1 + 2e-6)}, {"hidden state 0": value}, "x", 1e-6)
-    with pytest.raises(ValueError, match="x: a has another shape or is missing"):
+    with pytest.raises(ValueError, match="x: a is missing or has another shape"):
         difference({}, {"a": torch.ones(1)}, "x", 1)
     with pytest.raises(ValueError, match="x: a differs by nan"):
         difference({"a": torch.tensor([torch.nan])}, {"a": torch.ones(1)}, "x", 1)
@@ -1517,7 +1517,7 @@ def test_what_makes_a_sentence_encoder_is_fetched_where_the_hub_has_it(tmp_path,
     names = {name for _, name in hub.companions("someone/encoder")}
     assert {"modules.json", "1_Pooling/config.json"} <= names and asked[0][0] == "someone/encoder" and "modules.json" in asked[0][1]
     monkeypatch.setattr(hub, "hub_reachable", lambda: False)
-    with pytest.warns(UserWarning, match="someone/encoder is a sentence-transformers model is not known"):
+    with pytest.warns(UserWarning, match="not known whether someone/encoder is a sentence-transformers model"):
         assert hub.companions("someone/encoder") == [] and len(asked) == 1
 
 

@@ -23,7 +23,7 @@ import torch
 from ..core import needs, quiet_transformers
 from .finetune import device_name, has_bf16
 from ..models.anatomy import sizes
-from ..models.saving import _config, _load_model
+from ..models.saving import _config, _read_model
 from ..models.verify import evaluating
 
 # %% ../../nbs/evaluate/benchmark.ipynb #49c75209
@@ -52,7 +52,7 @@ def _measure_peak(directory: str, device: str):
     config, _ = _config(Path(directory), False, None)
     getattr(transformers, config.architectures[0])
     before = process_peak() if device == "cpu" else 0
-    model = _load_model(Path(directory), config, None, None).to(device)
+    model = _read_model(Path(directory), config, None, None).to(device)
     for tensor in model.state_dict().values():
         tensor.sum()
     batch = {name: values.to(device) for name, values in load_file(Path(directory) / "batch.pt").items()}
