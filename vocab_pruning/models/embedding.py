@@ -34,18 +34,8 @@ class PrunedEmbedding(nn.Embedding):
     Module `coded`: decodes the row numbers K, K + 1, …, or None.
     Input: ids in [0, V), integers (...). Output: (..., d)."""
 
-    def __init__(
-        self,
-        n_rows: int,
-        width: int,
-        n_ids: int,
-        n_kept: int,
-        m: int = 1,
-        coded: RowCodes | None = None,
-        padding_idx: int | None = None,
-        device=None,
-        dtype=None,
-    ):
+    def __init__(self, n_rows: int, width: int, n_ids: int, n_kept: int, m: int = 1, coded: RowCodes | None = None,
+                 padding_idx: int | None = None, device=None, dtype=None):
         super().__init__(n_rows, width, padding_idx=padding_idx, device=device, dtype=dtype)
         self.register_buffer("keep", torch.zeros(n_kept, dtype=torch.int32, device=device))
         self.register_buffer("index", torch.zeros(n_ids, m, dtype=torch.int32, device=device))
@@ -57,8 +47,7 @@ class PrunedEmbedding(nn.Embedding):
         if self.mix is not None:
             rows = F.embedding(index, self.weight, self.padding_idx)
             return (rows * F.embedding(ids, self.mix).to(rows.dtype).unsqueeze(-1)).sum(-2)
-        index = index.squeeze(-1)
-        last = len(self.weight) - 1
+        index, last = index.squeeze(-1), len(self.weight) - 1
         if self.coded is None:
             return F.embedding(index, self.weight, self.padding_idx)
         rows = F.embedding(index.clamp(max=last), self.weight, self.padding_idx)

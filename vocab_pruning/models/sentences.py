@@ -39,6 +39,12 @@ def _prompt_length(module, prompt: str, max_length: int | None) -> int:
     return len(ids) - int(ids[-1].item() in module.tokenizer.all_special_ids)
 
 # %% ../../nbs/models/sentences.ipynb #cd542abc
+def _longest(pruned: PrunedModel) -> int:
+    "Return how many tokens the model of `pruned` can read: what its positions and its tokenizer allow, else 512."
+    limits = positions(pruned.model.config) or UNLIMITED, pruned.tokenizer.model_max_length
+    return min((n for n in limits if n < UNLIMITED), default=512)
+
+# %% ../../nbs/models/sentences.ipynb #47e0c503
 class PrunedTransformer(InputModule):
     """Give every token a vector: the first module of a `SentenceTransformer`, around the encoder of `pruned`.
 
@@ -55,8 +61,7 @@ class PrunedTransformer(InputModule):
         self.model = pruned.model
         self.do_lower_case = do_lower_case
         self.tokenizer = copy.deepcopy(pruned.tokenizer)  # encoding changes truncation and padding, which are saved
-        limits = positions(self.model.config) or UNLIMITED, self.tokenizer.model_max_length
-        self.max_seq_length = max_seq_length or min((n for n in limits if n < UNLIMITED), default=512)
+        self.max_seq_length = max_seq_length or _longest(pruned)
 
     def get_embedding_dimension(self) -> int:
         "Return d, the width of a token's vector."
@@ -68,10 +73,8 @@ class PrunedTransformer(InputModule):
         texts = [text.lower() for text in texts] if self.do_lower_case else list(texts)
         options = dict(padding=True, truncation=True, max_length=max_length or self.max_seq_length)
         options |= (processing_kwargs or {}).get("text", {})
-        features = dict(self.tokenizer(texts, return_tensors="pt", **options))
-        if prompt:
-            features["prompt_length"] = _prompt_length(self, prompt, max_length)
-        return features
+        length = {"prompt_length": _prompt_length(self, prompt, max_length)} if prompt else {}
+        return dict(self.tokenizer(texts, return_tensors="pt", **options)) | length
 
     def forward(self, features: dict, **kwargs) -> dict:
         "Return `features` with `token_embeddings`."

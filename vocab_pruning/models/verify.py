@@ -226,7 +226,7 @@ def _check_fields(pruned: PrunedModel, old: dict[str, list], new: dict[str, list
             shown = shown[0] if len(shown) == 1 else shown or None
             raise ValueError(f"{name} of the configuration, {shown}, now names another token; set it back")
 
-
+# %% ../../nbs/models/verify.ipynb #fe55146f
 def check_numbers(pruned: PrunedModel):
     "Raise `ValueError` where an id of the tokenizer or of a configuration no longer names the same token."
     (model, tokenizer), keep = pruned.original, pruned.keep.tolist()
