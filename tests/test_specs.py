@@ -55,7 +55,7 @@ def test_a_new_remap_is_found_everywhere(toy_remap, model, tmp_path):
     assert (p.remap.index[~p.remap.kept] == 2).all() and p.info["oov_options"] == {"shift": 2}
     with pytest.raises(TypeError, match="oov='toy' got an unexpected option 'm'; it takes shift"):
         prune(*model, TEXTS, 0.5, "vocab", oov="toy", m=2)
-    with pytest.raises(ValueError, match="shift -1: give a whole number, 0 or more"):
+    with pytest.raises(ValueError, match="shift=-1: give a whole number, 0 or more"):
         prune(*model, TEXTS, 0.5, "vocab", oov="toy", shift=-1)
     table = preflight(*model, TEXTS, TEXTS[:20], 0.5)
     assert "toy" in set(table.oov) and table[table.oov == "toy"].reason.isna().all()
