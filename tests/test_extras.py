@@ -39,7 +39,7 @@ def run(code: str):
 def test_the_base_install_prunes_and_loads(tmp_path):
     done = run(BASE.format(others=OTHERS, out=str(tmp_path)))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split()[::2] == ["unk", "cluster", "nearest", "sparse", "pq", "int4", "int8", "resegment"]
+    assert done.stdout.split()[::2] == ["unk", "cluster", "nearest", "sparse", "pieces", "pq", "int4", "int8", "resegment"]
 
 
 CASES = {

@@ -8,6 +8,7 @@ __all__ = ['SAMPLE', 'without_row', 'lost_by', 'lost', 'size_with', 'Request', '
 # %% ../../nbs/models/pruning.ipynb #788289a7
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -24,7 +25,8 @@ from .plain import dropped_ids, rebuild_plain
 from ..scorers.registry import check_scorer, check_scores, compute_token_scores, get_scorer
 from .saving import PrunedModel
 from ..data.stats import TokenStats, token_stats
-from ..remaps.resegmenting import read_tokenizer, resegment, token_kind, unasked_tokens
+from ..remaps.pieces import splitter
+from ..remaps.resegmenting import alphabet, read_tokenizer, resegment, token_kind, unasked_tokens
 
 # %% ../../nbs/models/pruning.ipynb #7dc8cb74
 def without_row(model, tokenizer) -> dict[str, int]:
@@ -182,15 +184,20 @@ SAMPLE = 16  # texts that a save is verified on
 def _plan(model, tokenizer, stats: TokenStats, scores: np.ndarray, ratio: float, base: str, oov: str, seed: int):
     "Rank the rows and count how many stay."
     size, special = size_with(model, oov), special_mask(model, tokenizer)
+    order = rank_rows(scores, stats, special, base)
+    if get_remap(oov).keeps_letters:
+        letters = np.isin(order, alphabet(tokenizer, stats.seen))
+        order = order[np.lexsort((~letters, ~special[order]))]  # special tokens, letters, then the others as ranked
     return Plan(
         model.get_input_embeddings().weight.detach().cpu(),
-        rank_rows(scores, stats, special, base),
+        order,
         count_rows(ratio, base, size, special, stats.seen),
         special,
         stats.seen,
         reserved_mask(model, tokenizer),
         tokenizer.unk_token_id,
         seed,
+        partial(splitter, tokenizer),
     )
 
 # %% ../../nbs/models/pruning.ipynb #c8591464

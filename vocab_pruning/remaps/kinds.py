@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'REMAPS', 'Plan', 'targets', 'looked_for', 'remap_to_unk', 'nearest_rows', 'remap_to_nearest',
-           'remap_to_sparse', 'cluster_pruned_tokens', 'map_pruned_to_representatives', 'remap_to_clusters',
-           'density_clusters', 'remap_to_product_codes', 'remap_to_rounded', 'RemapSpec', 'get_remap', 'check_remap',
-           'add_remap']
+           'remap_to_sparse', 'remap_to_pieces', 'cluster_pruned_tokens', 'map_pruned_to_representatives',
+           'remap_to_clusters', 'density_clusters', 'remap_to_product_codes', 'remap_to_rounded', 'RemapSpec',
+           'get_remap', 'check_remap', 'add_remap']
 
 # %% ../../nbs/remaps/kinds.ipynb #4a522ea0
 from collections.abc import Callable, Mapping
@@ -37,6 +37,7 @@ class Plan:
     reserved: np.ndarray | None = None  # which rows no pruned token may read: bool (V,)
     unk_id: int | None = None  # id of the unknown token, None if there is none
     seed: int = 0  # random seed
+    split: Callable | None = None  # from the ids that stay to `pieces.splitter`
 
     @cached_property
     def keep(self) -> np.ndarray:
@@ -157,6 +158,41 @@ def remap_to_sparse(
                           "which reads one")
     index, mix = pursue(plan.rows[ids], plan.rows[plan.keep[ordinary]], m)
     return table_of(plan.keep, len(plan.order), ids, ordinary[index.cpu()], mix.cpu(), rest=rest)
+
+# %% ../../nbs/remaps/kinds.ipynb #dfb79616
+def _pieces_of(plan: Plan, ids: np.ndarray) -> list[np.ndarray]:
+    "Return the positions of the kept rows that each of `ids` reads: those of its pieces, else that of [UNK]."
+    split = plan.split(plan.keep)
+    found = [plan.ordinary(np.array(split(i), np.int64)) for i in ids.tolist()]
+    lost = next((i for i, pieces in zip(ids.tolist(), found, strict=True) if not len(pieces)), None)
+    if lost is not None and plan.unk_id is None:
+        raise CannotPrune(f"token {lost} splits into no kept tokens, and the tokenizer has no unknown token; keep more "
+                          "rows, or choose oov='nearest'")
+    return [plan.position(pieces if len(pieces) else [plan.unk_id]) for pieces in found]
+
+
+def remap_to_pieces(
+    plan: Plan,
+    *,
+    only_seen: bool = False,  # send pruned ids that the texts do not use to the row of [UNK]
+) -> Remap:
+    """Send every pruned id to the mean of the rows of the kept tokens it splits into (fast vocabulary transfer).
+
+    Raises `CannotPrune` for a tokenizer that cannot be resegmented, and for a token that does not split if there is no
+    unknown token."""
+    ids, rest = looked_for(plan, only_seen)
+    if not len(ids):
+        return table_of(plan.keep, len(plan.order), rest=rest)
+    found = _pieces_of(plan, ids)
+    lengths = np.array([len(positions) for positions in found])
+    at = np.repeat(np.arange(len(ids)), lengths), np.concatenate([np.arange(n) for n in lengths])
+    index = np.repeat([positions[:1] for positions in found], lengths.max(), axis=1)  # what fills up has no weight
+    index[at] = np.concatenate(found)
+    if lengths.max() == 1:
+        return table_of(plan.keep, len(plan.order), ids, index[:, 0], rest=rest)
+    mix = torch.zeros(index.shape)
+    mix[at] = torch.as_tensor(1 / lengths[at[0]], dtype=mix.dtype)
+    return table_of(plan.keep, len(plan.order), ids, index, mix, rest=rest)
 
 # %% ../../nbs/remaps/kinds.ipynb #1b80239f
 def cluster_pruned_tokens(
@@ -304,6 +340,7 @@ class RemapSpec:
     options: Mapping[str, Option] = field(default_factory=dict)  # the options it takes
     trains: Callable[[int], int] = lambda width: 0  # number of trainable numbers it adds
     fits: Callable[..., object] = lambda width, **options: None  # raises if the embedding's width does not suit it
+    keeps_letters: bool = False  # the letters of the texts are kept first, so that other tokens split into them
     slow: bool = False  # takes minutes where others take seconds, so nothing tries it unasked
     marker: str = "o"  # of its points in plots
     dash: str = "-"  # of its lines in plots
@@ -341,6 +378,8 @@ REMAPS: dict[str, RemapSpec] = {spec.name: spec for spec in (  # colors: Paul To
               marker="^", dash="-.", color="#44aa99"),
     RemapSpec("sparse", "reads a weighted sum of rows of kept tokens", remap_to_sparse,
               _shared_options("m", "only_seen"), marker="v", dash="-.", color="#117733"),
+    RemapSpec("pieces", "reads the mean of the rows of the kept tokens it splits into", remap_to_pieces, _SEEN,
+              keeps_letters=True, marker="<", dash="--", color="#661100"),
     RemapSpec("pq", "reads its own row, coded in a few bytes", remap_to_product_codes,
               _shared_options("n_bytes", "only_seen"), trains=lambda width: ENTRIES * width, fits=_codes_fit,
               marker="P", dash=":", color="#999933"),

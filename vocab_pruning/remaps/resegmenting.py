@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BYTE', 'ALPHABETS', 'Written', 'read_tokenizer', 'token_kind', 'alphabet', 'derivation', 'closure', 'parts_of_words',
-           'unasked_tokens', 'Needs', 'find_needs', 'rows_for_lossless', 'rows_to_keep', 'rewrite_tokenizer',
-           'Resegmented', 'resegment']
+           'unasked_tokens', 'Needs', 'find_needs', 'rows_for_lossless', 'rows_to_keep', 'prune_model',
+           'rewrite_tokenizer', 'Resegmented', 'resegment']
 
 # %% ../../nbs/remaps/resegmenting.ipynb #f58d5759
 import json
@@ -394,7 +394,7 @@ def rows_to_keep(
     return np.array(sorted(kept), np.int64)
 
 # %% ../../nbs/remaps/resegmenting.ipynb #803ab1da
-def _prune_model(source: Written, tokens: list[str], ignore_merges: bool) -> dict:
+def prune_model(source: Written, tokens: list[str], ignore_merges: bool) -> dict:
     "Return the model with `tokens` only, numbered in that order, and the merges among them."
     model = source.model
     ids = {token: i for i, token in enumerate(tokens)}
@@ -417,7 +417,7 @@ def _write_backend(source: Written, keep: set[str], outside: list[str], ignore_m
     ids = {token: i for i, token in enumerate([*own, *outside])}
     added = [token | {"id": ids[token["content"]]} for token in source.parts["added_tokens"] if token["content"] in ids]
     added.sort(key=lambda token: token["id"])
-    parts = source.parts | {"model": _prune_model(source, own, ignore_merges), "added_tokens": added}
+    parts = source.parts | {"model": prune_model(source, own, ignore_merges), "added_tokens": added}
     if parts["post_processor"] is not None:
         processor = _post_processor()
         renumbered = resync_post_processor_ids(processor.validate_python(parts["post_processor"]), ids)
