@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -36,7 +37,9 @@ class Shown:
     "Describe a `PrunedModel`: the read-only half of that class."
 
     model: nn.Module
+    tokenizer: object
     info: dict
+    evidence: dict
 
     @property
     def plain(self) -> bool:
@@ -61,6 +64,22 @@ class Shown:
         if not self.plain:
             return rows.keep.long().cpu()
         return torch.tensor(self.info.get("original_ids", range(rows.num_embeddings)))
+
+    @property
+    def provenance(self):
+        """Why each kept row stays, as a DataFrame: `token`, `id`, `reason` (a key of `scorers.keeping.REASONS`).
+
+        Fresh from `prune`, it has two more columns: `count`, the occurrences in the texts, and `rank`, from 0 on.
+
+        Raises `ValueError` where `info` does not say."""
+        from vocab_pruning.scorers.keeping import provenance_table
+
+        if "provenance" not in self.info:
+            raise ValueError("nothing is known of why these rows stay; prune the model again")
+        ids = self.keep.numpy()
+        new = range(len(ids)) if self.plain else ids.tolist()
+        tokens = [None] * len(ids) if self.tokenizer is None else self.tokenizer.convert_ids_to_tokens(new)
+        return provenance_table(self.info["provenance"], ids, tokens, self.evidence)
 
     def _sizes(self) -> list[tuple[str, int, int, str]]:
         "Return (name, before, after, change) for each size."
@@ -113,13 +132,15 @@ class PrunedModel(Shown):
     `tokenizer`: the original one, or the rewritten one of a plain model.
     `info`: how it was made, JSON-ready; saved as `vocab_pruning.json`.
     `original`: the full (model, tokenizer) it was made from, which `verify` compares with; not saved.
-    `sample`: some of the texts, for `verify`; not saved."""
+    `sample`: some of the texts, for `verify`; not saved.
+    `evidence`: arrays over the V ids, by name, that `provenance` shows; not saved."""
 
     model: nn.Module
     tokenizer: object = None
     info: dict = field(default_factory=dict)
     original: tuple | None = None
     sample: list[str] = field(default_factory=list)
+    evidence: dict[str, np.ndarray] = field(default_factory=dict)
 
     def reads(self, token_id: int) -> str:
         "Return in words what `token_id` of the original tokenizer reads now: tokens, a weighted sum, its coded row."
