@@ -245,14 +245,18 @@ def _check_cut(ratios: list[float], base: str, scorer: str, remaps: list[str], s
     RunSpec.parse(seed=seed)
 
 
-def _check_prune(asked: dict, base: str, scorer: str, oov: str, options: dict, seed: int):
-    "Raise `ValueError` or `TypeError` for a target, scorer, remap, option or seed that `prune` does not take."
+def _check_prune(target: dict, base: str, scorer: str, oov: str, options: dict, seed: int, out: Path | None):
+    "Raise `ValueError`, `TypeError` or `OSError` for a choice that `prune` does not take, or where it cannot write."
+    from vocab_pruning.core import check_replaceable
+    from vocab_pruning.models.saving import MARKER
     from vocab_pruning.remaps.kinds import check_remap
     from vocab_pruning.scorers.budget import get_target
 
-    get_target(base, **asked)
+    get_target(base, **target)
     _check_cut([], base, scorer, [oov], seed)
     check_remap(oov, options)
+    if out is not None:
+        check_replaceable(out, MARKER, unlike="*.onnx")
 
 
 def _home(path: Path | str | None) -> Path | None:
@@ -391,13 +395,26 @@ def preflight_(
         table.to_csv(csv, index=False)
 
 # %% ../nbs/cli.ipynb #b5f840b6
+def _prune_for(model: str, texts: str, columns: list[str] | None, data: str, asked: dict):
+    "Return the model `model`, pruned for `texts` as `asked`: arguments of `prune` by name."
+    from vocab_pruning.data.table import stem
+    from vocab_pruning.data.tasks import TASKS, resolve_data
+    from vocab_pruning.models.pruning import prune
+
+    documents = _read(texts, columns, data)
+    pruned = prune(*_load_pretrained(model), documents, share=True, progress=_progress(), **asked)
+    pruned.info |= {"task": stem(texts)} | ({"data_id": resolve_data(data)[1]} if texts in TASKS else {})
+    return pruned
+
+
 def _cut_facts(out: Path | None, info: dict) -> dict:
     "Return what `prune` prints: where the model is (None: nowhere), what stays, sizes, and what the texts lost."
     from vocab_pruning.scorers.budget import target_of
 
     target = target_of(info)
     removed = " removed" if target.name == "ratio" else ""
-    asked = {"written": out or "nothing, --dry-run", "target": f"{target}{removed}", "kept rows": info["provenance"]["counts"]}
+    asked = {"written": out or "nothing, because of --dry-run", "target": f"{target}{removed}"}
+    asked["kept rows"] = info["provenance"]["counts"]
     sizes = {name: f"{info['before'][name]:,} → {after:,}" for name, after in info["after"].items()}
     lost = {"lost tokens of the texts": info["train"]["tokens"], "lost share of the texts": info["train"]["share"]}
     return asked | sizes | lost
@@ -433,23 +450,13 @@ def prune_(
       vocab-prune prune auto log.txt plain --coverage 0.9995 --keep script:Greek --keep texts:names.txt
       vocab-prune prune auto log.txt --rows 8000 --dry-run
     """
-    from vocab_pruning.core import check_replaceable
-    from vocab_pruning.data.table import stem
-    from vocab_pruning.data.tasks import TASKS, resolve_data
-    from vocab_pruning.models.pruning import prune as cut
-    from vocab_pruning.models.saving import MARKER
-
     if out is None and not dry_run:
         raise typer.BadParameter("give OUT, the directory of the pruned model, or --dry-run")
-    asked = dict(ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
-    options, out = _parse_pairs(option), _home(out)
-    _check_prune(asked, base, scorer, oov, options, seed)
-    if out is not None:
-        check_replaceable(out, MARKER, unlike="*.onnx")
-    documents = _read(texts, text, data)
-    asked |= dict(base=base, scorer=scorer, oov=oov, seed=seed, keep=keep) | options
-    pruned = cut(*_load_pretrained(model), documents, share=True, progress=_progress(), **asked)
-    pruned.info |= {"task": stem(texts)} | ({"data_id": resolve_data(data)[1]} if texts in TASKS else {})
+    target, out = dict(ratio=ratio, rows=rows, coverage=coverage, min_count=min_count), _home(out)
+    options = _parse_pairs(option)
+    _check_prune(target, base, scorer, oov, options, seed, out)
+    asked = target | dict(base=base, scorer=scorer, oov=oov, seed=seed, keep=keep) | options
+    pruned = _prune_for(model, texts, text, data, asked)
     if not dry_run:
         pruned.save_pretrained(out, verify=verify)
     _print(_cut_facts(None if dry_run else out, pruned.info))

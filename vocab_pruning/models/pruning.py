@@ -192,7 +192,7 @@ def _check_readings(asked: Request):
 SAMPLE = 16  # texts that a save is verified on
 
 
-def _rank(model, tokenizer, stats: TokenStats, scores: np.ndarray, target: Target, asked: np.ndarray, oov: str):
+def _rank_for(model, tokenizer, stats: TokenStats, scores: np.ndarray, target: Target, asked: np.ndarray, oov: str):
     "Return the rows ranked by `scores`, behind the special ones and those `asked` for: bool (V,)."
     special = special_mask(model, tokenizer)
     often = target.value if target.name == "min_count" else 0
@@ -246,19 +246,18 @@ def prune_with_stats(
 
     Raises as `get_target`, `read_keep`, `rows_for`, `rank_rows` and the remap or `resegment` do."""
     check_remap(oov, oov_options)
-    target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     check_seed(seed)
+    target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     wanted = _keep_list(keep, model, tokenizer, stats.n_rows)
-    ranked = _rank(model, tokenizer, stats, scores, target, wanted.rows, oov)
+    ranked = _rank_for(model, tokenizer, stats, scores, target, wanted.rows, oov)
     plan = _plan(model, tokenizer, ranked, target, seed)
     if get_remap(oov).rewrites_tokenizer:
         rebuilt, now, made = _by_resegmenting(model, tokenizer, plan, stats, texts, share, **oov_options)
     else:
         rebuilt, now, made = _by_remap(model, tokenizer, plan, oov, oov_options, share)
-    why = made.pop("provenance")
     info = dict(base_model=base_model(model), architecture=type(model).__name__, **target.facts)
     info |= dict(oov=oov, oov_options=oov_options, seed=seed, **made, before=sizes(model), after=sizes(rebuilt))
-    info |= _facts_of_cut(ranked, target, wanted) | dict(provenance=why)
+    info |= _facts_of_cut(ranked, target, wanted)
     if beyond := without_row(model, tokenizer):
         info["without_row"] = beyond
     evidence = {"count": stats.counts, "rank": np.argsort(ranked.order)}
@@ -271,7 +270,7 @@ def _score_rows(model, tokenizer, stats: TokenStats, asked: Request) -> np.ndarr
     "Return the scores that were given, or those of the scorer: float64 (V,)."
     if asked.scores is not None:
         return asked.scores
-    by_counts = _rank(model, tokenizer, stats, stats.counts, asked.target, asked.keep.rows, asked.oov)
+    by_counts = _rank_for(model, tokenizer, stats, stats.counts, asked.target, asked.keep.rows, asked.oov)
     return compute_token_scores(
         stats,
         asked.scorer,
@@ -327,20 +326,18 @@ def prune(
 
     Give one of `ratio`, `rows`, `coverage` and `min_count`. Rows that `keep` names count inside it. What a remap needs
     for itself (alphabet and merges, representatives) counts inside a ratio or a number of rows, and comes on top of the
-    tokens that `coverage` and `min_count` name. `p.provenance` says why each row stays.
-
-    With `base="seen"`, rows that no text uses are removed first, and `ratio` applies to the rest.
+    tokens that `coverage` and `min_count` name. `p.provenance` says why each row stays. With `base="seen"`, rows that
+    no text uses are removed first, and `ratio` applies to the rest.
     Tf-idf, attention and "resegment" read `texts` twice, so a generator will not do there.
 
     Options of `oov`: "cluster" takes `n_clusters`, `representative` and `outside_budget`; "sparse" takes `m`; "pq"
     takes `n_bytes`; "resegment" takes `lossless` and `pad_to_multiple_of`. All but "unk" and "resegment" take
     `only_seen=True`: pruned rows that no text reads go to the unknown token and are not searched, stored or coded.
+    "resegment" leaves out tokens without a row (`info["without_row"]`) and rows of `keep` that no text can reach
+    (`info["keep_without_token"]`).
 
-    `info["without_row"]` lists tokens of the tokenizer that have no row; "resegment" leaves them out, and those of
-    `keep` that its tokenizer never emits (`info["keep_without_token"]`).
-
-    Raises `ValueError` for an unknown choice, a target that cannot be reached or that `keep` does not fit into, texts without a token or that can be read
-    only once where they are read twice, rows that are not finite, and a token without a row that is needed.
+    Raises `ValueError` for an unknown choice, a target that cannot be reached or is too small for `keep`, texts without
+    a token or that can be read only once where they are read twice, and rows that are not finite or that are missing.
     Raises `TypeError` for a pruned model, texts that are not strings, a slow tokenizer, an unknown option, and a value
     of the wrong type."""
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)

@@ -383,7 +383,7 @@ def rows_for_lossless(
     return len(find_needs(tokenizer, stats, special, texts, lossless).all(np.flatnonzero(stats.seen).tolist()))
 
 # %% ../../nbs/remaps/resegmenting.ipynb #468c6304
-def _check_fits(needs: Needs, n_keep: int):
+def _check_room_for_needs(needs: Needs, n_keep: int):
     "Raise `CannotPrune` if the ids that always stay are more than `n_keep`."
     if len(needs.always) > n_keep:
         what, cure = "special tokens and alphabet alone", "remove a smaller fraction"
@@ -394,7 +394,7 @@ def _check_fits(needs: Needs, n_keep: int):
 
 def _walk(order: np.ndarray, n_keep: int, needs: Needs) -> tuple[set[int], int]:
     "Return the ids to keep, and how far down the ranking they were looked for."
-    _check_fits(needs, n_keep)
+    _check_room_for_needs(needs, n_keep)
     kept, walked = set(needs.always), 0
     for i in order.tolist():
         if len(kept) == n_keep:

@@ -104,7 +104,7 @@ class KeepList:
     said: tuple[str, ...] = ()  # its entries in words
 
 
-def _entry(tokens: Tokens, entry) -> tuple[list[int], str]:
+def _ids_of_entry(tokens: Tokens, entry) -> tuple[list[int], str]:
     "Return the ids that an entry names, and the entry in words."
     if isinstance(entry, Integral) and not isinstance(entry, bool):
         entry = f"id:{entry}"
@@ -129,7 +129,7 @@ def read_keep(
     keep,  # an entry or an iterable of entries; None: no row is asked for
     tokenizer,  # a fast tokenizer
     n_rows: int,  # V
-    reserved: np.ndarray | None = None,  # which rows a script leaves out, because they are no ordinary token's: bool (V,)
+    reserved: np.ndarray | None = None,  # which rows are no ordinary token's, so that no script has them: bool (V,)
 ) -> KeepList:
     """Return the rows that a keep list names.
 
@@ -144,7 +144,7 @@ def read_keep(
     whole = keep is None or isinstance(keep, str | bytes | Mapping) or not isinstance(keep, Iterable)
     tokens, said = Tokens(tokenizer, n_rows, reserved), []
     for entry in [] if keep is None else [keep] if whole else keep:
-        ids, words = _entry(tokens, entry)
+        ids, words = _ids_of_entry(tokens, entry)
         rows[ids] = True
         said.append(words)
     numbers = [words for words in said if words.startswith("id:")]
