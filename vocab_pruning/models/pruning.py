@@ -333,8 +333,7 @@ def prune(
     Options of `oov`: "cluster" takes `n_clusters`, `representative` and `outside_budget`; "sparse" takes `m`; "pq"
     takes `n_bytes`; "resegment" takes `lossless` and `pad_to_multiple_of`. All but "unk" and "resegment" take
     `only_seen=True`: pruned rows that no text reads go to the unknown token and are not searched, stored or coded.
-    "resegment" leaves out tokens without a row (`info["without_row"]`) and rows of `keep` that no text can reach
-    (`info["keep_without_token"]`).
+    "resegment" leaves out tokens without a row and those of `keep` that no text can reach; `info` lists both.
 
     Raises `ValueError` for an unknown choice, a target that cannot be reached or is too small for `keep`, texts without
     a token or that can be read only once where they are read twice, and rows that are not finite or that are missing.
