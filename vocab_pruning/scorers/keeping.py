@@ -73,9 +73,11 @@ def _in_script(tokens: Tokens, value: str) -> list[int]:
     """Return the ids of ordinary tokens with letters, all of them of the scripts `value`.
 
     Several scripts are separated by commas, because one Japanese token may mix two."""
+    scripts = [rf"\p{{scx={name.strip()}}}" for name in value.split(",")]
     try:
-        scripts = "".join(rf"\p{{scx={name.strip()}}}" for name in value.split(","))
-        pattern = regex.compile(rf"(?:\P{{L}}*[{scripts}&&\p{{L}}])+\P{{L}}*", regex.V1)
+        for script in scripts:
+            regex.compile(script)
+        pattern = regex.compile(rf"(?:\P{{L}}*[{''.join(scripts)}&&\p{{L}}])+\P{{L}}*", regex.V1)
     except regex.error:
         raise ValueError("give Unicode scripts by name, e.g. script:Latin or script:Han,Hiragana") from None
     ordinary = np.ones(tokens.n_rows, bool) if tokens.reserved is None else ~tokens.reserved
