@@ -170,6 +170,17 @@ def test_the_merges_of_a_keep_list_count_inside_the_budget(family):
     assert all(p.tokenizer.tokenize(tokenizer.convert_tokens_to_string([word])) == [word] for word in words if word.isascii())
 
 
+def test_what_the_tokenizer_never_emits_is_left_out_and_listed():
+    model, tokenizer, _ = full("RoBERTa")
+    written = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    fewer = type(tokenizer)(vocab=written["vocab"], merges=[tuple(merge) for merge in written["merges"][:150]])
+    stats = token_stats(TEXTS, fewer, len(model.get_input_embeddings().weight))
+    a, b = (fewer.convert_tokens_to_ids("".join(written["merges"][rank])) for rank in (149, 150))
+    for oov, left_out in (("nearest", None), ("resegment", [b])):
+        p = prune_with_stats(model, fewer, stats, stats.counts, min_count=2, keep=[a, b], oov=oov, texts=TEXTS)
+        assert p.info.get("keep_without_token") == left_out and a in p.keep.tolist() and (b in p.keep.tolist()) == (oov == "nearest")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_script_is_that_of_all_letters_of_an_ordinary_token(family):
     _, tokenizer, stats = full(family)
