@@ -392,8 +392,14 @@ def _check_room_for_needs(needs: Needs, n_keep: int):
         raise CannotPrune(f"{what} take {len(needs.always)} rows, more than the {n_keep} to keep; {cure}")
 
 
-def _walk(order: np.ndarray, n_keep: int, needs: Needs) -> tuple[set[int], int]:
-    "Return the ids to keep, and how far down the ranking they were looked for."
+def _walk(order: np.ndarray, n_keep: int, needs: Needs, on_top: bool = False) -> tuple[set[int], int]:
+    """Return the ids to keep, and how far down the ranking they were looked for.
+
+    With `on_top`, they are the first `n_keep` of the ranking and what these need. Raises as `rows_to_keep` does."""
+    if not np.array_equal(np.sort(order), np.arange(len(order))):
+        raise ValueError(f"order {np.shape(order)} is not a ranking; give each of the ids 0 .. V - 1 once")
+    if on_top:
+        return needs.all([i for i in order[:n_keep].tolist() if needs.of(i) is not None]), n_keep
     _check_room_for_needs(needs, n_keep)
     kept, walked = set(needs.always), 0
     for i in order.tolist():
@@ -415,8 +421,6 @@ def rows_to_keep(
 
     Raises `CannotPrune` if the ids that always stay are more than `n_keep`, `ValueError` for an `order` that is not a
     ranking of all V ids."""
-    if not np.array_equal(np.sort(order), np.arange(len(order))):
-        raise ValueError(f"order {np.shape(order)} is not a ranking; give each of the ids 0 .. V - 1 once")
     return np.array(sorted(_walk(order, n_keep, needs)[0]), np.int64)
 
 # %% ../../nbs/remaps/resegmenting.ipynb #803ab1da
@@ -613,11 +617,7 @@ def resegment(
     With `lossless=True` a BPE finds whole words without merging and closes only parts of words. Raises as `find_needs`,
     `rows_to_keep` and `rewrite_tokenizer` do."""
     needs = find_needs(tokenizer, stats, special, texts, lossless, progress, asked)
-    if on_top:
-        walked = n_keep
-        keep = needs.all([i for i in order[:n_keep].tolist() if needs.of(i) is not None])
-    else:
-        keep, walked = _walk(order, n_keep, needs)
+    keep, walked = _walk(order, n_keep, needs, on_top)
     new, rows = rewrite_tokenizer(tokenizer, keep, ignore_merges=lossless, written=needs.written, n_rows=stats.n_rows)
     same = needs.all(np.flatnonzero(stats.seen).tolist()) <= keep
     if same and token_kind(tokenizer) == "WordPiece":
