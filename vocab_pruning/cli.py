@@ -411,9 +411,7 @@ def _cut_facts(out: Path | None, info: dict) -> dict:
     "Return what `prune` prints: where the model is (None: nowhere), what stays, sizes, and what the texts lost."
     from vocab_pruning.scorers.budget import target_of
 
-    target = target_of(info)
-    removed = " removed" if target.name == "ratio" else ""
-    asked = {"written": out or "nothing, because of --dry-run", "target": f"{target}{removed}"}
+    asked = {"written": out or "nothing, because of --dry-run", "target": target_of(info).in_words}
     asked["kept rows"] = info["provenance"]["counts"]
     sizes = {name: f"{info['before'][name]:,} → {after:,}" for name, after in info["after"].items()}
     lost = {"lost tokens of the texts": info["train"]["tokens"], "lost share of the texts": info["train"]["share"]}

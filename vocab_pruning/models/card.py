@@ -88,7 +88,8 @@ def _making_section(info: dict) -> str:
     rows = [("task", _task_name(info) or "not named")]
     rows.append(("ratio" if target.name == "ratio" else "target", str(target)))
     if "keep" in info:
-        rows.append(("must stay", ", ".join(f"`{entry}`" for entry in info["keep"])))
+        entries = ", ".join(f"`{entry}`" for entry in info["keep"])
+        rows.append(("must stay", entries.replace("|", r"\|")))
     if "provenance" in info:
         counts = info["provenance"]["counts"]
         rows.append(("rows by reason", ", ".join(f"{reason} {number:,}" for reason, number in counts.items())))

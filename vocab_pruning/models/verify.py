@@ -299,7 +299,7 @@ def _compare_texts(pruned: PrunedModel, again: PrunedModel, texts: list[str]) ->
             _compare_with_memory(pruned, again, ours)
     report = dict(texts=len(texts), nothing_lost=same, growth=now / before if before else 1.0)
     if target := target_of(pruned.info):
-        report["target"] = str(target)
+        report["target"] = target.in_words
     return report | dict(compared=len(differences), max_difference=max([0, *differences]))
 
 # %% ../../nbs/models/verify.ipynb #93c2fb69

@@ -175,6 +175,11 @@ class Target:
         "Whether it says which tokens stay, and not how many rows."
         return TARGETS[self.name].names_tokens
 
+    @property
+    def in_words(self) -> str:
+        "The target as a report says it: `20.00% of the parameters removed`, `16,000 rows`."
+        return f"{self}{' removed' if self.name == 'ratio' else ''}"
+
     def __str__(self) -> str:
         return TARGETS[self.name].said(self)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
+from pathlib import Path
 from reprlib import repr as shortened
 
 import numpy as np
@@ -103,7 +104,7 @@ class KeepList:
     "The rows that must stay, and how they were asked for."
 
     rows: np.ndarray  # which rows it names: bool (V,)
-    said: tuple[str, ...] = ()  # its entries in words
+    said: tuple[str, ...] = ()  # its entries in words; of a file's path, the name
 
 
 def _ids_of_entry(tokens: Tokens, entry) -> tuple[list[int], str]:
@@ -119,7 +120,7 @@ def _ids_of_entry(tokens: Tokens, entry) -> tuple[list[int], str]:
             raise ValueError(f"keep={entry!r}: {error}") from None
         if not ids:
             raise ValueError(f"keep={entry!r}: no token is like that; give another, or leave it out")
-        return ids, entry
+        return ids, f"texts:{Path(value).name}" if find is KINDS["texts"] else entry
     if not isinstance(entry, Iterable) or isinstance(entry, bytes | Mapping):
         what = f"keep={shortened(entry)}, a {type(entry).__name__}"
         raise TypeError(f"{what}: give tokens, ids, {', '.join(f'{kind}:…' for kind in KINDS)}, or lists of texts")
