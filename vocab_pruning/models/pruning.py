@@ -95,7 +95,7 @@ def _by_remap(model, tokenizer, plan: Plan, oov: str, options: dict, share: bool
     remap = get_remap(oov).make(plan, **options)
     ranked = plan.order[: remap.n_rows - remap.n_clusters]
     named = {"special": np.flatnonzero(plan.special), "asked for": np.flatnonzero(plan.asked), "rank": ranked}
-    why = reasons_to_keep(remap.keep.tolist(), named, rest="representative")
+    why = reasons_to_keep(remap.keep.numpy(), named, rest="representative")
     return rebuild_model_with_vocab(model, remap, share), tokenizer, dict(n_clusters=remap.n_clusters, provenance=why)
 
 

@@ -166,11 +166,17 @@ REASONS = {
 }
 
 
+def _as_ids(ids: Iterable[int]) -> np.ndarray:
+    "Return ids as an array: int64."
+    return ids if isinstance(ids, np.ndarray) else np.fromiter(ids, np.int64)
+
+
 def to_ranges(ids: Iterable[int]) -> str:
     "Return ids in few words: `0-4 101 103-105`."
-    ids = np.unique(np.fromiter(ids, np.int64))
-    runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1) if len(ids) else []
-    return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    ids = np.unique(_as_ids(ids))
+    gaps = np.diff(ids) > 1
+    firsts, lasts = ids[np.r_[True, gaps][: len(ids)]].tolist(), ids[np.r_[gaps, True][: len(ids)]].tolist()
+    return " ".join(f"{a}-{b}" if a < b else str(a) for a, b in zip(firsts, lasts, strict=True))
 
 
 def from_ranges(words: str) -> np.ndarray:
@@ -185,13 +191,14 @@ def reasons_to_keep(
     rest: str,  # the reason of all other kept rows
 ) -> dict[str, dict]:  # JSON-ready: `counts` by reason, and `ids` by reason, but for "rank", as `to_ranges` writes them
     "Return why each kept row stays."
-    left = set(map(int, keep))
+    left = _as_ids(keep)
     found = {}
     for reason, ids in named.items():
-        found[reason] = left.intersection(map(int, ids))
-        left -= found[reason]
+        holds = np.isin(left, _as_ids(ids))
+        found[reason] = left[holds]
+        left = left[~holds]
     found[rest] = left
-    found = {reason: found[reason] for reason in REASONS if found.get(reason)}
+    found = {reason: found[reason] for reason in REASONS if len(found.get(reason, ()))}
     counts = {reason: len(ids) for reason, ids in found.items()}
     return dict(counts=counts, ids={reason: to_ranges(ids) for reason, ids in found.items() if reason != "rank"})
 
