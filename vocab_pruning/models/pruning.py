@@ -211,8 +211,8 @@ def _plan(model, tokenizer, ranked: Ranked, target: Target, seed: int) -> Plan:
         reserved_mask(model, tokenizer),
         tokenizer.unk_token_id,
         seed,
-        ranked.asked,
-        target.names_tokens,
+        asked=ranked.asked,
+        on_top=target.names_tokens,
     )
 
 
