@@ -72,7 +72,6 @@ BAD_CHOICES = {
     "ratio 1": (dict(ratio=1.0), ValueError, ["1.0", "below 1"]),
     "ratio NaN": (dict(ratio=math.nan), ValueError, ["nan"]),
     "ratio as text": (dict(ratio="0.2"), TypeError, ["ratio='0.2'", "give a number"]),
-    "ratio None": (dict(ratio=None), TypeError, ["ratio=None"]),
     "ratio True": (dict(ratio=True), TypeError, ["ratio=True"]),
     "ratio in a list": (dict(ratio=[0.2]), TypeError, ["ratio=[0.2]"]),
     "unknown base": (dict(base="bytes"), ValueError, ["bytes", "params"]),

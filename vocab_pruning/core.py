@@ -32,15 +32,18 @@ from functools import cache, partial
 from numbers import Integral, Real
 from pathlib import Path
 from reprlib import repr as shortened
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import torch
 from filelock import FileLock
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../nbs/core.ipynb #43d9dd0f
 HUB = "https://huggingface.co"
@@ -97,6 +100,8 @@ def resolve_model(model: str = "auto") -> tuple[str, str]:
 
     Raises `FileNotFoundError` for something that looks like a path and does not exist."""
     if model == "auto":
+        import torch
+
         reachable = hub_reachable()
         local = minilm_directory()
         wanted = torch.accelerator.is_available() and (reachable or _cached(MODERNBERT))
@@ -148,10 +153,12 @@ def fingerprint(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 # %% ../nbs/core.ipynb #a51ddd5e
-def model_fingerprint(model: torch.nn.Module) -> str:
+def model_fingerprint(model: "torch.nn.Module") -> str:
     """Return the first 16 hex digits of a SHA-256 of `model`.
 
     It covers the names, dtypes, shapes and bytes of all parameters and saved buffers."""
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .saving import size_change
 from ..remaps.kinds import REMAPS
-from ..scorers.budget import CUTS
+from ..scorers.budget import target_of
 
 # %% ../../nbs/models/card.ipynb #f7b63e15
 def base_model(model) -> str | None:
@@ -47,7 +47,7 @@ def _pipeline_tag(info: dict) -> str:
 def _card_title(info: dict) -> str:
     "Name the model, what was pruned and for which task."
     layers = "losparse" in info
-    vocabulary = "ratio" in info or "losparse" not in info
+    vocabulary = "oov" in info or "losparse" not in info
     pruned = " and ".join(["vocabulary"] * vocabulary + ["layers"] * layers)
     purpose = f" for {_task_name(info)}" if _task_name(info) else ""
     return f"{_model_name(info)}, {pruned} pruned{purpose}"
@@ -84,7 +84,15 @@ def _sizes_section(info: dict) -> str:
 def _making_section(info: dict) -> str:
     "Say how the rows were chosen, what became of the others, and what that cost the texts."
     train = info["train"]
-    rows = [("task", _task_name(info) or "not named"), ("ratio", f"{info['ratio']:.2%} {CUTS[info['base']]}")]
+    target = target_of(info)
+    rows = [("task", _task_name(info) or "not named")]
+    rows.append(("ratio" if target.name == "ratio" else "target", str(target)))
+    if "keep" in info:
+        entries = ", ".join(f"`{entry}`" for entry in info["keep"])
+        rows.append(("must stay", entries.replace("|", r"\|")))
+    if "provenance" in info:
+        counts = info["provenance"]["counts"]
+        rows.append(("rows by reason", ", ".join(f"{reason} {number:,}" for reason, number in counts.items())))
     if "scorer" in info:
         rows.append(("scorer", _choice(info["scorer"], info.get("scorer_options"))))
     rows.append(("a pruned token", f"{_becomes(info['oov'])}: {_choice(info['oov'], info['oov_options'])}"))
@@ -236,7 +244,7 @@ def _front_matter(info: dict) -> str:
 # %% ../../nbs/models/card.ipynb #c1ca5932
 SECTIONS = {
     "before": _sizes_section,
-    "ratio": _making_section,
+    "oov": _making_section,
     "losparse": _encoder_section,
     "scores": _scores_section,
     "": _usage_section,

@@ -14,7 +14,9 @@ from itertools import islice
 import numpy as np
 import torch
 
-from ..scorers.budget import Size, break_even, check_ratio, count_rows, max_ratio, model_size, rank_rows
+from ..scorers.budget import Ranked, Size, Target, check_target, get_target, rank_rows, rows_for
+from ..scorers.budget import break_even, max_ratio, model_size
+from ..scorers.keeping import KeepList, read_keep, reasons_to_keep
 from .anatomy import named_ids, reserved_mask, special_mask
 from .card import base_model
 from ..core import check_seed, check_texts, is_one_shot, truth_value
@@ -93,15 +95,21 @@ def _cost_to_texts(pruned: PrunedModel, stats: TokenStats) -> dict:
 def _by_remap(model, tokenizer, plan: Plan, oov: str, options: dict, share: bool):
     "Return the model rebuilt with the remap `oov`, the unchanged tokenizer, and facts for `info`."
     remap = get_remap(oov).make(plan, **options)
-    return rebuild_model_with_vocab(model, remap, share), tokenizer, dict(n_clusters=remap.n_clusters)
+    ranked = plan.order[: remap.n_rows - remap.n_clusters]
+    masks = {"special": plan.special, "asked for": plan.asked, "alphabet": plan.letters}
+    named = {reason: np.flatnonzero(mask) for reason, mask in masks.items()} | {"rank": ranked}
+    why = reasons_to_keep(remap.keep.numpy(), named, rest="representative")
+    return rebuild_model_with_vocab(model, remap, share), tokenizer, dict(n_clusters=remap.n_clusters, provenance=why)
 
 
 def _by_resegmenting(model, tokenizer, plan: Plan, stats: TokenStats, texts, share: bool, lossless: bool = True,
                      pad_to_multiple_of: int = 1):
     "Return the plain model of a rewritten tokenizer, that tokenizer, and facts for `info`."
-    new = resegment(tokenizer, plan.order, plan.n_keep - plan.n_keep % pad_to_multiple_of, stats, special=plan.special,
-                    texts=texts, lossless=lossless)
+    n_keep = plan.n_keep if plan.on_top else plan.n_keep - plan.n_keep % pad_to_multiple_of
+    new = resegment(tokenizer, plan.order, n_keep, stats, special=plan.special, texts=texts, lossless=lossless,
+                    asked=plan.asked, on_top=plan.on_top)
     info = dict(n_clusters=0, original_ids=new.rows.tolist(), rows_for_closure=new.n_closure, lossless=new.lossless)
+    info |= dict(provenance=new.why) | (dict(keep_without_token=sorted(new.never)) if new.never else {})
     if dropped := dropped_ids(model, new.rows):
         info["dropped_ids"] = dropped
     return rebuild_plain(model, new.rows, pad_to_multiple_of, share), new.tokenizer, info
@@ -114,13 +122,18 @@ def size_with(model, oov: str) -> Size:
     return model_size(model, get_remap(oov).trains(plain_embedding(model).embedding_dim))
 
 # %% ../../nbs/models/pruning.ipynb #548c9f46
+def _keep_list(keep, model, tokenizer, n_rows: int) -> KeepList:
+    "Return the rows that `keep` names; a script leaves out those of no ordinary token. Raises as `read_keep` does."
+    read = keep is None or isinstance(keep, KeepList)
+    return read_keep(keep, tokenizer, n_rows, None if read else reserved_mask(model, tokenizer))
+
+
 @dataclass
 class Request:
     "What `prune` was asked for: its arguments by name."
 
     texts: Iterable[str]
-    ratio: float
-    base: str
+    target: Target
     scorer: str
     oov: str
     seed: int
@@ -130,6 +143,7 @@ class Request:
     examples: Iterable | None
     share: bool
     progress: bool
+    keep: object
     oov_options: dict
 
     def check(self, model, tokenizer):
@@ -141,7 +155,8 @@ class Request:
         if get_remap(self.oov).rewrites_tokenizer:
             token_kind(tokenizer)
         size, special = size_with(model, self.oov), special_mask(model, tokenizer)
-        count_rows(self.ratio, self.base, size, special, seen=special)  # raises for a ratio that cannot be reached
+        self.keep = _keep_list(self.keep, model, tokenizer, size.rows)
+        check_target(self.target, size, special, self.keep.rows)
         if self.scores is not None:
             self.scores = check_scores(self.scores, size.rows)
 
@@ -156,7 +171,6 @@ def _check_choices(asked: Request):
     truth_value("share", asked.share)
     truth_value("progress", asked.progress)
     check_remap(asked.oov, asked.oov_options)
-    check_ratio(asked.ratio, asked.base)
     check_seed(asked.seed)
     check_scorer(asked.scorer, asked.scorer_options)
     if asked.scores is not None and asked.scorer_options:
@@ -181,24 +195,44 @@ def _check_readings(asked: Request):
 SAMPLE = 16  # texts that a save is verified on
 
 
-def _plan(model, tokenizer, stats: TokenStats, scores: np.ndarray, ratio: float, base: str, oov: str, seed: int):
-    "Rank the rows and count how many stay."
-    size, special = size_with(model, oov), special_mask(model, tokenizer)
-    order = rank_rows(scores, stats, special, base)
+def _rank_for(model, tokenizer, stats: TokenStats, scores: np.ndarray, target: Target, asked: np.ndarray, oov: str):
+    "Return the rows ranked by `scores`, behind the special ones and those `asked` for: bool (V,)."
+    special = special_mask(model, tokenizer)
+    often = target.value if target.name == "min_count" else 0
+    order = rank_rows(scores, stats, special, target.base, asked, often)
+    return Ranked(size_with(model, oov), special, asked, stats.counts, order)
+
+
+def _plan(model, tokenizer, ranked: Ranked, target: Target, oov: str, seed: int) -> Plan:
+    "Count how many of the `ranked` rows stay. Letters come first for a remap that keeps them."
+    order, n_keep = ranked.order, rows_for(target, ranked)
+    letters = np.zeros(len(order), bool)
     if get_remap(oov).keeps_letters:
-        letters = np.isin(order, alphabet(tokenizer, stats.seen))
-        order = order[np.lexsort((~letters, ~special[order]))]  # special tokens, letters, then the others as ranked
+        letters[alphabet(tokenizer, ranked.counts > 0)] = True
+        n_keep += int(letters[order[n_keep:]].sum()) if target.names_tokens else 0
+        order = order[np.lexsort((~letters[order], ~ranked.fixed[order], ~ranked.special[order]))]
     return Plan(
         model.get_input_embeddings().weight.detach().cpu(),
         order,
-        count_rows(ratio, base, size, special, stats.seen),
-        special,
-        stats.seen,
+        n_keep,
+        ranked.special,
+        ranked.counts > 0,
         reserved_mask(model, tokenizer),
         tokenizer.unk_token_id,
         seed,
-        partial(splitter, tokenizer),
+        split=partial(splitter, tokenizer),
+        letters=letters,
+        asked=ranked.asked,
+        on_top=target.names_tokens,
     )
+
+
+def _facts_of_cut(ranked: Ranked, target: Target, wanted: KeepList) -> dict:
+    "Return what `info` says of the cut: break-even, the most that could go, and the keep list in words."
+    seen, n_special = ranked.counts > 0, int(ranked.special.sum())
+    known = dict(break_even=break_even(target.base, ranked.size, ranked.special, seen))
+    known["max_ratio"] = max_ratio(ranked.size, n_special, target.base)
+    return known | (dict(keep=list(wanted.said)) if wanted.said else {})
 
 # %% ../../nbs/models/pruning.ipynb #c8591464
 def prune_with_stats(
@@ -206,35 +240,39 @@ def prune_with_stats(
     tokenizer,  # its fast tokenizer
     stats: TokenStats,  # token statistics over the V rows
     scores: np.ndarray,  # importance of each row: float64 (V,), larger = keep
-    ratio: float,  # fraction of `base` to remove, in [0, 1)
+    ratio: float | None = None,  # fraction of `base` to remove, in [0, 1)
     base: str = "params",  # what `ratio` is a fraction of: "params", "vocab" or "seen"
     oov: str = "pq",  # what becomes of pruned tokens, a key of `REMAPS`
     seed: int = 0,  # random seed
     *,
+    rows: int | None = None,  # number of rows to keep, in place of a ratio
+    coverage: float | None = None,  # share of the occurrences that the kept tokens make up
+    min_count: int | None = None,  # keep every token that occurs so often
+    keep=None,  # tokens that must stay, as in `prune`
     texts: Iterable[str] | None = None,  # the texts of `stats`, which "resegment" reads again
     share: bool = False,  # let the result share the encoder of `model`; do not train it then
     **oov_options,  # options of `oov`
 ) -> PrunedModel:
     """Prune once statistics and scores are known: budget, ranking, remap, rebuild (paper Algorithm 1, lines 8-16).
 
-    Raises as `count_rows`, `rank_rows` and the remap or `resegment` do."""
+    Raises as `get_target`, `read_keep`, `rows_for`, `rank_rows` and the remap or `resegment` do."""
     check_remap(oov, oov_options)
-    check_ratio(ratio, base)
     check_seed(seed)
-    plan = _plan(model, tokenizer, stats, scores, ratio, base, oov, seed)
-    size = size_with(model, oov)
+    target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
+    wanted = _keep_list(keep, model, tokenizer, stats.n_rows)
+    ranked = _rank_for(model, tokenizer, stats, scores, target, wanted.rows, oov)
+    plan = _plan(model, tokenizer, ranked, target, oov, seed)
     if get_remap(oov).rewrites_tokenizer:
         rebuilt, now, made = _by_resegmenting(model, tokenizer, plan, stats, texts, share, **oov_options)
     else:
         rebuilt, now, made = _by_remap(model, tokenizer, plan, oov, oov_options, share)
-    info = dict(base_model=base_model(model), architecture=type(model).__name__)
-    info |= dict(ratio=ratio, base=base, oov=oov, oov_options=oov_options, seed=seed, **made)
-    info |= dict(before=sizes(model), after=sizes(rebuilt))
-    info["break_even"] = break_even(base, size, plan.special, stats.seen)
-    info["max_ratio"] = max_ratio(size, plan.n_special, base)
+    info = dict(base_model=base_model(model), architecture=type(model).__name__, **target.facts)
+    info |= dict(oov=oov, oov_options=oov_options, seed=seed, **made, before=sizes(model), after=sizes(rebuilt))
+    info |= _facts_of_cut(ranked, target, wanted)
     if beyond := without_row(model, tokenizer):
         info["without_row"] = beyond
-    result = PrunedModel(rebuilt, now, info, original=(model, tokenizer))
+    evidence = {"count": stats.counts, "rank": np.argsort(ranked.order)}
+    result = PrunedModel(rebuilt, now, info, original=(model, tokenizer), evidence=evidence)
     info["train"] = _cost_to_texts(result, stats)
     return result
 
@@ -243,16 +281,16 @@ def _score_rows(model, tokenizer, stats: TokenStats, asked: Request) -> np.ndarr
     "Return the scores that were given, or those of the scorer: float64 (V,)."
     if asked.scores is not None:
         return asked.scores
-    special = special_mask(model, tokenizer)
+    by_counts = _rank_for(model, tokenizer, stats, stats.counts, asked.target, asked.keep.rows, asked.oov)
     return compute_token_scores(
         stats,
         asked.scorer,
         model=asked.reader(model),
-        n_rows=count_rows(asked.ratio, asked.base, size_with(model, asked.oov), special, stats.seen),
+        n_rows=rows_for(asked.target, by_counts),
         seed=asked.seed,
         texts=asked.texts,
         tokenizer=tokenizer,
-        special=special,
+        special=by_counts.special,
         examples=asked.examples,
         **(asked.scorer_options or {}),
     )
@@ -264,7 +302,7 @@ def _prune_as(asked: Request, model, tokenizer) -> PrunedModel:
     once = is_one_shot(asked.texts)
     stats = token_stats(asked.texts, tokenizer, len(plain_embedding(model).weight), progress=asked.progress)
     scores = _score_rows(model, tokenizer, stats, asked)
-    choices = dict(ratio=asked.ratio, base=asked.base, oov=asked.oov, seed=asked.seed, share=asked.share)
+    choices = asked.target.facts | dict(oov=asked.oov, seed=asked.seed, share=asked.share, keep=asked.keep)
     texts = None if once else asked.texts
     result = prune_with_stats(model, tokenizer, stats, scores, texts=texts, **choices, **asked.oov_options)
     scorer = asked.scorer if asked.scores is None else "given"
@@ -277,12 +315,16 @@ def prune(
     model,  # Hugging Face encoder; it is not changed
     tokenizer,  # its fast tokenizer
     texts: Iterable[str],  # documents of the task, each a string
-    ratio: float = 0.2,  # fraction of `base` to remove, in [0, 1)
+    ratio: float | None = None,  # fraction of `base` to remove, in [0, 1); 0.2 where no other target is given
     base: str = "params",  # "params": all parameters, "vocab": all rows, "seen": rows that `texts` use
     scorer: str = "tfidf",  # how tokens are ranked, a key of `SCORERS`
     oov: str = "pq",  # what becomes of pruned tokens, a key of `REMAPS`
     seed: int = 0,  # random seed of scorer and remap
     *,
+    rows: int | None = None,  # number of rows to keep, in place of a ratio
+    coverage: float | None = None,  # share of the texts' occurrences that the kept tokens make up, e.g. 0.9995
+    min_count: int | None = None,  # keep every token that occurs so often in the texts
+    keep=None,  # what must stay: tokens, ids, "re:…", "script:Latin", "texts:FILE", lists of texts (`read_keep`)
     scores: np.ndarray | None = None,  # scores to use in place of a scorer's: float (V,), larger = keep
     scorer_options: dict | None = None,  # options of `scorer`
     scorer_model=None,  # model fine-tuned on the task, for "attention" and "vatp" (None: `model`)
@@ -293,18 +335,21 @@ def prune(
 ) -> PrunedModel:  # the pruned model, its tokenizer, and `info`: how it was made
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1).
 
-    With `base="seen"`, rows that no text uses are removed first, and `ratio` applies to the rest.
+    Give one of `ratio`, `rows`, `coverage` and `min_count`. Rows that `keep` names count inside it. What a remap needs
+    for itself (alphabet and merges, representatives) counts inside a ratio or a number of rows, and comes on top of the
+    tokens that `coverage` and `min_count` name. `p.provenance` says why each row stays. With `base="seen"`, rows that
+    no text uses are removed first, and `ratio` applies to the rest.
     Tf-idf, attention and "resegment" read `texts` twice, so a generator will not do there.
 
     Options of `oov`: "cluster" takes `n_clusters`, `representative` and `outside_budget`; "sparse" takes `m`; "pq"
     takes `n_bytes`; "resegment" takes `lossless` and `pad_to_multiple_of`. All but "unk" and "resegment" take
     `only_seen=True`: pruned rows that no text reads go to the unknown token and are not searched, stored or coded.
+    "resegment" leaves out tokens without a row and those of `keep` that no text can reach; `info` lists both.
 
-    `info["without_row"]` lists tokens of the tokenizer that have no row; "resegment" leaves them out.
-
-    Raises `ValueError` for an unknown choice, a ratio that cannot be reached, texts without a token or that can be read
-    only once where they are read twice, rows that are not finite, and a token without a row that is needed.
+    Raises `ValueError` for an unknown choice, a target that cannot be reached or is too small for `keep`, texts without
+    a token or that can be read only once where they are read twice, and rows that are not finite or that are missing.
     Raises `TypeError` for a pruned model, texts that are not strings, a slow tokenizer, an unknown option, and a value
     of the wrong type."""
-    choices = (ratio, base, scorer, oov, seed, scores, scorer_options, scorer_model, examples, share, progress)
-    return _prune_as(Request(texts, *choices, oov_options), model, tokenizer)
+    target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
+    choices = (scorer, oov, seed, scores, scorer_options, scorer_model, examples, share, progress, keep)
+    return _prune_as(Request(texts, target, *choices, oov_options), model, tokenizer)

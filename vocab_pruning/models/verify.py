@@ -18,6 +18,7 @@ import torch
 
 from ..core import list_of_texts
 from .anatomy import configurations, is_special, token_ids
+from ..scorers.budget import target_of
 from .saving import PrunedModel, open_pruned, read_tokenizer_of, readable, write_pruned
 from .tokenizer import as_it_was, changed, is_remote
 
@@ -297,6 +298,8 @@ def _compare_texts(pruned: PrunedModel, again: PrunedModel, texts: list[str]) ->
         else:
             _compare_with_memory(pruned, again, ours)
     report = dict(texts=len(texts), nothing_lost=same, growth=now / before if before else 1.0)
+    if target := target_of(pruned.info):
+        report["target"] = target.in_words
     return report | dict(compared=len(differences), max_difference=max([0, *differences]))
 
 # %% ../../nbs/models/verify.ipynb #93c2fb69
@@ -350,6 +353,7 @@ def verify(
     `texts`: how many there are,
     `nothing_lost`: how many keep all their tokens, or are segmented as before,
     `growth`: tokens now divided by tokens before,
+    `target`: what the cut was asked for, e.g. "16,000 rows",
     `compared`: how many were compared with the full model,
     `max_difference`: the largest difference of their outputs.
 

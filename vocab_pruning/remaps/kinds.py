@@ -38,6 +38,9 @@ class Plan:
     unk_id: int | None = None  # id of the unknown token, None if there is none
     seed: int = 0  # random seed
     split: Callable | None = None  # from the ids that stay to `pieces.splitter`
+    letters: np.ndarray | None = None  # which ids are letters, kept first if the remap asks for it: bool (V,)
+    asked: np.ndarray | None = None  # which ids stay because a keep list names them: bool (V,)
+    on_top: bool = False  # whether rows that a remap needs for itself come on top of K
 
     @cached_property
     def keep(self) -> np.ndarray:
@@ -48,6 +51,11 @@ class Plan:
     def n_special(self) -> int:
         "How many ids are special."
         return 0 if self.special is None else int(self.special.sum())
+
+    @property
+    def n_fixed(self) -> int:
+        "How many ids stay whatever their rank: special ones, and those of a keep list."
+        return self.n_special if self.asked is None else int((self.special | self.asked).sum())
 
     def position(self, ids) -> np.ndarray:
         "Return the positions of kept `ids` among the rows that stay."
@@ -230,7 +238,7 @@ def _represent(rows: torch.Tensor, ids: np.ndarray, members: np.ndarray,
 def _n_representatives(plan: Plan, n_clusters: int, outside_budget: bool, only_seen: bool) -> int:
     "Return k: as many as asked for, but no more than there are ordinary pruned rows or rows to spare."
     members = plan.ordinary(looked_for(plan, only_seen)[0])
-    k = min(n_clusters, len(members), len(plan.order) if outside_budget else plan.n_keep - plan.n_special)
+    k = min(n_clusters, len(members), len(plan.order) if outside_budget else plan.n_keep - plan.n_fixed)
     if k == 0 and plan.n_keep < len(plan.order) and plan.unk_id is None:
         raise CannotPrune(
             f"n_clusters={n_clusters} and {plan.n_keep} rows, {plan.n_special} of them special, leave no cluster. "
@@ -260,10 +268,12 @@ def remap_to_clusters(
     """Send every pruned id to the representative of its cluster.
 
     Of the K rows, k = min(n_clusters, ordinary pruned rows, K - specials) are representatives. k = 0 is `unk`.
+    A keep list counts like the specials. A plan with `on_top` has its representatives outside the budget.
 
     Raises `ValueError` for an unknown kind of representative and a negative number of clusters; `CannotPrune` for k = 0
     if the tokenizer has no unknown token, and for a row of zeros that is to be clustered by its direction."""
     _check_values(n_clusters=n_clusters, representative=representative, outside_budget=outside_budget)
+    outside_budget = outside_budget or plan.on_top
     k = _n_representatives(plan, n_clusters, outside_budget, only_seen)
     if k == 0:
         return remap_to_unk(plan)

@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import chain, islice, pairwise, tee
 from math import inf
@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from ..core import CannotPrune, check_texts
 from ..data.stats import TokenStats, backend, check_ids
+from ..scorers.keeping import reasons_to_keep
 
 # %% ../../nbs/remaps/resegmenting.ipynb #71aabcce
 @contextmanager
@@ -302,24 +303,35 @@ class Needs:
     always: set[int]  # ids that stay whatever the ranking says
     of: Callable[[int], set[int] | None]  # ids a token needs besides itself, None if it is never kept
     written: Written | None = None  # the tokenizer as it was read, for `rewrite_tokenizer`
+    why: dict[str, set[int]] = field(default_factory=dict)  # those of `always` by reason, but for closures
+    never: set[int] = field(default_factory=set)  # ids of the keep list that the tokenizer never emits
 
     def all(self, ids: Iterable[int]) -> set[int]:
         "Return `always`, `ids` and what they need."
         return self.always.union(ids, *(self.of(i) or () for i in ids))
 
 # %% ../../nbs/remaps/resegmenting.ipynb #9f708d94
-def _always_kept(tokenizer, source: Written, stats: TokenStats, special: np.ndarray) -> set[int]:
-    "Return the ids that stay whatever the ranking says. Raises `ValueError` if one of them has no row."
-    n_rows = stats.n_rows
-    always = _required(tokenizer, source, n_rows) | _letters(source, stats.seen)
-    always |= source.names.keys() & set(np.flatnonzero(special).tolist())
-    largest = max(always)
+def _always_kept(tokenizer, source: Written, seen: np.ndarray, special: np.ndarray) -> dict[str, set[int]]:
+    "Return the ids that stay whatever the ranking says, by reason. Raises `ValueError` if one of them has no row."
+    n_rows = len(seen)
+    named = source.names.keys() & set(np.flatnonzero(special).tolist())
+    always = {"special": _required(tokenizer, source, n_rows) | named, "alphabet": _letters(source, seen)}
+    largest = max(set().union(*always.values()))
     if largest >= n_rows:
         raise ValueError(
             f"the tokenizer needs {source.names[largest]!r}, id {largest}, but there are {n_rows} rows: "
             "they do not belong together; give the model a row for it"
         )
     return always
+
+
+def _with_asked(why: dict[str, set[int]], asked: np.ndarray, of: Callable, written: Written) -> Needs:
+    "Return the `Needs` of a tokenizer that always keeps the ids of `why`, and those `asked` with what they need."
+    wanted = set(np.flatnonzero(asked).tolist())
+    never = {i for i in wanted if of(i) is None}
+    why = {"special": why["special"], "asked for": wanted - never, "alphabet": why["alphabet"]}
+    closures = (of(i) for i in why["asked for"])
+    return Needs(set().union(*why.values(), *closures), of, written, why, never)
 
 # %% ../../nbs/remaps/resegmenting.ipynb #4a0ad31b
 def find_needs(
@@ -329,8 +341,9 @@ def find_needs(
     texts: Iterable[str] | None,  # the texts, read only for a lossless BPE
     lossless: bool,  # close only parts of words over their merges
     progress: bool = False,  # show a progress bar
+    asked: np.ndarray | None = None,  # which ids a keep list names: bool (V,)
 ) -> Needs:
-    """Return the `Needs` of a tokenizer.
+    """Return the `Needs` of a tokenizer. Of the ids `asked`, those that the tokenizer never emits are left out.
 
     Raises `ValueError` if the shapes or the tokenizer do not fit, if a token that always stays has no row, and if the
     texts are needed and missing or are not those of `stats`."""
@@ -340,9 +353,10 @@ def find_needs(
     if special.shape != (n_rows,):
         raise ValueError(f"special has shape {special.shape} and the statistics cover {n_rows} rows: they do not "
                          f"belong together; give special as bool ({n_rows},)")
-    always = _always_kept(tokenizer, source, stats, special)
+    asked = np.zeros(n_rows, bool) if asked is None else asked
+    why = _always_kept(tokenizer, source, stats.seen, special)
     if kind != "BPE":
-        return Needs(always, lambda i: set() if i in source.names and i < n_rows else None, source)
+        return _with_asked(why, asked, lambda i: set() if i in source.names and i < n_rows else None, source)
     if lossless and texts is None:
         raise ValueError(
             "a lossless BPE tokenizer needs the texts, to know which tokens are parts of words: give texts=..., or "
@@ -353,7 +367,8 @@ def find_needs(
         raise ValueError(
             "the texts hold tokens that the statistics have not seen; give the texts the statistics were made from"
         )
-    return Needs(always, _merge_needs(source, lambda i: i < n_rows and bool(parts[i]), n_rows), source)
+    closed = parts | asked
+    return _with_asked(why, asked, _merge_needs(source, lambda i: i < n_rows and bool(closed[i]), n_rows), source)
 
 # %% ../../nbs/remaps/resegmenting.ipynb #92185e2f
 def rows_for_lossless(
@@ -368,6 +383,35 @@ def rows_for_lossless(
     return len(find_needs(tokenizer, stats, special, texts, lossless).all(np.flatnonzero(stats.seen).tolist()))
 
 # %% ../../nbs/remaps/resegmenting.ipynb #468c6304
+def _check_room_for_needs(needs: Needs, n_keep: int):
+    "Raise `CannotPrune` if the ids that always stay are more than `n_keep`."
+    if len(needs.always) > n_keep:
+        what, cure = "special tokens and alphabet alone", "remove a smaller fraction"
+        if needs.why.get("asked for"):
+            what, cure = "special tokens, alphabet, and the keep list with its merges", "keep fewer, or remove less"
+        raise CannotPrune(f"{what} take {len(needs.always)} rows, more than the {n_keep} to keep; {cure}")
+
+
+def _walk(order: np.ndarray, n_keep: int, needs: Needs, on_top: bool = False) -> tuple[set[int], int]:
+    """Return the ids to keep, and how far down the ranking they were looked for.
+
+    With `on_top`, they are the first `n_keep` of the ranking and what these need. Raises as `rows_to_keep` does."""
+    if not np.array_equal(np.sort(order), np.arange(len(order))):
+        raise ValueError(f"order {np.shape(order)} is not a ranking; give each of the ids 0 .. V - 1 once")
+    if on_top:
+        return needs.all([i for i in order[:n_keep].tolist() if needs.of(i) is not None]), n_keep
+    _check_room_for_needs(needs, n_keep)
+    kept, walked = set(needs.always), 0
+    for i in order.tolist():
+        if len(kept) == n_keep:
+            break
+        walked += 1
+        if i not in kept and (besides := needs.of(i)) is not None:
+            new = (besides | {i}) - kept
+            kept |= new if len(kept) + len(new) <= n_keep else set()
+    return kept, walked
+
+
 def rows_to_keep(
     order: np.ndarray,  # the ranking of all V ids, first to keep first: int64 (V,)
     n_keep: int,  # most ids to keep
@@ -377,21 +421,7 @@ def rows_to_keep(
 
     Raises `CannotPrune` if the ids that always stay are more than `n_keep`, `ValueError` for an `order` that is not a
     ranking of all V ids."""
-    if not np.array_equal(np.sort(order), np.arange(len(order))):
-        raise ValueError(f"order {np.shape(order)} is not a ranking; give each of the ids 0 .. V - 1 once")
-    if len(needs.always) > n_keep:
-        raise CannotPrune(
-            f"special tokens and alphabet alone take {len(needs.always)} rows, more than the {n_keep} "
-            "to keep; remove a smaller fraction"
-        )
-    kept = set(needs.always)
-    for i in order.tolist():
-        if len(kept) == n_keep:
-            break
-        if i not in kept and (besides := needs.of(i)) is not None:
-            new = (besides | {i}) - kept
-            kept |= new if len(kept) + len(new) <= n_keep else set()
-    return np.array(sorted(kept), np.int64)
+    return np.array(sorted(_walk(order, n_keep, needs)[0]), np.int64)
 
 # %% ../../nbs/remaps/resegmenting.ipynb #803ab1da
 def prune_model(source: Written, tokens: list[str], ignore_merges: bool) -> dict:
@@ -550,6 +580,8 @@ class Resegmented:
     rows: np.ndarray  # the original id of each of its K ids: int64 (K,)
     n_closure: int  # how many of the K are not the first of the ranking: alphabet, closure, and what fit instead
     lossless: bool  # whether every text of the statistics is segmented as before
+    why: dict[str, dict] = field(default_factory=dict)  # why each of the K stays, as `reasons_to_keep` returns it
+    never: set[int] = field(default_factory=set)  # ids of the keep list that the tokenizer never emits
 
 
 def _same_unknowns(tokenizer, new, texts: Iterable[str] | None, seen: np.ndarray) -> bool:
@@ -577,15 +609,18 @@ def resegment(
     texts: Iterable[str] | None = None,  # those of `stats`, for a lossless BPE
     lossless: bool = True,  # False: a BPE closes every token over its merges
     progress: bool = False,  # show a progress bar
+    asked: np.ndarray | None = None,  # which ids stay because a keep list names them: bool (V,)
+    on_top: bool = False,  # keep the first `n_keep` of the ranking, and what they need on top
 ) -> Resegmented:
     """Rewrite `tokenizer` so that it emits at most `n_keep` tokens: the first of the ranking, with what they need.
 
     With `lossless=True` a BPE finds whole words without merging and closes only parts of words. Raises as `find_needs`,
     `rows_to_keep` and `rewrite_tokenizer` do."""
-    needs = find_needs(tokenizer, stats, special, texts, lossless, progress)
-    keep = rows_to_keep(order, n_keep, needs)
+    needs = find_needs(tokenizer, stats, special, texts, lossless, progress, asked)
+    keep, walked = _walk(order, n_keep, needs, on_top)
     new, rows = rewrite_tokenizer(tokenizer, keep, ignore_merges=lossless, written=needs.written, n_rows=stats.n_rows)
-    same = needs.all(np.flatnonzero(stats.seen).tolist()) <= set(keep.tolist())
+    same = needs.all(np.flatnonzero(stats.seen).tolist()) <= keep
     if same and token_kind(tokenizer) == "WordPiece":
         same = _same_unknowns(tokenizer, new, texts, stats.seen)
-    return Resegmented(new, rows, int((~np.isin(rows, order[: len(rows)])).sum()), same)
+    why = reasons_to_keep(keep, needs.why | {"rank": order[:walked]}, rest="closure")
+    return Resegmented(new, rows, int((~np.isin(rows, order[: len(rows)])).sum()), same, why, needs.never)
