@@ -42,7 +42,8 @@ from .plain import renumber_all
 from .pruning import SAMPLE, lost_by
 from .saving import MARKER, OURS, PARTS, read_tokenizer_of, shortly
 from vocab_pruning.models.tensors import (
-    DTYPES, Gathered, Made, Part, Stored, check_written, read_header, read_tensor, same_bytes, write_tensors,
+    CHUNK, DTYPES, Gathered, Made, Part, Stored, check_written, equal_streams, read_header, read_tensor, same_bytes,
+    write_tensors,
 )
 from .tokenizer import changed, write_tokenizer
 from ..remaps.kinds import Plan, check_remap, get_remap
@@ -416,7 +417,7 @@ def _check_table(table: Stored, rewrites: bool):
     if kind is None or not kind.is_floating_point or not rewrites and kind.itemsize < 2:
         raise ValueError(f"{table.name} has dtype {table.dtype}: prune the model first, then quantize it")
     width = table.shape[1] * kind.itemsize
-    step = max(1, (1 << 22) // width)
+    step = max(1, CHUNK // width)
     for first in range(0, table.shape[0], step):
         rows = min(step, table.shape[0] - first)
         part = Stored(table.name, table.dtype, (rows, table.shape[1]), table.file, table.start + first * width,
@@ -639,8 +640,7 @@ def check_kept_rows(found: Vocabulary, file: Path, rows: np.ndarray, remap: Rema
     own = there[table.name]
     step = table.nbytes // table.shape[0]
     kept = Stored(own.name, own.dtype, (len(rows), *own.shape[1:]), own.file, own.start, len(rows) * step)
-    wanted = Gathered(table, rows)
-    if b"".join(kept.chunks()) != b"".join(wanted.chunks()):
+    if not equal_streams(kept, Gathered(table, rows)):
         raise ValueError(f"read back from disk, a kept row of {table.name} has changed; nothing was written")
     if remap is not None:
         index = read_tensor(there[f"{table.name.removesuffix('weight')}index"])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'DTYPES', 'Part', 'Stored', 'read_header', 'read_exactly', 'read_chunks', 'same_bytes', 'Gathered', 'filler',
-           'runs', 'Made', 'read_tensor', 'write_tensors', 'check_written']
+           'runs', 'Made', 'read_tensor', 'write_tensors', 'check_written', 'equal_streams']
 
 # %% ../../nbs/models/tensors.ipynb #64133173
 import json
@@ -103,7 +103,7 @@ def read_chunks(file, start: int, n: int) -> Iterator[bytes]:
         yield read_exactly(file, at, min(CHUNK, start + n - at))
 
 
-def same_bytes(ours: "Stored", theirs: "Stored") -> bool:
+def same_bytes(ours: Stored, theirs: Stored) -> bool:
     "Return whether two stored tensors agree in dtype, shape and every byte."
     if (ours.dtype, ours.shape, ours.nbytes) != (theirs.dtype, theirs.shape, theirs.nbytes):
         return False
@@ -149,9 +149,14 @@ class Gathered:
         with open(self.source.file, "rb", buffering=0) as file:
             for first in range(outer):
                 start = self.source.start + first * n_old * step
+                held = bytearray()
                 for row, n in runs(self.rows):
-                    yield from read_chunks(file, start + row * step, n * step)
-                yield padding
+                    for chunk in read_chunks(file, start + row * step, n * step):
+                        held += chunk
+                        if len(held) >= CHUNK:
+                            yield bytes(held)
+                            held.clear()
+                yield bytes(held + padding)
 
 # %% ../../nbs/models/tensors.ipynb #668bce63
 DTYPES: dict[str, torch.dtype] = {
@@ -296,11 +301,11 @@ def check_written(file: Path, parts: Iterable[Part]):
         found = there[name]
         if (found.dtype, found.shape, found.nbytes) != (part.dtype, part.shape, part.nbytes):
             raise ValueError(f"read back from disk, {name} is {found.dtype} {found.shape}; nothing was written")
-        if not _equal_streams(found, part):
+        if not equal_streams(found, part):
             raise ValueError(f"read back from disk, {name} has changed; nothing was written")
 
 
-def _equal_streams(found: Stored, part: Part) -> bool:
+def equal_streams(found: Stored, part: Part) -> bool:
     "Return whether the bytes of `found` are those that `part` yields."
     with open(found.file, "rb", buffering=0) as file:
         at = found.start
