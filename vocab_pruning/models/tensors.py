@@ -34,7 +34,7 @@ class Stored:
 
     def chunks(self) -> Iterator[bytes]:
         "Yield its bytes, a few megabytes at a time."
-        with open(self.file, "rb", buffering=0) as file:
+        with self.file.open("rb", buffering=0) as file:
             yield from read_chunks(file, self.start, self.nbytes)
 
 
@@ -45,9 +45,9 @@ def _damaged(file: Path, why: str) -> ValueError:
 
 def _parse_header(file: Path) -> tuple[dict, int]:
     "Return the header of `file` and the place of the first tensor. Raises `ValueError` for a header that is cut off."
-    with open(file, "rb") as opened:
+    with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        if length + 8 > os.path.getsize(file):
+        if length + 8 > file.stat().st_size:
             raise _damaged(file, "it is shorter than its header says")
         try:
             header = json.loads(opened.read(length))
@@ -78,8 +78,8 @@ def read_header(file: Path) -> tuple[dict[str, Stored], dict]:
         if tensor.start != end or tensor.nbytes < 0:
             raise _damaged(file, f"{tensor.name} does not begin where the tensor before it ends")
         end += tensor.nbytes
-    if end != os.path.getsize(file):
-        raise _damaged(file, f"it has {os.path.getsize(file):,} bytes and its header tells of {end:,}")
+    if end != file.stat().st_size:
+        raise _damaged(file, f"it has {file.stat().st_size:,} bytes and its header tells of {end:,}")
     return {tensor.name: tensor for tensor in tensors}, metadata
 
 # %% ../../nbs/models/tensors.ipynb #a647d6b8
@@ -120,15 +120,8 @@ class Gathered:
     n_rows: int | None = None  # rows in all (None: n)
     fill: float = 0.0  # value of the rows after the first n
 
-    @property
-    def name(self) -> str:
-        "The name of the stored tensor."
-        return self.source.name
-
-    @property
-    def dtype(self) -> str:
-        "The dtype of the stored tensor."
-        return self.source.dtype
+    name = property(lambda self: self.source.name)
+    dtype = property(lambda self: self.source.dtype)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -146,7 +139,7 @@ class Gathered:
         outer, n_old = prod(self.source.shape[: self.axis]), self.source.shape[self.axis]
         step = self.source.nbytes // (outer * n_old)
         padding = filler(self.dtype, self.fill, step) * (self.shape[self.axis] - len(self.rows))
-        with open(self.source.file, "rb", buffering=0) as file:
+        with self.source.file.open("rb", buffering=0) as file:
             for first in range(outer):
                 start = self.source.start + first * n_old * step
                 held = bytearray()
@@ -277,14 +270,14 @@ def write_tensors(file: Path, parts: Iterable[Part], metadata: dict):
     written = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     written += b" " * (-len(written) % 8)
     with ExitStack() as stack:
-        target = stack.enter_context(open(file, "wb", buffering=0))
+        target = stack.enter_context(file.open("wb", buffering=0))
         sources = {}
         _write_all(target, len(written).to_bytes(8, "little") + written)
         for piece in _pieces_of(ordered):
             if isinstance(piece, tuple):
                 path, start, n = piece
                 if path not in sources:
-                    sources[path] = stack.enter_context(open(path, "rb", buffering=0))
+                    sources[path] = stack.enter_context(path.open("rb", buffering=0))
                 _copy_range(sources[path], start, n, target)
             else:
                 for chunk in piece.chunks():
@@ -307,7 +300,7 @@ def check_written(file: Path, parts: Iterable[Part]):
 
 def equal_streams(found: Stored, part: Part) -> bool:
     "Return whether the bytes of `found` are those that `part` yields."
-    with open(found.file, "rb", buffering=0) as file:
+    with found.file.open("rb", buffering=0) as file:
         at = found.start
         for chunk in part.chunks():
             if read_exactly(file, at, len(chunk)) != chunk:
