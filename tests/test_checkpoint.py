@@ -77,6 +77,8 @@ def same_directory(ours: Path, theirs: Path):
     tokenizers = [transformers.AutoTokenizer.from_pretrained(directory) for directory in (ours, theirs)]
     assert changed(*tokenizers) is None and type(tokenizers[0]) is type(tokenizers[1])
     assert config_of(ours) == config_of(theirs)
+    if (theirs / "generation_config.json").is_file():
+        assert config_of(ours, "generation_config.json") == config_of(theirs, "generation_config.json")
     about, known = (json.loads((directory / "vocab_pruning.json").read_text()) for directory in (ours, theirs))
     assert {key: value for key, value in about.items() if key != "left_out"} == known
     assert (ours / "README.md").read_text() == (theirs / "README.md").read_text()
