@@ -155,8 +155,9 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
 # %% ../../nbs/models/checkpoint.ipynb #ef1395e4
 INPUTS = re.compile(r"(?:.*\.)?(?:word_embeddings?|embed_tokens|tok_embeddings|wte|shared|embed_in)\.weight")
 HEADS = re.compile(
-    r"""(?:.*\.)?(?:lm_head|lm_loss|generator_lm_head|vocab_projector|embed_out|output_projection|output|decoder
-                   |(?:lm_)?predictions(?:\.lm_head)?)(?:\.decoder)?\.(?:weight|bias)""", re.VERBOSE)
+    r"""(?: (?:.*\.)?(?:lm_head|lm_loss|generator_lm_head|vocab_projector|embed_out|output_projection
+                        |(?:lm_)?predictions(?:\.lm_head)?)(?:\.decoder)?
+            | (?:\w+\.)?(?:decoder|output) ) \.(?:weight|bias)""", re.VERBOSE)
 OUTSIDE = re.compile(r"(?:.*\.)?final_logits_bias")  # added to the logits by the model, not by its head
 BIAS_OUTSIDE = ("esm",)  # models whose head has no bias of its own, though one is called like it
 
