@@ -1,0 +1,402 @@
+"""From files to files: the same tensors and tokenizers as in memory, for every family and remap, and no model class."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from vocab_pruning import core, load, prune
+from vocab_pruning.data.stats import token_stats
+from vocab_pruning.data.tasks import documents, load_task
+from vocab_pruning.models import checkpoint
+from vocab_pruning.models.anatomy import special_mask
+from vocab_pruning.models.checkpoint import COUNTS_FROM_PADDING, find_vocabulary, prune_checkpoint, read_checkpoint
+from vocab_pruning.models.tokenizer import changed
+from vocab_pruning.remaps.kinds import REMAPS
+from vocab_pruning.remaps.resegmenting import rows_for_lossless
+from vocab_pruning.testing.families import FAMILIES, tiny_model
+
+TEXTS = documents(load_task("cola", "sample")["train"])[:8]
+BARE, CLASSIFIER, MASKED, CAUSAL, BOTH = (f"AutoModel{what}" for what in ("", "ForSequenceClassification", "ForMaskedLM", "ForCausalLM", "ForSeq2SeqLM"))
+CLASSES = {
+    BARE: [*FAMILIES],
+    CLASSIFIER: [*FAMILIES],
+    MASKED: ["BERT", "DistilBERT", "ELECTRA", "MPNet", "ModernBERT", "RoBERTa", "DeBERTa", "XLM-R", "ALBERT", "DeBERTa-v3"],
+    CAUSAL: ["GPT-2", "Llama", "Qwen 3", "Gemma 3", "XLNet"],
+    BOTH: ["BART", "T5"],
+}
+PAIRS = [(name, auto) for auto, names in CLASSES.items() for name in names]
+KINDS = [name for name in REMAPS if name not in ("dbscan", "resegment")]
+OPTIONS = {"pq": dict(n_bytes=4), "cluster": dict(n_clusters=5, representative="mean"), "sparse": dict(m=2), "nearest": dict(only_seen=True)}
+
+
+def saved(directory: Path, name: str, auto: str = CLASSIFIER, dtype=None):
+    "A tiny model and its tokenizer, saved to `directory` and read again as its own class."
+    model, tokenizer = tiny_model(name, auto)
+    with torch.no_grad():
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("final_logits_bias"):
+                buffer.normal_()
+    model.to(dtype).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    cls = getattr(transformers, type(model).__name__)
+    return cls.from_pretrained(directory), transformers.AutoTokenizer.from_pretrained(directory)
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    "All tensors of a directory by name."
+    return {name: tensor for file in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
+    "Names of the tensors that differ in dtype, shape or a bit."
+    def bits(tensor):
+        return tensor.dtype, tensor.shape, tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return [name for name in one.keys() | other.keys() if name not in one or name not in other or bits(one[name]) != bits(other[name])]
+
+
+def config_of(directory: Path, file: str = "config.json") -> dict:
+    "A configuration, without what the class of a model writes at random or anew."
+    config = json.loads((directory / file).read_text())
+    return {key: value for key, value in config.items() if key not in ("transformers_version", "dtype", "_from_model_config")}
+
+
+def same_directory(ours: Path, theirs: Path):
+    "Assert that two directories hold the same tensors, tokenizer, configuration, and facts."
+    assert differing(tensors(ours), tensors(theirs)) == []
+    tokenizers = [transformers.AutoTokenizer.from_pretrained(directory) for directory in (ours, theirs)]
+    assert changed(*tokenizers) is None and type(tokenizers[0]) is type(tokenizers[1])
+    assert config_of(ours) == config_of(theirs)
+    if (theirs / "generation_config.json").is_file():
+        assert config_of(ours, "generation_config.json") == config_of(theirs, "generation_config.json")
+    about, known = (json.loads((directory / "vocab_pruning.json").read_text()) for directory in (ours, theirs))
+    assert {key: value for key, value in about.items() if key != "left_out"} == known
+    assert (ours / "README.md").read_text() == (theirs / "README.md").read_text()
+
+
+def lossless_ratio(model, tokenizer) -> float:
+    "The ratio of the rows that leaves what TEXTS need."
+    special = special_mask(model, tokenizer)
+    rows = rows_for_lossless(tokenizer, token_stats(TEXTS, tokenizer, len(special)), special=special, texts=TEXTS)
+    return 1 - (rows - special.sum()) / (len(special) - special.sum())
+
+
+@pytest.mark.parametrize("name, auto", PAIRS)
+def test_the_same_as_in_memory(name, auto, tmp_path):
+    "For every kind: tensors, tokenizer, configuration, facts and card."
+    model, tokenizer = saved(tmp_path / "full", name, auto)
+    asked = {kind: dict(ratio=0.4, base="vocab") | OPTIONS.get(kind, {}) for kind in KINDS}
+    asked |= {"resegment": dict(ratio=lossless_ratio(model, tokenizer), base="vocab")}
+    for kind, choices in asked.items():
+        if kind in ("unk", "nearest") and tokenizer.unk_token_id is None:
+            choices.pop("only_seen", None)
+            if kind == "unk":
+                continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            prune(model, tokenizer, TEXTS, oov=kind, **choices).save_pretrained(tmp_path / kind, verify=False)
+            prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / f"{kind} of files", oov=kind, **choices)
+        same_directory(tmp_path / f"{kind} of files", tmp_path / kind)
+
+
+@pytest.mark.parametrize("kind", ["resegment", "nearest", "pq", "int8"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(kind, dtype, tmp_path):
+    model, tokenizer = saved(tmp_path / "full", "XLM-R", MASKED, dtype)
+    choices = dict(ratio=0.2, base="vocab", oov=kind) | OPTIONS.get(kind, {})
+    prune(model, tokenizer, TEXTS, **choices).save_pretrained(tmp_path / "memory", verify=False)
+    prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "files", **choices)
+    same_directory(tmp_path / "files", tmp_path / "memory")
+
+
+@pytest.mark.parametrize("choices", [
+    dict(ratio=0.2), dict(ratio=0.1, base="seen", scorer="frequency"), dict(ratio=0.1, scorer="clustering", scorer_options={"method": "kmeans"}),
+    dict(ratio=0.3, base="vocab", scorer="random", seed=3), dict(ratio=0.2, oov="resegment", pad_to_multiple_of=8),
+])
+@pytest.mark.parametrize("name, auto", [("BERT", MASKED), ("BART", BOTH)])
+def test_choices_mean_the_same(name, auto, choices, tmp_path):
+    "Budgets over the model's parameters, scorers, and padding rows that are never predicted."
+    model, tokenizer = saved(tmp_path / "full", name, auto)
+    choices = dict(oov="int8") | choices
+    prune(model, tokenizer, TEXTS, **choices).save_pretrained(tmp_path / "memory", verify=False)
+    info = prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "files", **choices)
+    same_directory(tmp_path / "files", tmp_path / "memory")
+    assert info == json.loads((tmp_path / "files" / "vocab_pruning.json").read_text())
+
+
+def sharded(directory: Path, name: str = "BERT", auto: str = MASKED) -> Path:
+    "A model saved to `directory` in several files."
+    model, tokenizer = tiny_model(name, auto)
+    model.save_pretrained(directory, max_shard_size="8KB")
+    tokenizer.save_pretrained(directory)
+    assert len([*directory.glob("*.safetensors")]) > 2
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["resegment", "pq", "sparse"])
+def test_shards(kind, tmp_path):
+    "The index names every tensor and adds up; the directory loads; metadata stays."
+    source = sharded(tmp_path / "full")
+    model = transformers.AutoModelForMaskedLM.from_pretrained(source)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    choices = dict(ratio=0.3, base="vocab", oov=kind) | OPTIONS.get(kind, {})
+    p = prune(model, tokenizer, TEXTS, **choices)
+    p.save_pretrained(tmp_path / "memory", verify=False)
+    prune_checkpoint(source, TEXTS, tmp_path / "files", **choices)
+    ours = tensors(tmp_path / "files")
+    assert differing(ours, tensors(tmp_path / "memory")) == []
+    index = json.loads((tmp_path / "files" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in ours.values())
+    assert index["metadata"]["total_parameters"] == sum(tensor.numel() for tensor in ours.values())
+    for name, file in index["weight_map"].items():
+        with safe_open(tmp_path / "files" / file, "pt") as weights:
+            assert name in weights.keys() and weights.metadata() == {"format": "pt"}  # noqa: SIM118
+    assert index["weight_map"].keys() == ours.keys()
+    again = load(tmp_path / "files")
+    state = p.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.model.state_dict().items())
+    if kind == "resegment":
+        transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "files")
+
+
+def test_tensors_that_are_stored_twice(tmp_path):
+    "A tied head and a second table, as old checkpoints hold them: pruned along, counted once; a remap drops the second table."
+    saved(tmp_path / "full", "T5", BOTH)
+    file = tmp_path / "full" / "model.safetensors"
+    held = load_file(file)
+    twice = {"encoder.embed_tokens.weight": held["shared.weight"].clone(), "lm_head.weight": held["shared.weight"].clone()}
+    shutil.copytree(tmp_path / "full", tmp_path / "twice")
+    save_file(held | twice, tmp_path / "twice" / "model.safetensors", {"format": "pt"})
+    for kind in ("resegment", "int8"):
+        one, other = (prune_checkpoint(tmp_path / name, TEXTS, tmp_path / f"{name} {kind}", 0.1, oov=kind) for name in ("full", "twice"))
+        for size in ("rows", "params", "embedding_params"):
+            assert (one["before"][size], one["after"][size]) == (other["before"][size], other["after"][size])
+        ours = tensors(tmp_path / f"twice {kind}")
+        assert torch.equal(ours["lm_head.weight"], ours["shared.weight"]) and ("encoder.embed_tokens.weight" in ours) == (kind == "resegment")
+        assert differing({name: tensor for name, tensor in ours.items() if name not in twice}, tensors(tmp_path / f"full {kind}")) == []
+    held["encoder.embed_tokens.weight"] = held["shared.weight"] + 1
+    save_file(held, tmp_path / "twice" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(core.CannotPrune, match="encoder.embed_tokens.weight has rows of its own"):
+        prune_checkpoint(tmp_path / "twice", TEXTS, tmp_path / "out", 0.1, oov="int8")
+    prune_checkpoint(tmp_path / "twice", TEXTS, tmp_path / "out", 0.1, oov="resegment")
+    ours = tensors(tmp_path / "out")
+    assert torch.equal(ours["encoder.embed_tokens.weight"], ours["shared.weight"] + 1)
+
+
+def custom(directory: Path, model_type: str = "giant") -> Path:
+    "A checkpoint whose class is in a file of its own that cannot be imported, and that transformers does not know."
+    saved(directory, "BERT", BARE)
+    config = json.loads((directory / "config.json").read_text())
+    places = {f"Auto{what}": f"modeling_giant.Giant{what}" for what in ("Model", "Config")}
+    config |= dict(model_type=model_type, architectures=["GiantModel"], auto_map=places)
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "modeling_giant.py").write_text("raise RuntimeError('imported')\n")
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["resegment", "pq"])
+@pytest.mark.parametrize("model_type", ["giant", "bert"])
+def test_a_class_that_cannot_be_imported(model_type, kind, tmp_path):
+    "It is carried along; nothing is imported, and no model class of transformers is, either."
+    source = custom(tmp_path / "full", model_type)
+    code = f"""
+import sys
+from vocab_pruning.models.checkpoint import prune_checkpoint
+prune_checkpoint({str(source)!r}, {[*TEXTS]!r}, {str(tmp_path / "out")!r}, 0.2, "vocab", oov={kind!r}{", n_bytes=4" if kind == "pq" else ""})
+models = [name for name in sys.modules if name.startswith("transformers.models.") and ".modeling_" in name and ".auto." not in name]
+assert not models and "transformers.modeling_utils" not in sys.modules, models
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    assert (out / "modeling_giant.py").read_bytes() == (source / "modeling_giant.py").read_bytes()
+    config = json.loads((out / "config.json").read_text())
+    assert config["auto_map"]["AutoModel"] == "modeling_giant.GiantModel" and config["model_type"] == model_type
+    before, after = tensors(source), tensors(out)
+    assert {name for name in after if name in before and torch.equal(after[name], before[name])} == before.keys() - {"embeddings.word_embeddings.weight"}
+    if kind == "resegment":
+        info = json.loads((out / "vocab_pruning.json").read_text())
+        assert torch.equal(after["embeddings.word_embeddings.weight"], before["embeddings.word_embeddings.weight"][info["original_ids"]])
+        again = transformers.PreTrainedTokenizerFast.from_pretrained(out)
+        assert len(again) == config["vocab_size"] == len(after["embeddings.word_embeddings.weight"])
+
+
+def test_only_what_holds_the_old_vocabulary_is_left_out(tmp_path):
+    source, out = tmp_path / "full", tmp_path / "out"
+    saved(source, "BERT", BARE)
+    along = ["modeling_x.py", "notes.txt", "1_Pooling/config.json", "assets/config.json", "chat_template.jinja"]
+    stale = ["pytorch_model.bin", "model.onnx", "onnx/model.onnx", "tf_model.h5", "vocab.txt", "training_args.bin"]
+    for name in [*along, *stale]:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(name)
+    (source / "modules.json").write_text("[]")
+    info = prune_checkpoint(source, TEXTS, out, 0.2, oov="resegment")
+    assert all((out / name).read_text() == name for name in along) and (out / "modules.json").is_file()
+    assert info["left_out"] == sorted(stale) and not any((out / name).exists() for name in stale)
+    info = prune_checkpoint(source, TEXTS, out, 0.2, oov="unk")
+    assert (out / "vocab.txt").is_file() and "modules.json" in info["left_out"]
+
+
+def test_ids_that_the_class_supplies_follow(tmp_path):
+    "A configuration without them names them once they move; padding that positions are counted from may not move."
+    source = custom(tmp_path / "full")
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    last = max(words.values())
+    other = next(word for word, i in words.items() if i == last)
+    words["[PAD]"], words[other] = last, 0
+    for token in tokenizer["added_tokens"]:
+        token["id"] = words[token["content"]]
+    tokenizer["added_tokens"].sort(key=lambda token: token["id"])
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    about = json.loads((source / "tokenizer_config.json").read_text()) | dict(tokenizer_class="PreTrainedTokenizerFast")
+    (source / "tokenizer_config.json").write_text(json.dumps(about))
+    config = {key: value for key, value in json.loads((source / "config.json").read_text()).items() if not key.endswith("_token_id") and key != "vocab_size"}
+    (source / "config.json").write_text(json.dumps(config))
+    info = prune_checkpoint(source, TEXTS, tmp_path / "out", 0.2, oov="resegment")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["pad_token_id"] == info["original_ids"].index(last) and config["vocab_size"] == info["after"]["rows"]
+    (source / "modeling_giant.py").write_text("mask = ids.ne(padding_idx)\npositions = mask.cumsum(1)\n")
+    with pytest.raises(core.CannotPrune, match=f"padding id, which would move from {last}"):
+        prune_checkpoint(source, TEXTS, tmp_path / "other", 0.2, oov="resegment")
+
+
+def test_the_table_of_models_that_count_from_padding_is_that_of_transformers():
+    root = Path(transformers.__file__).parent / "models"
+    found = {file.parent.name.replace("_", "") for file in root.glob("*/modeling_*.py") if "create_position_ids_from_input_ids" in file.read_text("utf-8")}
+    assert found and all(name.startswith(COUNTS_FROM_PADDING) for name in found)
+    assert all(any(name.startswith(known) for name in found) for known in COUNTS_FROM_PADDING)
+
+
+def edited(file: Path, **changes):
+    "Change entries of a JSON file; None removes one."
+    held = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in held.items() if value is not None}))
+
+
+def with_tensor(directory: Path, **added):
+    "Add tensors to the weights of `directory`."
+    save_file(load_file(directory / "model.safetensors") | added, directory / "model.safetensors", {"format": "pt"})
+
+
+ROWS = 304
+TABLE = "embeddings.word_embeddings.weight"
+BAD = {
+    "no config.json": lambda d: (d / "config.json").unlink(),
+    "holds no weights: give a directory with model.safetensors": lambda d: (d / "model.safetensors").unlink(),
+    "only pytorch_model.bin, a pickle, which is not opened": lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
+    "holds no tokenizer.json": lambda d: (d / "tokenizer.json").unlink(),
+    "tokenizer.json has no model": lambda d: edited(d / "tokenizer.json", model=None),
+    "tokenizer.json is not JSON": lambda d: (d / "tokenizer.json").write_text("{"),
+    "holds no mapping": lambda d: (d / "config.json").write_text("[]"),
+    "holds a pruned model": lambda d: edited(d / "config.json", vocab_pruning={}),
+    "model.safetensors is damaged": lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-1]),
+    "rows in two dimensions": lambda d: with_tensor(d, square=torch.zeros(ROWS, ROWS)),
+    "positions .* has the vocabulary's size, 304, but not the name": lambda d: with_tensor(d, positions=torch.zeros(ROWS, 2)),
+    "row 7 of .* holds NaN": lambda d: with_tensor(d, **{TABLE: torch.zeros(ROWS, 16).index_fill_(0, torch.tensor(7), torch.nan)}),
+    "has dtype I8: prune the model first": lambda d: with_tensor(d, **{TABLE: torch.zeros(ROWS, 16, dtype=torch.int8)}),
+    "do not match": lambda d: with_tensor(d, **{TABLE: torch.zeros(3, 16)}),
+}
+
+
+@pytest.mark.parametrize("kind", ["resegment", "unk"])
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(message, kind, tmp_path):
+    saved(tmp_path / "full", "BERT", BARE)
+    BAD[message](tmp_path / "full")
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
+        prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "out", 0.2, oov=kind)
+    assert "\n" not in str(raised.value) and [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_shards_that_are_missing_or_lack_a_tensor(tmp_path):
+    source = sharded(tmp_path / "full")
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    lost = max(index["weight_map"].values())
+    edited(source / "model.safetensors.index.json", weight_map=index["weight_map"] | {"more": lost})
+    with pytest.raises(ValueError, match=f"{lost} lacks more, which model.safetensors.index.json names"):
+        prune_checkpoint(source, TEXTS, tmp_path / "out", 0.2)
+    (source / lost).unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks {lost}"):
+        prune_checkpoint(source, TEXTS, tmp_path / "out", 0.2)
+    edited(source / "model.safetensors.index.json", weight_map={"a": "../../secret.safetensors"})
+    with pytest.raises(ValueError, match="no weight_map of file names"):
+        prune_checkpoint(source, TEXTS, tmp_path / "out", 0.2)
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_include_and_leave(tmp_path):
+    "A tensor that has the size and not the name is pruned along or kept whole, as the caller says."
+    saved(tmp_path / "full", "BERT", BARE)
+    extra = dict(positions=torch.randn(ROWS, 2), scale=torch.randn(2, ROWS))
+    with_tensor(tmp_path / "full", **extra)
+    info = prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "out", 0.1, oov="resegment", include="scale", leave=["posi*"])
+    ours, rows = tensors(tmp_path / "out"), info["original_ids"]
+    assert torch.equal(ours["positions"], extra["positions"]) and torch.equal(ours["scale"], extra["scale"][:, rows])
+    with pytest.raises(core.CannotPrune, match="scale has rows of its own"):
+        prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "other", 0.1, oov="unk", include="scale", leave="positions")
+    file = tmp_path / "full" / "model.safetensors"
+    held = load_file(file)
+    held["tokens"] = held.pop("embeddings.word_embeddings.weight")
+    save_file(held, file)
+    with pytest.raises(ValueError, match="no tensor is called like an input embedding"):
+        find_vocabulary(read_checkpoint(tmp_path / "full"), leave=["positions", "scale"])
+    assert find_vocabulary(read_checkpoint(tmp_path / "full"), "tokens", ["positions", "scale"]).tables[0].name == "tokens"
+
+
+def test_what_is_written_is_read_again(tmp_path, monkeypatch):
+    "A bit that changes on the way is found, by name, and nothing is left behind."
+    saved(tmp_path / "full", "BERT", BARE)
+    write = checkpoint.write_tensors
+
+    def wrongly(file, parts, metadata):
+        write(file, parts, metadata)
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", wrongly)
+    for kind in ("resegment", "unk"):
+        with pytest.raises(ValueError, match="read back from disk, .* has changed; nothing was written"):
+            prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "out", 0.2, oov=kind)
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def pruned_and_killed(source: Path, out: Path, point: str):
+    "Prune in a child process that is killed with SIGKILL when it comes to the function `point`."
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        return
+    try:
+        module = core if point == "_put_in_place" else checkpoint
+        setattr(module, point, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
+        prune_checkpoint(source, TEXTS, out, 0.3, oov="resegment")
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
+@pytest.mark.parametrize("point", ["copy_companions", "write_tensors", "check_written", "check_kept_rows", "make_card", "_put_in_place"])
+def test_a_kill_leaves_nothing_half_written(point, tmp_path):
+    "Neither under the final name nor, once pruned again, next to it; an earlier save stays whole; the source is untouched."
+    source, out = sharded(tmp_path / "full"), tmp_path / "out"
+    before = {file.name: file.read_bytes() for file in source.iterdir()}
+    pruned_and_killed(source, out, point)
+    assert not out.exists()
+    prune_checkpoint(source, TEXTS, out, 0.2, oov="resegment")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "out"]
+    earlier = {file.name: file.read_bytes() for file in out.iterdir()}
+    pruned_and_killed(source, out, point)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == earlier
+    assert {file.name: file.read_bytes() for file in source.iterdir()} == before
