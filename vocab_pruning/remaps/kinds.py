@@ -168,7 +168,7 @@ def remap_to_sparse(
     return table_of(plan.keep, len(plan.order), ids, ordinary[index.cpu()], mix.cpu(), rest=rest)
 
 # %% ../../nbs/remaps/kinds.ipynb #dfb79616
-def _pieces_of(plan: Plan, ids: np.ndarray) -> list[np.ndarray]:
+def _piece_positions(plan: Plan, ids: np.ndarray) -> list[np.ndarray]:
     "Return the positions of the kept rows that each of `ids` reads: those of its pieces, else that of [UNK]."
     split = plan.split(plan.keep)
     found = [plan.ordinary(np.array(split(i), np.int64)) for i in ids.tolist()]
@@ -191,7 +191,7 @@ def remap_to_pieces(
     ids, rest = looked_for(plan, only_seen)
     if not len(ids):
         return table_of(plan.keep, len(plan.order), rest=rest)
-    found = _pieces_of(plan, ids)
+    found = _piece_positions(plan, ids)
     lengths = np.array([len(positions) for positions in found])
     at = np.repeat(np.arange(len(ids)), lengths), np.concatenate([np.arange(n) for n in lengths])
     index = np.repeat([positions[:1] for positions in found], lengths.max(), axis=1)  # what fills up has no weight
