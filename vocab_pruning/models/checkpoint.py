@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from math import ceil, prod
 from pathlib import Path
@@ -39,7 +39,7 @@ from .anatomy import ids_named_in, reserved_rows, special_ids
 from .card import make_card
 from .embedding import FLOOR, pruned_embedding, pruned_head
 from .plain import _warn_of, renumber_all
-from .pruning import SAMPLE, lost_by
+from .pruning import SAMPLE, lost_by, why_kept
 from .saving import MARKER, OURS, PARTS, read_tokenizer_of, shortly
 from vocab_pruning.models.tensors import (
     CHUNK, DTYPES, Gathered, Made, Part, Stored, check_written, equal_streams, read_header, read_tensor, same_bytes,
@@ -47,6 +47,7 @@ from vocab_pruning.models.tensors import (
 )
 from .tokenizer import changed, write_tokenizer
 from ..remaps.kinds import Plan, check_remap, get_remap
+from ..remaps.pieces import letters_first, splitter
 from ..remaps.resegmenting import Resegmented, read_tokenizer, resegment, token_kind, unasked_tokens
 from ..remaps.table import Remap
 from ..scorers.budget import Size, break_even, check_ratio, count_rows, max_ratio, rank_rows
@@ -351,7 +352,11 @@ class Job:
         if asked.rewrites:  # which reads no row
             return Plan(torch.empty(self.found.n_rows, 0), order, n_keep, special, stats.seen, seed=asked.seed)
         rows, reserved = read_tensor(self.found.tables[0]), reserved_rows(special, self.tokenizer)
-        return Plan(rows, order, n_keep, special, stats.seen, reserved, self.tokenizer.unk_token_id, asked.seed)
+        letters = None
+        if get_remap(asked.oov).keeps_letters:
+            order, letters = letters_first(self.tokenizer, order, stats.seen, special)
+        return Plan(rows, order, n_keep, special, stats.seen, reserved, self.tokenizer.unk_token_id, asked.seed,
+                    split=partial(splitter, self.tokenizer), letters=letters)
 
     def _scores(self, stats: TokenStats, special: np.ndarray, n_keep: int) -> np.ndarray:
         "Return the scores that were given, or those of the scorer: float64 (V,)."
@@ -716,6 +721,7 @@ def by_resegmenting(job: Job, plan: Plan, stats: TokenStats, lossless: bool = Tr
     n_rows = ceil(len(new.rows) / pad_to_multiple_of) * pad_to_multiple_of
     config, generation, dropped = renumbered_configs(job, new.rows, n_rows)
     made = dict(n_clusters=0, original_ids=new.rows.tolist(), rows_for_closure=new.n_closure, lossless=new.lossless)
+    made |= dict(provenance=new.why) | (dict(keep_without_token=sorted(new.never)) if new.never else {})
     if dropped:
         made["dropped_ids"] = dropped
         _warn_of(dropped)
@@ -728,7 +734,7 @@ def by_remap(job: Job, plan: Plan) -> NewFiles:
     remap = get_remap(job.asked.oov).make(plan, **job.asked.oov_options)
     config = remapped_config(job.checkpoint.config, remap)
     parts = remapped(job, remap, plan.rows)
-    made = dict(n_clusters=remap.n_clusters)
+    made = dict(n_clusters=remap.n_clusters, provenance=why_kept(remap, plan))
     return NewFiles(config, job.checkpoint.generation, parts, remap.keep.numpy(), made, None, remap)
 
 # %% ../../nbs/models/checkpoint.ipynb #fad633f1
