@@ -510,11 +510,8 @@ def whole_number(
     """Return `value` as an int.
 
     Raises `ValueError` with `name` and `value` for anything but an integer: a fraction, 2.0, a text, True."""
-    if value is None and none:
-        return None
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name}={value!r}: give a whole number, {least} or more{', or None' if none else ''}")
-    return int(value)
+    at_least(least, none).check(name, value)
+    return None if value is None else int(value)
 
 
 def check_seed(seed: int):

@@ -6,8 +6,8 @@
 __all__ = ['WEIGHTS', 'INDEX', 'INPUTS', 'HEADS', 'OUTSIDE', 'BIAS_OUTSIDE', 'BUFFERS', 'COUNTS_FROM_PADDING', 'HEADED', 'STALE',
            'WRITTEN_ANEW', 'WRITTEN_WITH_TOKENIZER', 'MODULES', 'EXPORTS', 'Checkpoint', 'nested', 'read_checkpoint',
            'Vocabulary', 'find_vocabulary', 'count_params', 'size_of', 'FileRequest', 'Job', 'open_tokenizer',
-           'beyond_rows', 'check_finite', 'open_job', 'counts_from_padding', 'check_padding_rows', 'renumbered_configs',
-           'gathered', 'head_module', 'check_one_table', 'remapped', 'remapped_config', 'copy_companions', 'shards',
+           'check_finite', 'open_job', 'counts_from_padding', 'check_padding_rows', 'renumbered_configs', 'gathered',
+           'head_module', 'check_one_table', 'remapped', 'remapped_config', 'copy_companions', 'shards',
            'write_weights', 'check_kept_rows', 'check_segments', 'NewFiles', 'by_resegmenting', 'by_remap',
            'write_files', 'prune_checkpoint']
 
@@ -31,16 +31,16 @@ import torch
 from torch import nn
 
 from vocab_pruning.core import (
-    REMEDY, CannotPrune, check_replaceable, check_seed, check_texts, is_one_shot, library_versions, list_of_names,
-    quiet_transformers, real_path, to_json, truth_value, whole_directory,
+    REMEDY, CannotPrune, check_replaceable, is_one_shot, library_versions, list_of_names, quiet_transformers, real_path,
+    to_json, whole_directory,
 )
 from ..data.stats import TokenStats, token_stats
 from .anatomy import ids_named_in, reserved_rows, special_ids
 from .card import make_card
 from .embedding import FLOOR, pruned_embedding, pruned_head
 from .plain import _warn_of, renumber_all
-from .pruning import SAMPLE, lost_by, why_kept
-from .saving import MARKER, OURS, PARTS, read_tokenizer_of, shortly
+from .pruning import SAMPLE, check_choices, check_readings, cost_to_texts, facts_of, tokens_beyond
+from .saving import MARKER, OURS, PARTS, shortly
 from vocab_pruning.models.tensors import (
     CHUNK, DTYPES, Gathered, Made, Part, Stored, check_written, equal_streams, read_header, read_tensor, same_bytes,
     write_tensors,
@@ -48,10 +48,10 @@ from vocab_pruning.models.tensors import (
 from .tokenizer import changed, write_tokenizer
 from ..remaps.kinds import Plan, check_remap, get_remap
 from ..remaps.pieces import letters_first, splitter
-from ..remaps.resegmenting import Resegmented, read_tokenizer, resegment, token_kind, unasked_tokens
+from ..remaps.resegmenting import Resegmented, resegment, token_kind
 from ..remaps.table import Remap
 from ..scorers.budget import Size, break_even, check_ratio, count_rows, max_ratio, rank_rows
-from ..scorers.registry import check_scorer, check_scores, compute_token_scores, get_scorer
+from ..scorers.registry import check_scores, compute_token_scores, get_scorer
 
 # %% ../../nbs/models/checkpoint.ipynb #81113667
 WEIGHTS = "model.safetensors"
@@ -303,6 +303,8 @@ class FileRequest:
     scorer_options: dict | None
     progress: bool
     oov_options: dict
+    share = False  # nothing is in memory to share
+    examples = None  # no scorer reads them without a model
 
     @property
     def rewrites(self) -> bool:
@@ -311,20 +313,12 @@ class FileRequest:
 
     def check(self):
         "Check the choices, before a file is looked at. Raises as `prune` does."
-        truth_value("progress", self.progress)
-        check_remap(self.oov, self.oov_options)
+        check_choices(self)
         check_ratio(self.ratio, self.base)
-        check_seed(self.seed)
-        check_scorer(self.scorer, self.scorer_options)
-        if self.scores is not None and self.scorer_options:
-            raise ValueError(f"scorer_options={dict(self.scorer_options)}: scores are given; leave out one")
         if self.scores is None and get_scorer(self.scorer).tuned:
             raise ValueError(f"scorer={self.scorer!r} runs the model, which is not loaded: use vocab_pruning.prune, "
                              "or give scores=…")
-        again = f"oov={self.oov!r}" if self.rewrites and self.oov_options.get("lossless", True) else None
-        if self.scores is None and get_scorer(self.scorer).reads_texts(self.scorer_options or {}):
-            again = f"scorer {self.scorer!r}"
-        check_texts(self.texts, again)
+        check_readings(self)
 
 # %% ../../nbs/models/checkpoint.ipynb #e6bca414
 @dataclass
@@ -337,6 +331,7 @@ class Job:
     asked: FileRequest
     size: Size
     copies: list[Stored]  # tensors that hold the embedding again
+    beyond: dict[str, int]  # tokens without a row
 
     @cached_property
     def special(self) -> np.ndarray:
@@ -402,22 +397,6 @@ def open_tokenizer(directory: Path):
             tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer
 
-
-def beyond_rows(checkpoint: Checkpoint, tokenizer, n_rows: int) -> dict[str, int]:
-    """Return the tokens of the tokenizer that have no row: ids by token, ascending.
-
-    Raises `ValueError` for one that the tokenizer adds by itself or that a configuration names."""
-    beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= n_rows}
-    unasked = unasked_tokens(tokenizer, read_tokenizer(tokenizer)) if beyond else set()
-    needed = {i: "the tokenizer itself uses it" for i, token in beyond.items() if token in unasked}
-    named = ids_named_in(checkpoint.configs(n_rows))
-    needed |= {i: f"the configuration names it as {name}" for name, i in named if i in beyond}
-    if needed:
-        i = max(needed)
-        raise ValueError(f"token {beyond[i]!r} has id {i} but the embedding has {n_rows} rows, and {needed[i]}: "
-                         "model and tokenizer do not match; give the model a row for it")
-    return {beyond[i]: i for i in sorted(beyond)}
-
 # %% ../../nbs/models/checkpoint.ipynb #946e3d70
 def check_finite(table: Stored, rewrites: bool):
     "Raise `ValueError` for rows that are no plain floating numbers or are not finite; rows are read in pieces."
@@ -445,8 +424,8 @@ def open_job(source: str | Path, asked: FileRequest, include, leave) -> Job:
     copies = found.copies()
     tokenizer = open_tokenizer(checkpoint.directory)
     size = size_of(checkpoint, found, copies, get_remap(asked.oov).trains(found.width))
-    job = Job(checkpoint, found, tokenizer, asked, size, copies)
-    beyond_rows(checkpoint, tokenizer, found.n_rows)
+    beyond = tokens_beyond(tokenizer, found.n_rows, ids_named_in(checkpoint.configs(found.n_rows)))
+    job = Job(checkpoint, found, tokenizer, asked, size, copies, beyond)
     if asked.rewrites:
         token_kind(tokenizer)
         check_padding_rows(job)
@@ -570,9 +549,7 @@ def remapped(job: Job, remap: Remap, rows: torch.Tensor) -> dict[str, Part | Non
 
 def remapped_config(config: dict, remap: Remap) -> dict:
     "Return `config` with what `load` needs, in the way that makes transformers alone refuse the directory."
-    described = None if remap.coded is None else remap.coded.describe()
-    vocabulary = dict(rows=remap.n_rows, kept=len(remap.keep), m=remap.index.shape[1], coded=described)
-    return config | {"vocab_pruning": vocabulary, "transformers_weights": REMEDY}
+    return config | {"vocab_pruning": remap.describe(), "transformers_weights": REMEDY}
 
 # %% ../../nbs/models/checkpoint.ipynb #0f49c8bf
 STALE = [
@@ -682,11 +659,10 @@ def _facts(job: Job, stats: TokenStats, keep: np.ndarray, parts: dict[Path, list
     kept = np.isin(np.arange(size.rows), keep)
     info = dict(before=before, after=after, break_even=break_even(asked.base, size, job.special, stats.seen))
     info["max_ratio"] = max_ratio(size, int(job.special.sum()), asked.base)
-    if beyond := beyond_rows(checkpoint, job.tokenizer, size.rows):
-        info["without_row"] = beyond
-    train = dict(documents=stats.n_docs, occurrences=stats.n_tokens, unseen=int((~stats.seen & ~kept).sum()))
+    if job.beyond:
+        info["without_row"] = job.beyond
     scorer = asked.scorer if asked.scores is None else "given"
-    return info | dict(train=lost_by(kept, stats) | train, scorer=scorer, scorer_options=asked.scorer_options or {})
+    return info | dict(train=cost_to_texts(kept, stats), scorer=scorer, scorer_options=asked.scorer_options or {})
 
 
 def _choices(job: Job) -> dict:
@@ -720,8 +696,7 @@ def by_resegmenting(job: Job, plan: Plan, stats: TokenStats, lossless: bool = Tr
                                  lossless=lossless, progress=job.asked.progress)
     n_rows = ceil(len(new.rows) / pad_to_multiple_of) * pad_to_multiple_of
     config, generation, dropped = renumbered_configs(job, new.rows, n_rows)
-    made = dict(n_clusters=0, original_ids=new.rows.tolist(), rows_for_closure=new.n_closure, lossless=new.lossless)
-    made |= dict(provenance=new.why) | (dict(keep_without_token=sorted(new.never)) if new.never else {})
+    made = new.facts
     if dropped:
         made["dropped_ids"] = dropped
         _warn_of(dropped)
@@ -734,8 +709,8 @@ def by_remap(job: Job, plan: Plan) -> NewFiles:
     remap = get_remap(job.asked.oov).make(plan, **job.asked.oov_options)
     config = remapped_config(job.checkpoint.config, remap)
     parts = remapped(job, remap, plan.rows)
-    made = dict(n_clusters=remap.n_clusters, provenance=why_kept(remap, plan))
-    return NewFiles(config, job.checkpoint.generation, parts, remap.keep.numpy(), made, None, remap)
+    keep, made = remap.keep.numpy(), facts_of(remap, plan)
+    return NewFiles(config, job.checkpoint.generation, parts, keep, made, None, remap)
 
 # %% ../../nbs/models/checkpoint.ipynb #fad633f1
 def _write_config(config: dict | None, file: Path):

@@ -12,15 +12,13 @@ import inspect
 from functools import cache
 from itertools import chain
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from .anatomy import configurations, renumber_tokens
 from ..remaps.codes import RowCodes
-from ..core import CannotPrune, refuse_plain_loading
+from ..core import refuse_plain_loading
 from ..remaps.table import Remap
 
 # %% ../../nbs/models/embedding.ipynb #39347c15
@@ -381,10 +379,5 @@ def rebuild_model_with_vocab(
     result = _copy(model, without=[embedding, head], share=share)
     install(result, new, small)
     _check_reached(model, result)
-    result.config.vocab_pruning = {
-        "rows": remap.n_rows,
-        "kept": len(remap.keep),
-        "m": remap.index.shape[1],
-        "coded": None if remap.coded is None else remap.coded.describe(),
-    }
+    result.config.vocab_pruning = remap.describe()
     return result

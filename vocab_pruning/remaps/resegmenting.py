@@ -306,6 +306,13 @@ class Needs:
     why: dict[str, set[int]] = field(default_factory=dict)  # those of `always` by reason, but for closures
     never: set[int] = field(default_factory=set)  # ids of the keep list that the tokenizer never emits
 
+    @property
+    def facts(self) -> dict:
+        "What `info` says of it, JSON-ready."
+        known = dict(n_clusters=0, original_ids=self.rows.tolist(), rows_for_closure=self.n_closure)
+        known |= dict(lossless=self.lossless, provenance=self.why)
+        return known | (dict(keep_without_token=sorted(self.never)) if self.never else {})
+
     def all(self, ids: Iterable[int]) -> set[int]:
         "Return `always`, `ids` and what they need."
         return self.always.union(ids, *(self.of(i) or () for i in ids))
@@ -582,6 +589,13 @@ class Resegmented:
     lossless: bool  # whether every text of the statistics is segmented as before
     why: dict[str, dict] = field(default_factory=dict)  # why each of the K stays, as `reasons_to_keep` returns it
     never: set[int] = field(default_factory=set)  # ids of the keep list that the tokenizer never emits
+
+    @property
+    def facts(self) -> dict:
+        "What `info` says of it, JSON-ready."
+        known = dict(n_clusters=0, original_ids=self.rows.tolist(), rows_for_closure=self.n_closure)
+        known |= dict(lossless=self.lossless, provenance=self.why)
+        return known | (dict(keep_without_token=sorted(self.never)) if self.never else {})
 
 
 def _same_unknowns(tokenizer, new, texts: Iterable[str] | None, seen: np.ndarray) -> bool:

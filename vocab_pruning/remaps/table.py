@@ -35,6 +35,11 @@ class Remap:
         "K, the number of rows that stay, synthetic ones included."
         return len(self.keep) + (0 if self.extra is None else len(self.extra))
 
+    def describe(self) -> dict:
+        "Return the shapes that `load` needs, JSON-ready: what `config.vocab_pruning` holds."
+        coded = None if self.coded is None else self.coded.describe()
+        return dict(rows=self.n_rows, kept=len(self.keep), m=self.index.shape[1], coded=coded)
+
     @property
     def kept(self) -> torch.Tensor:
         "Which of the V ids keep their own row: bool (V,)."

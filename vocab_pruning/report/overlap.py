@@ -6,8 +6,6 @@
 __all__ = ['kept_rows', 'what_is_lost', 'overlap', 'plot_overlap', 'kept_alone', 'dropped_alone']
 
 # %% ../../nbs/report/overlap.ipynb #83dbe5da
-from itertools import chain
-
 import numpy as np
 
 from ..data.stats import TokenStats

@@ -9,7 +9,6 @@ __all__ = ['PROVENANCE', 'ORDER', 'FULL', 'TRAIN_ONLY', 'CUT', 'ALL_TASKS', 'pro
            'against', 'front']
 
 # %% ../../nbs/report/summary.ipynb #a70a506a
-import json
 import re
 from collections.abc import Iterable
 from itertools import combinations
@@ -21,9 +20,7 @@ from ..scorers.budget import CUTS
 from ..scorers.registry import SCORERS
 from ..evaluate.bootstrap import read_predictions, resampled_scores
 from ..core import choose, needs
-from ..data.tasks import TASKS, get_task
-from ..evaluate.finetune import score
-from ..runs.record import ROW, read_rows
+from ..data.tasks import TASKS
 
 # %% ../../nbs/report/summary.ipynb #28784f58
 with needs("report"):

@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterator

@@ -18,17 +18,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..core import directory_lock, needs, whole_directory
-from vocab_pruning.runs.cells import (
-    CELL,
-    CELLS,
-    PAGE,
-    cell_directory,
-    cell_state,
-    own_facts,
-    read_cell,
-    record_cell,
-    stop_where_nothing_fits,
-)
+from .cells import CELL, CELLS, PAGE, cell_directory, cell_state, own_facts, read_cell, record_cell
 from .engines import ENGINES, read_engine_options
 from .recipe import grid, label_of, read_with_tasks, run_notebook, run_parameters
 from .record import read_rows
