@@ -10,6 +10,7 @@ __all__ = ['TASKS', 'DESCRIPTIONS', 'GLUE', 'SAMPLE', 'OWN', 'Task', 'read_tsv',
 # %% ../../nbs/data/tasks.ipynb #80ea65ff
 import math
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -408,8 +409,17 @@ def own_task(
     return Task(name, fields, classes, metrics, "", (*fields, label), {}, {}, **recipe, dataset=dataset)
 
 # %% ../../nbs/data/tasks.ipynb #6eb1164d
+def _filled_in(path: str) -> str:
+    "Return `path` with `${NAME}` replaced by the environment variable. Raises `ValueError` for one that is not set."
+    if lacking := [name for name in re.findall(r"\$\{(\w+)\}", path) if name not in os.environ]:
+        raise ValueError(f"{path}: the environment variable {lacking[0]} is not set; export {lacking[0]}=DIRECTORY")
+    return re.sub(r"\$\{(\w+)\}", lambda found: os.environ[found[1]], path)
+
+
 def read_description(path: str | Path) -> Task:
     """Return the `own_task` that a YAML or JSON file describes. Its paths are relative to the file.
+
+    A path may begin with an environment variable, as in `${TASKS_DIR}/trec/train.csv`.
 
     Raises `FileNotFoundError`, or `ValueError` that names the file."""
     import yaml
@@ -421,7 +431,7 @@ def read_description(path: str | Path) -> Task:
         given = parse_yaml(path.read_text(encoding="utf-8-sig"))
         if any(isinstance(name, bool) for name in given.get("labels") or ()):
             raise TypeError("labels: YAML reads yes, no, on and off as true and false; put the names in quotes")
-        given |= {split: str(path.parent / given[split]) for split in ("train", "dev") if given.get(split)}
+        given |= {split: str(path.parent / _filled_in(given[split])) for split in ("train", "dev") if given.get(split)}
         return own_task(**{"name": path.stem} | given)
     except (yaml.YAMLError, TypeError, AttributeError) as error:
         said = str(error).replace("\n", " ")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..core import needs, quiet_transformers
-from .finetune import device_name, has_bf16
+from .finetune import device_name
 from ..models.anatomy import sizes
 from ..models.saving import _config, _read_model
 from ..models.verify import evaluating
@@ -186,13 +186,20 @@ def latency(
         return beside_first(in_turn(calls, rounds, warm_up, clock))
 
 # %% ../../nbs/evaluate/benchmark.ipynb #356e6a78
+def _has_bf16() -> bool:
+    "Return whether bfloat16 pays off: on a GPU that supports it, and on a CPU with AMX tiles or AVX-512 bfloat16."
+    if device_name() == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device_name() == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
 def _step(model, batches: list[dict[str, torch.Tensor]]) -> Callable[[int], object]:
     "Return a function that trains `model`, in place, on the batch of a round. Batches have labels."
     trained = [p for p in model.train().parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 2e-5, fused=True)
 
     def call(number: int):
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bf16()):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=_has_bf16()):
             loss = model(**batches[number % len(batches)]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -28,7 +28,8 @@ from vocab_pruning.core import (
     whole_number,
 )
 from ..data.tasks import Task, data_fingerprint, documents, get_task, load_task
-from ..evaluate.finetune import FineTuned, finetune, retention
+from ..evaluate.bootstrap import read_predictions
+from ..evaluate.finetune import FineTuned, agreement, evaluate_model, finetune, retention
 from ..models.anatomy import sizes
 from .spec import METHODS
 
@@ -107,6 +108,7 @@ def asked_for(
     oov_options: dict | None = None,
     vocab_share: float | None = None,
     losparse_options: dict | None = None,
+    when: str = "before",  # a key of `WHEN`
     vocabulary: dict | None = None,  # `vocabulary_tasks` and `vocabulary_fingerprint` where several tasks share one
 ) -> dict:
     "Return all parameters that identify a pruned run: `shared`, and those of run.ipynb that its `method` reads."
@@ -120,6 +122,8 @@ def asked_for(
         asked["losparse_options"] = losparse_options
     if method == "combine":
         asked["vocab_share"] = vocab_share
+    if when != "before":
+        asked["when"] = when
     if vocabulary:
         asked |= dict(method=f"{label}+shared", **vocabulary)
     return asked
@@ -136,7 +140,7 @@ def run_name(parameters: dict) -> str:
 
     `parameters` are ready for JSON and include every one that changes the result; 1.0 and 1 give the same name."""
     parameters = json.loads(json.dumps(parameters), parse_float=_whole_where_possible)
-    names = ("task", "method", "base", "ratio", "model_id", "seed")
+    names = ("task", "method", "when", "base", "ratio", "model_id", "seed")
     parts = [parameters[name] for name in names if parameters.get(name) is not None]
     readable = "-".join(str(part).split("/")[-1].lower() for part in parts)
     return f"{readable}-{fingerprint(parameters)[:8]}"
@@ -204,7 +208,7 @@ def _predictions(result: FineTuned):
 def pruned_facts(
     info: dict,  # of the pruned model
     train: dict,  # what `lost` says of train
-    dev: dict,  # what `lost` says of dev, and `growth`
+    dev: dict,  # what `cost_to_split` says of dev
     seconds: dict[str, float],  # by stage
 ) -> dict:
     "Return the columns of a row that describe a pruned model before it is trained."
@@ -218,6 +222,7 @@ def pruned_facts(
         train_share_remapped=train["share"],
         dev_share_remapped=dev["share"],
         dev_growth=dev["growth"],
+        dev_drift=dev["drift"],
     )
     return before | spent | cut
 
@@ -234,12 +239,23 @@ def _finished_row(directory: str | Path, save) -> dict | None:
     return read_row(directory) if save is None or (Path(directory) / "model").is_dir() else None
 
 # %% ../../nbs/runs/record.ipynb #6287fcce
-def _score_columns(result: FineTuned, task: Task, full_score: float | None) -> dict:
-    "Return the columns of a row that say how well the model does, relative to `full_score`."
+def _agreements(result: FineTuned, task: Task, full: dict, out: Path) -> dict[str, float]:
+    "Return the agreement with the full model, whose row is `full`, on each dev split."
+    columns = {}
+    for split, predictions in result.predictions.items():
+        _, (theirs,) = read_predictions([full["run"]], out, split)
+        columns["agreement" + split.removeprefix("dev")] = agreement(task, predictions, theirs)
+    return columns
+
+
+def _score_columns(result: FineTuned, task: Task, full: dict | None, out: Path) -> dict:
+    "Return the columns of a row that say how well the model does, relative to the row `full` of the full model."
     metric = task.metrics[0]
     score = result.metrics[metric]
+    full_score = full and full["score"]
     kept, reason = retention(score, full_score)
-    return dict(metric=metric, score=score, full_score=full_score, retention=kept, retention_reason=reason)
+    columns = dict(metric=metric, score=score, full_score=full_score, retention=kept, retention_reason=reason)
+    return columns | (_agreements(result, task, full, out) if full else {})
 
 
 def _row_of_result(directory: str | Path, parameters: dict, scores: dict, result: FineTuned, facts: dict) -> dict:
@@ -257,13 +273,16 @@ def record_run(
     recipe: dict,  # from `make_recipe`
     *,
     facts: dict | None = None,  # columns known before training, such as break-even
-    full_score: float | None = None,  # the full model's score, for retention
+    full: dict | None = None,  # row of the full model's run, which is beside `directory`; for retention and agreement
+    train: bool = True,  # False: score the model as it is
     task: Task | None = None,  # None: the one that `parameters` name
     save=None,  # `save(directory, scores)` writes the trained model
     progress: bool = False,
     callbacks=(),  # of the Trainer; they may make the model smaller
 ) -> dict:
     """Return the row of a run: read where `directory` holds it, else made by fine-tuning `model` and written whole.
+
+    With `train=False` the model is scored only.
 
     Sizes are those of the trained model. With `save`, a run that was recorded without its model is repeated. If another
     process is making the same run, this one waits and reads its row.
@@ -276,8 +295,12 @@ def record_run(
         if (row := _finished_row(directory, save)) is not None:
             return row
         with whole_directory(directory, ROW, ours=("model/*", "model/*/*")) as new:
-            result = finetune(model, tokenizer, dataset, task, recipe, scratch, parameters["seed"], progress, callbacks)
-            scores = _score_columns(result, task, full_score)
+            if train:
+                seed = parameters["seed"]
+                result = finetune(model, tokenizer, dataset, task, recipe, scratch, seed, progress, callbacks)
+            else:
+                result = evaluate_model(model, tokenizer, dataset, task, recipe, progress)
+            scores = _score_columns(result, task, full, Path(directory).parent)
             row = _row_of_result(directory, parameters, scores, result, _with_sizes(facts or {}, model))
             _predictions(result).to_csv(new / "predictions.csv", index=False)
             (new / "history.json").write_text(json.dumps(result.history), encoding="utf-8")
