@@ -15,10 +15,11 @@ import papermill
 import pytest
 import torch
 from matplotlib import pyplot
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
 
 from tools.publish import page_name
 from vocab_pruning.core import minilm_directory
+from vocab_pruning.runs.after import evaluate_grid
 from vocab_pruning.runs.recipe import run_parameters
 from vocab_pruning.runs.record import asked_for, read_rows, row_of_notebook, run_directory, run_name, summarize_notebook
 from vocab_pruning.runs.spec import RunSpec, parameter_defaults
@@ -169,6 +170,72 @@ def test_attention_reads_the_baseline(first, model):
     assert (other["scorer"], other["full_score"]) == ("vatp", row["full_score"])
 
 
+AFTER = QUICK | dict(base="vocab", when="after")  # its ratio of the rows
+
+
+@pytest.fixture(scope="module")
+def grid(first, model) -> tuple[Path, list[dict]]:
+    "A recipe of three runs that prune after fine-tuning, and their rows."
+    recipe = first / "after.yaml"
+    shared = {name: value for name, value in AFTER.items() if name not in ("task", "ratio", "oov", "seed", "data")}
+    methods = [dict(oov="nearest"), dict(oov="unk"), dict(oov="unk", scorer="attention")]
+    recipe.write_text(json.dumps(dict(
+        out=str(first / "runs"), model=model, data="sample", seeds=[7], tasks=["cola"], defaults=shared,
+        cuts=[dict(ratio=0.45)], methods=methods)))
+    table = evaluate_grid(recipe, progress=False)
+    made = table[table.get("when") == "after"]
+    assert len(made) == 3
+    return recipe, made.to_dict("records")
+
+
+@needs_minilm
+def test_after_fine_tuning_nothing_is_trained(first, model, grid):
+    "A row holds what the fine-tuned model predicts when it is pruned as it is."
+    from vocab_pruning import load_task, prune
+    from vocab_pruning.data.tasks import documents
+
+    full = next(r for r in rows(first).values() if r["method"] == "full")
+    guesses = {row["run"]: pd.read_csv(first / "runs" / row["run"] / "predictions.csv").prediction for row in [full, *grid[1]]}
+    row = next(row for row in grid[1] if row["method"] == "tfidf+unk")
+    tuned = AutoModelForSequenceClassification.from_pretrained(first / "runs" / full["run"] / "model")
+    data = load_task("cola", "sample")
+    pruned = prune(tuned, AutoTokenizer.from_pretrained(model), documents(data["train"].select(range(64))), 0.45,
+                   base="vocab", oov="unk")
+    with torch.no_grad():
+        logits = pruned.model(**pruned.tokenizer(data["dev"]["text"][:], padding=True, return_tensors="pt")).logits
+    assert logits.argmax(1).tolist() == guesses[row["run"]].tolist()
+    assert row["agreement"] == (guesses[row["run"]] == guesses[full["run"]]).mean() < 1
+    assert (row["seconds_train"], row["full_score"]) == (0, full["score"])
+
+
+@needs_minilm
+def test_the_run_notebook_and_the_grid_read_each_others_rows(first, model, grid):
+    before = {p: p.stat().st_mtime_ns for p in first.rglob("*.json")}
+    row = run_here(out=str(first / "runs"), model=model, **AFTER)["row"]
+    evaluate_grid(grid[0], progress=False)
+    assert {p: p.stat().st_mtime_ns for p in first.rglob("*.json")} == before
+    assert row["run"] in [one["run"] for one in grid[1]]
+
+
+@needs_minilm
+def test_a_grid_says_what_is_not_possible(first, grid):
+    asked = json.loads(grid[0].read_text())
+    (other := first / "other.yaml").write_text(json.dumps(asked | dict(cuts=[dict(base="params", ratio=0.99)], methods=[dict(oov="unk")])))
+    with pytest.warns(UserWarning, match="1 runs are not possible, as cola, tfidf[+]unk, params 0.99: "):
+        evaluate_grid(other, progress=False)
+    asked["defaults"]["when"] = "before"
+    other.write_text(json.dumps(asked))
+    with pytest.raises(ValueError, match="when='before': these runs prune after fine-tuning; put `when: after`"):
+        evaluate_grid(other, progress=False)
+
+
+def test_what_must_train_is_not_pruned_after_fine_tuning():
+    with pytest.raises(ValueError, match="when='after' trains nothing, and method 'losparse' must train"):
+        RunSpec(when="after", method="losparse").check()
+    with pytest.raises(ValueError, match="unknown precision 'fp16'"):
+        RunSpec(precision="fp16").check()
+
+
 def write_cola(directory: Path, dev_suffix: str) -> Path:
     "A task in GLUE's layout from the embedded sample; each sentence of dev ends in `dev_suffix`."
     from vocab_pruning import load_task
@@ -259,7 +326,7 @@ def test_bad_parameters_stop_in_the_first_cell(parameters, message, tmp_path, mo
 
 NO_VALUES = {  # of each parameter, values that it does not take, whatever its others are
     "task": [None, "", 3, ["cola"]], "ratio": ["much", None, "", True, "nan", "20%%", [0.2]], "method": [None, 1],
-    "vocab_share": ["most", None, True], "losparse_options": ["warmup", 3, "[1]"], "base": [None, 0.5],
+    "when": [None, 1, ""], "precision": [None, 16, ""], "vocab_share": ["most", None, True], "losparse_options": ["warmup", 3, "[1]"], "base": [None, 0.5],
     "scorer": [None, 1], "scorer_options": ["m=8", [1], "{1: 2}"], "oov": [None, True],
     "oov_options": ["m", 8, "{m: 8"], "model": [None, 7, ""], "data": [None, 1.5],
     "seed": ["random", -1, 2**32, 1.5, None, True], "epochs": ["three", -1, "0", "inf", True, "1 000"],

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROVENANCE', 'ORDER', 'FULL', 'TRAIN_ONLY', 'CUT', 'ALL_TASKS', 'provenance_differences', 'check_provenance',
            'split_provenance', 'task_title', 'sort_columns', 'scorer_label', 'method_label', 'cut_label', 'evaluations',
-           'interval', 'score_means', 'averages', 'at_cut', 'cuts', 'at_every_cut', 'break_even_of_params', 'who_wins',
-           'against', 'front']
+           'interval', 'score_means', 'averages', 'at_cut', 'cuts', 'at_every_cut', 'break_even_of_params',
+           'interval_of_draws', 'who_wins', 'against', 'front']
 
 # %% ../../nbs/report/summary.ipynb #a70a506a
 import re
@@ -201,7 +201,8 @@ def method_label(row: dict) -> str:
         parts = [TRAIN_ONLY, *(part for part in parts[1:] if part != "unk")]
     if len(parts) > 2 and pd.notna(share := row.get("vocab_share")):
         parts[-1] += f", vocabulary {share:.0%}"
-    return " + ".join(parts) + _shared(row)
+    after = ", after fine-tuning" if row.get("when") == "after" else ""
+    return " + ".join(parts) + _shared(row) + after
 
 # %% ../../nbs/report/summary.ipynb #ad8aabb1
 def cut_label(base: str, ratio: float) -> str:
@@ -412,25 +413,32 @@ def _drawn_scores(lines: pd.DataFrame, out: str | Path, n_draws: int, seed: int)
     return dict(zip(runs, resampled_scores(first.metric, labels, guesses, n_draws, seed).T, strict=True))
 
 # %% ../../nbs/report/summary.ipynb #1cdb6b77
-def _verdict(by_seed: dict[int, np.ndarray]) -> dict:
-    """Return `difference`, its 95 % interval, the `smallest` difference that could have shown, and the verdict.
+def interval_of_draws(by_seed: dict[int, np.ndarray]) -> tuple[float, float, float]:
+    """Return the mean over seeds and the ends of its 95 % interval, over seeds and examples.
 
-    `by_seed`: for each seed float64 (n_draws + 1,), the difference as it is, then on resampled examples. With one seed,
-    the interval is the middle of its draws. With several, the squares of two half widths are added: that of Student's t
-    and that of the draws."""
+    `by_seed`: for each seed float64 (n_draws + 1,), the value as it is, then on resampled examples. With one seed, the
+    interval is the middle of its draws. With several, the squares of two half widths are added: that of Student's t and
+    that of the draws."""
     with needs("report"):
         from scipy.stats import norm, t
 
-    differences = np.stack([*by_seed.values()])
+    values = np.stack([*by_seed.values()])
     n = len(by_seed)
-    mean = float(differences[:, 0].mean())
-    draws = differences[:, 1:].mean(axis=0)
-    if n > 1:
-        of_seeds = t.ppf(0.975, n - 1) * differences[:, 0].std(ddof=1) / n**0.5
-        half = np.hypot(of_seeds, norm.ppf(0.975) * draws.std())
-        low, high = float(mean - half), float(mean + half)
-    else:
-        low, high = map(float, np.quantile(draws, [0.025, 0.975]))
+    mean = float(values[:, 0].mean())
+    draws = values[:, 1:].mean(axis=0)
+    if n == 1:
+        return mean, *map(float, np.quantile(draws, [0.025, 0.975]))
+    of_seeds = t.ppf(0.975, n - 1) * values[:, 0].std(ddof=1) / n**0.5
+    half = float(np.hypot(of_seeds, norm.ppf(0.975) * draws.std()))
+    return mean, mean - half, mean + half
+
+
+def _verdict(by_seed: dict[int, np.ndarray]) -> dict:
+    """Return `difference`, its 95 % interval, the `smallest` difference that could have shown, and the verdict.
+
+    `by_seed` holds differences, as `interval_of_draws` takes them."""
+    n = len(by_seed)
+    mean, low, high = interval_of_draws(by_seed)
     verdict = "more than noise" if low > 0 or high < 0 else "not more than noise"
     return dict(
         seeds=n,
