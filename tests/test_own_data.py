@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import math
+import os
 from decimal import Decimal
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -707,3 +708,24 @@ def test_the_run_notebook_takes_a_description(tmp_path):
     assert str(tmp_path) not in json.dumps(row)
     card = (tmp_path / "runs" / row["run"] / "model" / "README.md").read_text()
     assert "verdicts" in ModelCard(card).data.tags and f"| score | {row['score']:.4f} |" in card and row["data_fingerprint"] in card
+
+
+def test_a_path_of_a_description_may_begin_with_a_variable(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text("text,label\n" + "good,a\nbad,b\n" * 10)
+    (description := tmp_path / "own.yaml").write_text("train: ${OWN_TASKS}/train.csv\n")
+    with pytest.raises(ValueError, match="the environment variable OWN_TASKS is not set; export OWN_TASKS=DIRECTORY"):
+        get_task(description)
+    monkeypatch.setenv("OWN_TASKS", str(tmp_path / "data"))
+    assert get_task(description).labels == ("a", "b")
+
+
+DESCRIBED = Path(__file__).parent.parent / "recipes" / "tasks"
+
+
+@pytest.mark.skipif("TASKS_DIR" not in os.environ, reason="needs TASKS_DIR, a directory with banking77, trec and subj")
+@pytest.mark.parametrize(("name", "classes", "sizes"), [
+    ("banking77", 77, (10_003, 3_080)), ("trec", 6, (5_452, 500)), ("subj", 2, (7_995, 2_020))])
+def test_tasks_that_resolve_differences(name, classes, sizes):
+    task = get_task(DESCRIBED / f"{name}.yaml")
+    assert (len(task.labels), tuple(map(len, task.dataset.values()))) == (classes, sizes)

@@ -205,14 +205,14 @@ def test_bad_arguments_stop_before_anything_is_trained(options, message, tiny, t
 
 
 def test_no_ratio_passes(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_train_full", lambda case: {case.metric: 0.8, "score": 0.8})
-    monkeypatch.setattr(module, "_train", lambda case, ratio, full: {case.metric: 0.4, "run": "none"})
+    monkeypatch.setattr(module, "full_row", lambda case: {"accuracy_from_train": 0.8, "score": 0.8})
+    monkeypatch.setattr(module, "_train", lambda ranked, ratio, full: {ranked.metric: 0.4, "run": "none"})
     with pytest.raises(ValueError, match=r"none of the . ratios trained keeps 0\.9 of accuracy_from_train 0\.8000; the mildest, 0\.\d+, keeps 0\.5000"):
         find_ratio("sst2", model=tiny, out=tmp_path, **QUICK | dict(retention=0.9, max_runs=4, base="seen"))
 
 
 def test_a_full_model_that_learned_nothing_has_nothing_to_retain(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_train_full", lambda case: {case.metric: -0.02, "score": -0.02})
+    monkeypatch.setattr(module, "full_row", lambda case: {"matthews_from_train": -0.02, "score": -0.02})
     with pytest.raises(ValueError, match=r"matthews_from_train is -0\.0200, not above 0"):
         find_ratio("cola", model=tiny, out=tmp_path, **QUICK)
 

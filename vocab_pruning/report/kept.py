@@ -25,7 +25,7 @@ VALUES = ("retention", "agreement")
 
 
 def _draws_of_seed(lines: pd.DataFrame, full: str, out: str | Path, n_draws: int) -> dict[str, dict[str, np.ndarray]]:
-    "Return, by value and run, float64 (n_draws + 1,) for `lines` of one column and seed; `full` is the full model's run."
+    "Return float64 (n_draws + 1,) by value and run of `lines`, of one column and seed; `full` is the full model's run."
     first = lines.iloc[0]
     runs = [*lines.run, full]
     split = "dev" + first.column.removeprefix(first.task)
@@ -61,7 +61,10 @@ def _over_columns(draws: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     if whole.empty:
         return draws.iloc[:0]
     means = whole.groupby(by, sort=False).agg(
-        rows=("rows", "mean"), bytes=("bytes", "mean"), draws=("draws", lambda some: np.mean(np.stack([*some]), axis=0)))
+        rows=("rows", "mean"),
+        bytes=("bytes", "mean"),
+        draws=("draws", lambda some: np.mean(np.stack([*some]), axis=0)),
+    )
     return means.reset_index().assign(column=ALL_TASKS)
 
 # %% ../../nbs/report/kept.ipynb #646ba7e3
@@ -71,7 +74,7 @@ def kept_by_rows(
     columns: Iterable[str] | None = None,  # those to average over; None: the tasks' dev splits
     n_draws: int = 1000,  # resamples of the examples
 ) -> pd.DataFrame:
-    """Return what each method keeps of the full model at each cut: a line for each `value`, task and the average of all.
+    """Return what each method keeps of the full model at each cut: a line for each value, task and the average of all.
 
     Columns: `label`, `base`, `ratio`, `column`, `value` (a member of `VALUES`), `rows` and `bytes` (means), `mean`, the
     ends of its 95 % interval `low` and `high`, and `seeds`. The average has the seeds with every column."""

@@ -33,7 +33,7 @@ _OF_THE_CUT = {"ratio", "base", "scorer", "scorer_options", "oov", "oov_options"
 
 
 def _cases(recipe: dict) -> list[list[RunSpec]]:
-    "Return the runs of `recipe` by the case they belong to. Raises `ValueError` for one that prunes before fine-tuning."
+    "Return the runs of `recipe`, case by case. Raises `ValueError` for one that prunes before fine-tuning."
     cases: dict[str, list[RunSpec]] = {}
     for run in grid(recipe):
         spec = RunSpec(**run)

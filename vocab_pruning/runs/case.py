@@ -11,7 +11,6 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -83,11 +82,6 @@ class Case:
         "The parameters of the full model's run."
         return self.shared | {"method": "full"}
 
-    @property
-    def full_directory(self) -> Path:
-        "The directory of the full model's run."
-        return run_directory(self.spec.out, self.full_run)
-
 # %% ../../nbs/runs/case.ipynb #e80dc554
 def read_case(
     spec: RunSpec,
@@ -118,7 +112,7 @@ def full_row(
     "Return the row of the full model's run, read or made."
     trained = copy.deepcopy(case.model)
     return record_run(
-        case.full_directory,
+        run_directory(case.spec.out, case.full_run),
         case.full_run,
         trained,
         case.tokenizer,
@@ -134,7 +128,7 @@ def full_row(
 def tuned_model(case: Case):
     "Return the fine-tuned full model, fine-tuning and saving it first where that was not done."
     full_row(case, save=True)
-    return type(case.model).from_pretrained(case.full_directory / "model")
+    return type(case.model).from_pretrained(run_directory(case.spec.out, case.full_run) / "model")
 
 # %% ../../nbs/runs/case.ipynb #c6d1b36e
 def rank_tokens(
@@ -158,7 +152,7 @@ def rank_tokens(
         **spec.scorer_options,
     )
 
-
+# %% ../../nbs/runs/case.ipynb #04114b93
 def cut(
     case: Case,
     spec: RunSpec,  # says how much, and where pruned tokens go

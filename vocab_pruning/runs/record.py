@@ -263,6 +263,13 @@ def _row_of_result(directory: str | Path, parameters: dict, scores: dict, result
     seconds = {f"seconds_{stage}": round(value, 2) for stage, value in result.seconds.items()}
     return {"run": Path(directory).name, **parameters, **scores, **result.metrics, **facts, **seconds, **provenance()}
 
+
+def _write_files(directory: Path, row: dict, result: FineTuned):
+    "Write the files of a run, all but its model."
+    _predictions(result).to_csv(directory / "predictions.csv", index=False)
+    (directory / "history.json").write_text(json.dumps(result.history), encoding="utf-8")
+    (directory / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
+
 # %% ../../nbs/runs/record.ipynb #aa53ffeb
 def record_run(
     directory: str | Path,
@@ -282,10 +289,9 @@ def record_run(
 ) -> dict:
     """Return the row of a run: read where `directory` holds it, else made by fine-tuning `model` and written whole.
 
-    With `train=False` the model is scored only.
-
-    Sizes are those of the trained model. With `save`, a run that was recorded without its model is repeated. If another
-    process is making the same run, this one waits and reads its row.
+    With `train=False` the model is scored only. Sizes are those of the trained model. With `save`, a run
+    that was recorded without its model is repeated. If another process is making the same run, this one waits and reads
+    its row.
 
     Raises `FileExistsError` where `directory` holds something else."""
     if (row := _finished_row(directory, save)) is not None:
@@ -302,9 +308,7 @@ def record_run(
                 result = evaluate_model(model, tokenizer, dataset, task, recipe, progress)
             scores = _score_columns(result, task, full, Path(directory).parent)
             row = _row_of_result(directory, parameters, scores, result, _with_sizes(facts or {}, model))
-            _predictions(result).to_csv(new / "predictions.csv", index=False)
-            (new / "history.json").write_text(json.dumps(result.history), encoding="utf-8")
-            (new / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
+            _write_files(new, row, result)
             if save is not None:
                 save(new / "model", {"task": task.name} | scores)
     return row
