@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import CannotPrune, choose
+from ..core import choose
+from .rounding import check_bits, scales_of, steps_of
 
 # %% ../../nbs/remaps/codes.ipynb #41bd07db
 class RowCodes(nn.Module):
@@ -97,8 +98,7 @@ class RoundedRows(RowCodes):
         dtype=None,  # of the scales
     ):
         super().__init__()
-        if bits not in (4, 8) or bits == 4 and width % 2:
-            raise CannotPrune(f"bits={bits} and rows of {width} numbers: give 8 bits, or 4 with an even width")
+        check_bits(bits, width)
         self.bits = bits
         kind = torch.int8 if bits == 8 else torch.uint8
         self.register_buffer("codes", torch.zeros(n, width * bits // 8, dtype=kind, device=device))
@@ -126,15 +126,10 @@ def rounded_rows(
     Each number is rounded to the nearest of 2^bits - 1 steps between ± the row's largest. Raises as `RoundedRows`
     does."""
     result = RoundedRows(*rows.shape, bits, rows.device, rows.dtype)
-    top = 2 ** (bits - 1) - 1
-    values = rows.float()  # in half precision small rows would lose their steps
-    result.scale.copy_(values.abs().amax(dim=1, keepdim=True) / top)
-    scale = result.scale.float()  # as it is read
-    steps = (values / torch.where(scale > 0, scale, 1)).round().clamp(-top, top).to(torch.int8)
-    if bits == 4:
-        low, high = (steps + 8).to(torch.uint8).view(len(rows), -1, 2).unbind(-1)
-        steps = low | high << 4
-    result.codes.copy_(steps)
+    values = rows.detach().float().cpu().numpy()  # in half precision small rows would lose their steps
+    result.scale.copy_(torch.from_numpy(scales_of(values, bits)))
+    scales = result.scale.float().cpu().numpy()  # as they are read
+    result.codes.copy_(torch.from_numpy(steps_of(values, scales, bits)))
     return result
 
 # %% ../../nbs/remaps/codes.ipynb #252e0fc7
