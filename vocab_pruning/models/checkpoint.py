@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'INDEX', 'PARTS_OF_PRUNED', 'INPUTS', 'HEADS', 'OUTSIDE', 'BIAS_OUTSIDE', 'BUFFERS', 'COUNTS_FROM_PADDING',
            'HEADED', 'STALE', 'WRITTEN_ANEW', 'WRITTEN_WITH_TOKENIZER', 'MODULES', 'EXPORTS', 'VERIFY', 'Checkpoint',
-           'nested', 'read_checkpoint', 'Vocabulary', 'find_vocabulary', 'count_params', 'size_of',
-           'check_needs_no_model', 'Job', 'check_finite', 'open_job', 'counts_from_padding', 'check_padding_rows',
-           'renumbered_configs', 'gathered', 'head_module', 'check_one_table', 'Remapped', 'remapped',
-           'copy_companions', 'shards', 'write_weights', 'check_own_rows', 'check_segments', 'check_room', 'NewFiles',
-           'by_resegmenting', 'by_remap', 'write_files', 'prune_checkpoint']
+           'nested', 'read_checkpoint', 'Vocabulary', 'find_vocabulary', 'count_params', 'size_of', 'check_request',
+           'Job', 'check_finite', 'open_job', 'counts_from_padding', 'check_padding_rows', 'renumbered_configs',
+           'gathered', 'head_module', 'check_one_table', 'Remapped', 'remapped', 'copy_companions', 'shards',
+           'write_weights', 'check_own_rows', 'check_segments', 'check_room', 'NewFiles', 'by_resegmenting', 'by_remap',
+           'write_files', 'prune_checkpoint']
 
 # %% ../../nbs/models/checkpoint.ipynb #55bba5f6
 import copy
@@ -29,11 +29,11 @@ import numpy as np
 
 from vocab_pruning.core import (
     MARKER, OURS, REMEDY, CannotPrune, check_replaceable, is_one_shot, library_versions, list_of_names,
-    one_of, real_path, shortly, to_json, whole_directory,
+    one_of, real_path, to_json, whole_directory,
 )
 from ..data.stats import TokenStats, token_stats
 from .anatomy import ids_named_in, renumber_all, special_ids, warn_of_dropped
-from .bare import BareTokenizer, read_bare
+from .bare import BareTokenizer, read_bare, read_mapping
 from .card import make_card
 from vocab_pruning.models.choosing import (
     Choice, Request, Subject, check_choices, check_readings, choose_rows, score_rows, tokens_beyond,
@@ -82,16 +82,6 @@ def nested(config: dict) -> Iterator[dict]:
             yield from nested(part)
 
 
-def _read_mapping(file: Path) -> dict:
-    "Return the mapping in a JSON file. Raises `ValueError` for anything else."
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({shortly(error)}); download or save the model again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds no mapping; download or save the model again")
-    return value
-
 # %% ../../nbs/models/checkpoint.ipynb #8e155d17
 def _weight_files(directory: Path) -> tuple[list[Path], dict | None]:
     "Return the files of weights and the index of shards. Raises `ValueError` or `FileNotFoundError` without them."
@@ -103,7 +93,7 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict | None]:
         raise ValueError(
             f"{directory} holds {what}: give a directory with {WEIGHTS}, which save_pretrained of transformers writes"
         )
-    index = _read_mapping(directory / INDEX)
+    index = read_mapping(directory / INDEX)
     places = index.get("weight_map")
     if not isinstance(places, dict) or not places or not all(name == Path(str(name)).name for name in places.values()):
         raise ValueError(f"{directory / INDEX} has no weight_map of file names; download or save the model again")
@@ -112,15 +102,6 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict | None]:
         raise FileNotFoundError(f"{directory} lacks {lost[0]}, which {INDEX} names; download the model again")
     return files, index
 
-
-def _check_tokenizer_file(file: Path):
-    "Raise `FileNotFoundError` or `ValueError` where `file` is not a tokenizer.json."
-    if not file.is_file():
-        how = "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
-        raise FileNotFoundError(f"{file.parent} holds no tokenizer.json; write one with {how} of transformers")
-    model = _read_mapping(file).get("model")
-    if not isinstance(model, dict) or not model.get("vocab"):
-        raise ValueError(f"{file} has no model with a vocabulary; download or save the tokenizer again")
 
 # %% ../../nbs/models/checkpoint.ipynb #6463926d
 PARTS_OF_PRUNED = ("vocab_pruning", "losparse")  # fields of the configuration of a model that is pruned
@@ -134,10 +115,12 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
     directory = real_path(source)
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{source} holds no config.json; give a directory that save_pretrained wrote")
-    config = _read_mapping(directory / "config.json")
+    config = read_mapping(directory / "config.json")
     if any(part in config for part in PARTS_OF_PRUNED):
         raise ValueError(f"{source} holds a pruned model; give the full model it was made from")
-    _check_tokenizer_file(directory / "tokenizer.json")
+    if not (directory / "tokenizer.json").is_file():
+        how = "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+        raise FileNotFoundError(f"{source} holds no tokenizer.json; write one with {how} of transformers")
     generation = directory / "generation_config.json"
     files, index = _weight_files(directory)
     tensors, metadata = {}, {}
@@ -147,7 +130,7 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
     for name, place in (index or {}).get("weight_map", {}).items():
         if name not in tensors or tensors[name].file.name != place:
             raise ValueError(f"{directory / place} lacks {name}, which {INDEX} names; download the model again")
-    generation = _read_mapping(generation) if generation.is_file() else None
+    generation = read_mapping(generation) if generation.is_file() else None
     return Checkpoint(directory, config, generation, tensors, metadata, index)
 
 # %% ../../nbs/models/checkpoint.ipynb #ef1395e4
@@ -286,11 +269,13 @@ def size_of(checkpoint: Checkpoint, found: Vocabulary, copies: list[Stored], add
     return Size(found.n_rows, found.width, params, cost, added)
 
 # %% ../../nbs/models/checkpoint.ipynb #b6ce0dd3
-def check_needs_no_model(asked: Request):
-    "Raise `ValueError` for a request that only a model in memory can meet."
+def check_request(asked: Request):
+    "Check a request before a file is looked at. Raises as `prune` does, and `ValueError` for what needs a model."
+    check_choices(asked)
     if asked.scores is None and get_scorer(asked.scorer).tuned:
         raise ValueError(f"scorer={asked.scorer!r} runs the model, which is not loaded: use vocab_pruning.prune, "
                          "or give scores=…")
+    check_readings(asked)
 
 
 class _RowsOnly:
@@ -749,9 +734,7 @@ def prune_checkpoint(
     VERIFY.check("verify", verify)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     asked = Request(texts, target, scorer, oov, seed, scores, scorer_options, progress, keep, oov_options)
-    check_choices(asked)
-    check_needs_no_model(asked)
-    check_readings(asked)
+    check_request(asked)
     if out is not None:
         _check_apart(real_path(source), out := check_replaceable(out, MARKER, unlike="*.onnx"))
     job = open_job(source, asked, include, leave)

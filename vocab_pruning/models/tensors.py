@@ -254,7 +254,7 @@ class Rounded:
             as_read = to_floats(scales, self.rows.dtype)
             yield (steps_of(values, as_read, self.bits) if self.steps else scales).tobytes()
 
-
+# %% ../../nbs/models/tensors.ipynb #6a1d0b04
 @dataclass(frozen=True)
 class Made:
     "A tensor from memory."
