@@ -135,6 +135,8 @@ MinCount = Annotated[
     int | None,
     typer.Option(help="Keep every token that occurs so often in the texts, in place of a ratio.", show_default=False),
 ]
+
+# %% ../nbs/cli.ipynb #4d5f0c02
 Keep = Annotated[
     list[str] | None,
     typer.Option(help="What must stay: a token, id:17, re:^##, script:Latin or texts:FILE. Repeatable.",
@@ -309,14 +311,14 @@ def _print_table(name: str, rows: list[dict]):
 
 # %% ../nbs/cli.ipynb #4d5f0c01
 def _print_pruned(directory: str, top: int, csv: Path | None, as_json: bool):
-    "Print how the pruned model in `directory` was made and `top` of its rows; write all of them to `csv`."
+    "Print how the pruned model in `directory` was made and `top` of its rows for each reason; write all of them to `csv`."
     from vocab_pruning.models.inspecting import inspect_pruned, rows_of_pruned
 
     facts, rows = inspect_pruned(directory), rows_of_pruned(directory)
     if csv:
         rows.to_csv(csv, index=False)
-    shown = rows.groupby("reason", sort=False).head(-(-top // rows.reason.nunique()))
-    _print(facts | {"rows": (rows if as_json else shown).to_dict("records")}, as_json)
+    shown = rows.groupby("reason", sort=False).head(top)
+    _print(facts | {"kept tokens": (rows if as_json else shown).to_dict("records")}, as_json)
 
 # %% ../nbs/cli.ipynb #5e1e449a
 @_command
@@ -328,8 +330,8 @@ def inspect_(
     ] = None,
     text: Columns = None,
     data: Data = "auto",
-    top: Annotated[int, typer.Option(min=0, help="Of a pruned model: number of rows to show.")] = 20,
-    csv: Annotated[Path | None, typer.Option(help="Of a pruned model: write the table of all rows to this file.")] = None,
+    top: Annotated[int, typer.Option(min=0, help="Of a pruned model: rows to show for each reason.")] = 5,
+    csv: Annotated[Path | None, typer.Option(help="Of a pruned model: write all rows to this file.")] = None,
     as_json: Json = False,
 ):
     """Measure a model's vocabulary and what texts use of it, or say how a pruned model was made.

@@ -33,13 +33,13 @@ from vocab_pruning.core import (
 )
 from ..data.stats import TokenStats, token_stats
 from .anatomy import ids_named_in, renumber_all, special_ids, warn_of_dropped
-from .bare import BareTokenizer, read_bare, read_mapping
+from .bare import BareTokenizer, read_bare, read_mapping, write_bare
 from .card import make_card
 from vocab_pruning.models.choosing import (
     Choice, Request, Subject, check_choices, check_readings, choose_rows, score_rows, tokens_beyond,
 )
 from vocab_pruning.models.tensors import (
-    DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, check_written, from_floats, made_of,
+    DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, blocks_of, check_written, from_floats, made_of,
     read_header, read_tensor, same_bytes, write_tensors,
 )
 from ..remaps.kinds import RowByRow, get_remap
@@ -323,7 +323,7 @@ def check_finite(table: Stored, rewrites: bool):
     if kind is None or not kind.exponent or not rewrites and np.dtype(kind.bits).itemsize < 2:
         raise ValueError(f"{table.name} has dtype {table.dtype}: prune the model first, then quantize it")
     first = 0
-    for block in Gathered(table, np.arange(table.shape[0])).blocks():
+    for block in blocks_of(Gathered(table, np.arange(table.shape[0]))):
         if not (finite := are_finite(block, table.dtype).all(axis=1)).all():
             row = first + int((~finite).argmax())
             raise ValueError(f"row {row} of {table.name} holds NaN or infinity; check the weights before pruning")
@@ -665,7 +665,7 @@ def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], director
     checkpoint = job.checkpoint
     left = copy_companions(checkpoint.directory, directory, job.asked.rewrites)
     if new.tokenizer is not None:
-        new.tokenizer.write(directory)
+        write_bare(new.tokenizer, directory)
         again = read_bare(directory)
         check_segments(job, again, sample, new.keep, new.config["vocab_size"], new.lossless)
     _write_config(new.config, directory / "config.json")

@@ -31,7 +31,8 @@ def cut_facts(info: dict) -> dict:
     after = info.get("after", {})
     facts |= {name: f"{info['before'][name]:,} → {size:,}" for name, size in after.items()}
     if "train" in info:
-        facts |= {"lost tokens of the texts": info["train"]["tokens"], "lost share of the texts": info["train"]["share"]}
+        lost = info["train"]
+        facts |= {"lost tokens of the texts": lost["tokens"], "lost share of the texts": lost["share"]}
     if oov in REMAPS:
         facts["a pruned token"] = f"{REMAPS[oov].becomes} ({oov})"
     return {name: value for name, value in facts.items() if value is not None}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'DTYPES', 'Part', 'Stored', 'read_header', 'read_exactly', 'read_chunks', 'joined', 'same_bytes', 'Gathered',
-           'Kind', 'are_finite', 'to_floats', 'from_floats', 'runs', 'Rounded', 'Made', 'read_tensor', 'made_of',
-           'write_tensors', 'check_written', 'equal_streams']
+           'Numbers', 'blocks_of', 'are_finite', 'to_floats', 'from_floats', 'runs', 'Rounded', 'Made', 'read_tensor',
+           'made_of', 'write_tensors', 'check_written', 'equal_streams']
 
 # %% ../../nbs/models/tensors.ipynb #64133173
 import json
@@ -164,17 +164,9 @@ class Gathered:
                 yield from joined(read_chunks(file, start + row * step, n * step) for row, n in runs(self.rows))
                 yield after
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        "Yield its rows of dimension 0 as they are written, some at a time: (n, …)."
-        step = max(1, CHUNK // (self.nbytes // max(len(self.rows), 1) or 1))
-        for first in range(0, len(self.rows), step):
-            some = Gathered(self.source, self.rows[first : first + step])
-            data = np.frombuffer(b"".join(some.chunks()), DTYPES[self.dtype].bits)
-            yield data.reshape(some.shape)
-
 # %% ../../nbs/models/tensors.ipynb #668bce63
 @dataclass(frozen=True)
-class Kind:
+class Numbers:
     "How the numbers of a dtype are written."
 
     bits: str  # NumPy's dtype of the same width
@@ -182,14 +174,23 @@ class Kind:
     exponent: int = 0  # the bits that are all set in NaN and infinity; 0 for whole numbers
 
 
-DTYPES: dict[str, Kind] = {
-    "F64": Kind("<u8", "float64", 0x7FF0 << 48), "F32": Kind("<u4", "float32", 0x7F80 << 16),
-    "F16": Kind("<u2", "float16", 0x7C00), "BF16": Kind("<u2", "bfloat16", 0x7F80),
-    "F8_E5M2": Kind("u1", "float8_e5m2", 0x7C), "F8_E4M3": Kind("u1", "float8_e4m3fn", 0x7F),
-    "I64": Kind("<i8", "int64"), "I32": Kind("<i4", "int32"), "I16": Kind("<i2", "int16"), "I8": Kind("i1", "int8"),
-    "U8": Kind("u1", "uint8"), "BOOL": Kind("u1", "bool"),
+DTYPES: dict[str, Numbers] = {
+    "F64": Numbers("<u8", "float64", 0x7FF0 << 48), "F32": Numbers("<u4", "float32", 0x7F80 << 16),
+    "F16": Numbers("<u2", "float16", 0x7C00), "BF16": Numbers("<u2", "bfloat16", 0x7F80),
+    "F8_E5M2": Numbers("u1", "float8_e5m2", 0x7C), "F8_E4M3": Numbers("u1", "float8_e4m3fn", 0x7F),
+    "I64": Numbers("<i8", "int64"), "I32": Numbers("<i4", "int32"), "I16": Numbers("<i2", "int16"),
+    "I8": Numbers("i1", "int8"),
+    "U8": Numbers("u1", "uint8"), "BOOL": Numbers("u1", "bool"),
 }
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}  # those that NumPy has
+
+# %% ../../nbs/models/tensors.ipynb #6a1d0b05
+def blocks_of(part: Gathered) -> Iterator[np.ndarray]:
+    "Yield the rows of `part` (dimension 0) as they are written, a megabyte at a time: (n, …)."
+    step = max(1, CHUNK * len(part.rows) // max(part.nbytes, 1))
+    for first in range(0, len(part.rows), step):
+        some = Gathered(part.source, part.rows[first : first + step])
+        yield np.frombuffer(b"".join(some.chunks()), DTYPES[part.dtype].bits).reshape(some.shape)
 
 
 def are_finite(bits: np.ndarray, dtype: str) -> np.ndarray:
@@ -248,7 +249,7 @@ class Rounded:
 
     def chunks(self) -> Iterator[bytes]:
         "Yield its bytes, those of some rows at a time."
-        for block in self.rows.blocks():
+        for block in blocks_of(self.rows):
             values = to_floats(block, self.rows.dtype)
             scales = from_floats(scales_of(values, self.bits), self.rows.dtype)
             as_read = to_floats(scales, self.rows.dtype)
