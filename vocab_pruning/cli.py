@@ -311,7 +311,7 @@ def _print_table(name: str, rows: list[dict]):
 
 # %% ../nbs/cli.ipynb #4d5f0c01
 def _print_pruned(directory: str, top: int, csv: Path | None, as_json: bool):
-    "Print how the pruned model in `directory` was made and `top` of its rows for each reason; write all of them to `csv`."
+    "Print how the pruned model in `directory` was made and `top` rows for each reason; write all rows to `csv`."
     from vocab_pruning.models.inspecting import inspect_pruned, rows_of_pruned
 
     facts, rows = inspect_pruned(directory), rows_of_pruned(directory)

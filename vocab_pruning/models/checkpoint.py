@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property, partial
@@ -547,9 +548,13 @@ def shards(checkpoint: Checkpoint, found: Vocabulary, new: dict[str, Part | None
 
 def write_weights(checkpoint: Checkpoint, parts: dict[Path, list[Part]], directory: Path):
     "Write the files of weights, and the index where there are shards, and compare them with what they were made of."
-    for file, content in parts.items():
-        write_tensors(directory / file.name, content, checkpoint.metadata[file])
-        check_written(directory / file.name, content)
+    with ThreadPoolExecutor(1) as pool:  # a file is compared while the next is written
+        checks = []
+        for file, content in parts.items():
+            write_tensors(directory / file.name, content, checkpoint.metadata[file])
+            checks.append(pool.submit(check_written, directory / file.name, content))
+        for check in checks:
+            check.result()
     if checkpoint.index is not None:
         everything = [part for content in parts.values() for part in content]
         total = {"total_size": sum(part.nbytes for part in everything)}
