@@ -10,9 +10,8 @@ from conftest import FAMILIES, TASKS, TEXTS, build
 from huggingface_hub import ModelCard
 
 from vocab_pruning import load, prune
-from vocab_pruning.models.anatomy import sizes
+from vocab_pruning.models.anatomy import size_change, sizes
 from vocab_pruning.models.card import make_card
-from vocab_pruning.models.saving import size_change
 from vocab_pruning.remaps.kinds import REMAPS
 
 OPTIONS = {"pq": dict(n_bytes=4), "cluster": dict(n_clusters=7), "dbscan": dict(n_clusters=7), "sparse": dict(m=3)}

@@ -366,7 +366,7 @@ def small(tiny):
 
 @pytest.mark.parametrize("command", [["inspect"], ["preflight"], ["prune"]], ids=str)
 def test_a_pruned_model_is_not_read_as_a_full_one(small, command):
-    args = {"inspect": [], "preflight": [small / "texts.txt"], "prune": [small / "texts.txt", small / "again"]}[command[0]]
+    args = {"inspect": [small / "texts.txt"], "preflight": [small / "texts.txt"], "prune": [small / "texts.txt", small / "again"]}[command[0]]
     assert "holds a pruned model; give the full model" in refused(*command, small / "small", *args)
     assert not (small / "again").exists()
 
@@ -376,6 +376,30 @@ def test_a_pruned_model_is_not_trained_as_a_full_one(small):
 
     with pytest.raises(ValueError, match="holds a pruned model"):
         load_classifier(str(small / "small"), "cola")
+
+
+@pytest.mark.parametrize("name", ["small", "plain"])
+def test_inspect_says_how_a_directory_was_made(small, name, tmp_path):
+    "Sizes, reasons, and of every row its token and why it stays."
+    pruned = load(small / name)
+    shown = call("inspect", small / name, "--csv", tmp_path / "rows.csv", "--top", 2).output
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "rows.csv", keep_default_na=False), pruned.provenance)
+    told = json.loads(call("inspect", small / name, "--json").output)
+    assert told["kept rows"] == pruned.info["provenance"]["counts"] and told["kept tokens"] == pruned.provenance.to_dict("records")
+    assert f"→ {pruned.info['after']['rows']}" in shown and len(shown.split("kept tokens:\n")[-1].splitlines()) <= 7
+    assert "--csv is for the directory of a pruned model" in call("inspect", small / "model", "--csv", tmp_path / "no.csv", code=2).stderr
+
+
+def test_only_a_scorer_that_runs_the_model_loads_it(small, tmp_path, monkeypatch):
+    "And says so; the forward pass is compared on demand."
+    asked = [small / "model", small / "texts.txt", tmp_path / "out", *CUT]
+    with monkeypatch.context() as patch:
+        patch.setattr("vocab_pruning.cli._load_pretrained", lambda name: pytest.fail("the model was loaded"))
+        assert call("prune", *asked).stderr == ""
+        call("prune", *asked, "--verify", "forward")
+        assert "verify='twice': give 'files' or 'forward'" in refused("prune", *asked, "--verify", "twice")
+    assert call("prune", *asked, "--scorer", "attention").stderr == "note: the model is loaded, because the scorer 'attention' runs it\n"
+    assert load(tmp_path / "out").info["scorer"] == "attention"
 
 
 def test_drift_cannot_be_told_by_rows_of_a_model_split_anew(small):

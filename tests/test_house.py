@@ -15,7 +15,7 @@ PACKAGE = ROOT / "vocab_pruning"
 # In the order of reading: a wing imports only from wings above it, and from `core`.
 WINGS = ["core", "data", "algorithms", "scorers", "remaps", "models", "evaluate", "runs", "report", "cli", "testing"]
 # All that `from vocab_pruning import load` may import of ours.
-RUNTIME = {"core", "remaps", "remaps.codes", "remaps.table", "models", "models.anatomy", "models.embedding", "models.saving"}
+RUNTIME = {"core", "remaps", "remaps.codes", "remaps.rounding", "remaps.table", "models", "models.anatomy", "models.embedding", "models.saving"}
 LABORATORY = ["sklearn", "scipy", "pandas", "datasets", "matplotlib", "seaborn", "skeletoken", "typer", "transformers"]
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'RATIOS', 'FORMATS', 'Model', 'Texts', 'Columns', 'Data', 'Base', 'Ratio', 'Rows', 'Coverage', 'MinCount',
-           'Keep', 'Scorer', 'Oov', 'Seed', 'Json', 'Notebook', 'RemapOptions', 'one_line', 'inspect_', 'preflight_',
-           'prune_', 'check', 'run', 'sweep_', 'report_']
+           'Keep', 'Scorer', 'Oov', 'Verify', 'Seed', 'Json', 'Notebook', 'RemapOptions', 'one_line', 'inspect_',
+           'preflight_', 'prune_', 'check', 'run', 'sweep_', 'report_']
 
 # %% ../nbs/cli.ipynb #788289a7
 import inspect
@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated
 
@@ -135,6 +135,8 @@ MinCount = Annotated[
     int | None,
     typer.Option(help="Keep every token that occurs so often in the texts, in place of a ratio.", show_default=False),
 ]
+
+# %% ../nbs/cli.ipynb #4d5f0c02
 Keep = Annotated[
     list[str] | None,
     typer.Option(help="What must stay: a token, id:17, re:^##, script:Latin or texts:FILE. Repeatable.",
@@ -142,6 +144,11 @@ Keep = Annotated[
 ]
 Scorer = Annotated[str, typer.Option(help="How tokens are ranked: {scorers}.")]
 Oov = Annotated[str, typer.Option(help="Remap, i.e. what becomes of a pruned token: {remaps}.")]
+Verify = Annotated[
+    str,
+    typer.Option(help="files: compare all tensors and the tokenizer with the original's; forward: also load both "
+                 "models and compare their outputs."),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Notebook = Annotated[
@@ -245,14 +252,16 @@ def _check_cut(ratios: list[float], base: str, scorer: str, remaps: list[str], s
     RunSpec.parse(seed=seed)
 
 
-def _check_prune(target: dict, base: str, scorer: str, oov: str, options: dict, seed: int, out: Path | None):
+def _check_prune(target: dict, base: str, scorer: str, oov: str, options: dict, seed: int, out: Path | None,
+                 verify: str):
     "Raise `ValueError`, `TypeError` or `OSError` for a choice that `prune` does not take, or where it cannot write."
-    from vocab_pruning.core import check_replaceable
-    from vocab_pruning.models.saving import MARKER
+    from vocab_pruning.core import MARKER, check_replaceable
+    from vocab_pruning.models.checkpoint import VERIFY
     from vocab_pruning.remaps.kinds import check_remap
     from vocab_pruning.scorers.budget import get_target
 
     get_target(base, **target)
+    VERIFY.check("verify", verify)
     _check_cut([], base, scorer, [oov], seed)
     check_remap(oov, options)
     if out is not None:
@@ -300,6 +309,17 @@ def _print_table(name: str, rows: list[dict]):
 
     typer.echo(f"\n{name.replace('_', ' ')}:\n{pd.DataFrame(rows).to_string(index=False)}")
 
+# %% ../nbs/cli.ipynb #4d5f0c01
+def _print_pruned(directory: str, top: int, csv: Path | None, as_json: bool):
+    "Print how the pruned model in `directory` was made and `top` rows for each reason; write all rows to `csv`."
+    from vocab_pruning.models.inspecting import inspect_pruned, rows_of_pruned
+
+    facts, rows = inspect_pruned(directory), rows_of_pruned(directory)
+    if csv:
+        rows.to_csv(csv, index=False)
+    shown = rows.groupby("reason", sort=False).head(top)
+    _print(facts | {"kept tokens": (rows if as_json else shown).to_dict("records")}, as_json)
+
 # %% ../nbs/cli.ipynb #5e1e449a
 @_command
 def inspect_(
@@ -310,18 +330,30 @@ def inspect_(
     ] = None,
     text: Columns = None,
     data: Data = "auto",
+    top: Annotated[int, typer.Option(min=0, help="Of a pruned model: rows to show for each reason.")] = 5,
+    csv: Annotated[Path | None, typer.Option(help="Of a pruned model: write all rows to this file.")] = None,
     as_json: Json = False,
 ):
-    """Measure a model's vocabulary, and what texts use of it.
+    """Measure a model's vocabulary and what texts use of it, or say how a pruned model was made.
 
-    With texts, also show their break-even: the smallest ratio that costs them a token.
+    With texts, also show their break-even: the smallest ratio that costs them a token. Of the directory of a pruned
+    model, show what it was cut to, its sizes, and why each row stays.
 
     \b
     Examples:
       vocab-prune inspect bert-base-uncased
+      vocab-prune inspect small --csv rows.csv
       vocab-prune inspect answerdotai/ModernBERT-base reviews.csv --text review
       vocab-prune inspect auto cola --data sample
     """
+    from vocab_pruning.models.inspecting import is_pruned
+
+    csv = _home(csv)
+    _check_file(csv)
+    if is_pruned(model) and not texts:
+        return _print_pruned(model, top, csv, as_json)
+    if csv:
+        raise typer.BadParameter("--csv is for the directory of a pruned model, without texts")
     from vocab_pruning.data.stats import token_stats
     from vocab_pruning.evaluate.drift import spending
 
@@ -395,27 +427,38 @@ def preflight_(
         table.to_csv(csv, index=False)
 
 # %% ../nbs/cli.ipynb #b5f840b6
-def _prune_for(model: str, texts: str, columns: list[str] | None, data: str, asked: dict):
-    "Return the model `model`, pruned for `texts` as `asked`: arguments of `prune` by name."
+def _about(texts: str, data: str) -> dict:
+    "Return what `vocab_pruning.json` says of the texts: the task, and the source of a GLUE task."
     from vocab_pruning.data.table import stem
     from vocab_pruning.data.tasks import TASKS, resolve_data
+
+    return {"task": stem(texts)} | ({"data_id": resolve_data(data)[1]} if texts in TASKS else {})
+
+
+def _prune_files(model: str, documents: list[str], out: Path | None, about: dict, asked: dict, verify: str) -> dict:
+    "Prune the files of `model` to `out` (None: nowhere) as `asked`, and return `info`."
+    from vocab_pruning.core import real_path
+    from vocab_pruning.models.checkpoint import prune_checkpoint
+
+    source = _find_model(model)
+    if not real_path(source).is_dir():
+        from vocab_pruning.models.hub import snapshot
+
+        about = about | {"base_model": source}
+        source = snapshot(source)
+    return prune_checkpoint(source, documents, out, verify=verify, about=about, progress=_progress(), **asked)
+
+
+def _prune_in_memory(model: str, documents: list[str], out: Path | None, about: dict, asked: dict) -> dict:
+    "Load `model`, prune it as `asked`, save it to `out` (None: nowhere), and return `info`. Say on stderr why."
     from vocab_pruning.models.pruning import prune
 
-    documents = _read(texts, columns, data)
+    typer.echo(f"note: the model is loaded, because the scorer {asked['scorer']!r} runs it", err=True)
     pruned = prune(*_load_pretrained(model), documents, share=True, progress=_progress(), **asked)
-    pruned.info |= {"task": stem(texts)} | ({"data_id": resolve_data(data)[1]} if texts in TASKS else {})
-    return pruned
-
-
-def _cut_facts(out: Path | None, info: dict) -> dict:
-    "Return what `prune` prints: where the model is (None: nowhere), what stays, sizes, and what the texts lost."
-    from vocab_pruning.scorers.budget import target_of
-
-    asked = {"written": out or "nothing, because of --dry-run", "target": target_of(info).in_words}
-    asked["kept rows"] = info["provenance"]["counts"]
-    sizes = {name: f"{info['before'][name]:,} → {after:,}" for name, after in info["after"].items()}
-    lost = {"lost tokens of the texts": info["train"]["tokens"], "lost share of the texts": info["train"]["share"]}
-    return asked | sizes | lost
+    pruned.info |= about
+    if out is not None:
+        pruned.save_pretrained(out)
+    return pruned.info
 
 # %% ../nbs/cli.ipynb #f52b347c
 @_command
@@ -423,22 +466,14 @@ def prune_(
     model: Model,
     texts: Texts,
     out: Annotated[Path | None, typer.Argument(help="Directory of the pruned model.", show_default=False)] = None,
-    ratio: Ratio = None,
-    base: Base = "params",
-    rows: Rows = None,
-    coverage: Coverage = None,
-    min_count: MinCount = None,
-    keep: Keep = None,
-    scorer: Scorer = "tfidf",
-    oov: Oov = "pq",
-    option: RemapOptions = None,
-    seed: Seed = 0,
-    text: Columns = None,
-    data: Data = "auto",
-    verify: Annotated[bool, typer.Option(help="Read the saved model back and compare it.")] = True,
+    ratio: Ratio = None, base: Base = "params", rows: Rows = None, coverage: Coverage = None,
+    min_count: MinCount = None, keep: Keep = None, scorer: Scorer = "tfidf", oov: Oov = "pq",
+    option: RemapOptions = None, seed: Seed = 0, text: Columns = None, data: Data = "auto", verify: Verify = "files",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be kept, and write nothing.")] = False,
 ):
-    """Prune the vocabulary of a model for texts, and save the model.
+    """Prune the vocabulary of a model for texts, from its files to new ones.
+
+    The model is loaded only for a scorer that runs it.
 
     \b
     Examples:
@@ -447,17 +482,21 @@ def prune_(
       vocab-prune prune auto log.txt plain --ratio 0.4 --oov resegment
       vocab-prune prune auto log.txt plain --coverage 0.9995 --keep script:Greek --keep texts:names.txt
       vocab-prune prune auto log.txt --rows 8000 --dry-run
+      vocab-prune prune intfloat/multilingual-e5-small log.txt small --coverage 0.9995 --oov int8 --verify forward
     """
+    from vocab_pruning.models.inspecting import cut_facts
+    from vocab_pruning.scorers.registry import get_scorer
+
     if out is None and not dry_run:
         raise typer.BadParameter("give OUT, the directory of the pruned model, or --dry-run")
     target, out = dict(ratio=ratio, rows=rows, coverage=coverage, min_count=min_count), _home(out)
     options = _parse_pairs(option)
-    _check_prune(target, base, scorer, oov, options, seed, out)
+    _check_prune(target, base, scorer, oov, options, seed, out, verify)
     asked = target | dict(base=base, scorer=scorer, oov=oov, seed=seed, keep=keep) | options
-    pruned = _prune_for(model, texts, text, data, asked)
-    if not dry_run:
-        pruned.save_pretrained(out, verify=verify)
-    _print(_cut_facts(None if dry_run else out, pruned.info))
+    documents, about, place = _read(texts, text, data), _about(texts, data), None if dry_run else out
+    prune_it = _prune_in_memory if get_scorer(scorer).tuned else partial(_prune_files, verify=verify)
+    info = prune_it(model, documents, place, about=about, asked=asked)
+    _print({"written": place or "nothing, because of --dry-run"} | cut_facts(info))
 
 # %% ../nbs/cli.ipynb #54bb5b20
 def _note_unknown(found: dict):

@@ -22,7 +22,7 @@ def product_quantize(
     seed: int = 0,  # random seed
     max_iter: int = 30,  # most rounds of k-means
     progress: bool = False,  # show a progress bar
-    weights: torch.Tensor | None = None,  # how many rows each row counts as: int (n,), from 1; None: one
+    weights: np.ndarray | None = None,  # how many rows each row counts as: int (n,), from 1; None: one
 ) -> tuple[torch.Tensor, torch.Tensor]:  # codebooks float64 (parts, entries, d / parts), codes uint8 (n, parts)
     """Return codebooks for `rows` and the codes of each row.
 
@@ -31,10 +31,9 @@ def product_quantize(
     entries = min(ENTRIES, len(rows))
     codebooks = []
     codes = []
-    which = torch.arange(len(rows))
-    if weights is not None and len(rows) > entries:
-        which = which.repeat_interleave(weights)
-    first = torch.searchsorted(which, torch.arange(len(rows)))
+    weights = None if len(rows) == entries else weights
+    which = np.repeat(np.arange(len(rows)), 1 if weights is None else weights)
+    first = np.searchsorted(which, np.arange(len(rows)))
     pieces = rows.split(rows.shape[1] // parts, dim=1)
     for piece in tqdm(pieces, unit="codebook", desc="codes", disable=not progress):
         piece = piece.contiguous()[which]  # a slice of each row is read many times over
@@ -65,14 +64,14 @@ def learn_rotation(
     rows: torch.Tensor,  # (n, d)
     parts: int,  # codes per row; divides d
     seed: int = 0,  # random seed of the sample and the starts
-    weights: torch.Tensor | None = None,  # how many rows each row counts as: int (n,), from 1; None: one
+    weights: np.ndarray | None = None,  # how many rows each row counts as: int (n,), from 1; None: one
 ) -> torch.Tensor:  # float32 (d, d), orthogonal
     """Return the rotation R for which `rows @ R` loses least in product codes (Ge et al. 2013, non-parametric).
 
     It is learned from a sample of at most `ROTATION_ROWS` rows."""
     draw = np.random.default_rng(seed)
     rows = rows.detach().float().cpu()
-    share = None if weights is None else weights.double().numpy() / float(weights.sum())
+    share = None if weights is None else weights / weights.sum()
     some = draw.choice(len(rows), min(len(rows), ROTATION_ROWS), replace=False, p=share)
     rows = rows[np.sort(some)]
     rotation = _dealt_axes(rows.double(), parts).float()

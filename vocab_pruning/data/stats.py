@@ -27,6 +27,8 @@ def backend(tokenizer):
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(f"{type(tokenizer).__name__} is a slow tokenizer; vocabulary statistics need a fast one "
                         "(a tokenizer.json, PreTrainedTokenizerFast)")
+    if hasattr(tokenizer, "with_backend"):  # read from its files (`models.bare`), without truncation and padding
+        return tokenizer.backend_tokenizer
     encoder = copy.deepcopy(tokenizer.backend_tokenizer)
     encoder.no_truncation()
     encoder.no_padding()

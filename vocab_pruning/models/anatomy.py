@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['NAMES_TOKENS', 'OTHER_VOCABULARY', 'FORMS', 'PLACEHOLDER', 'configurations', 'ids_named_in', 'named_ids',
-           'special_ids', 'get_special_tokens', 'is_special', 'token_ids', 'renumber_tokens', 'special_mask',
-           'reserved_rows', 'reserved_mask', 'sizes']
+           'special_ids', 'get_special_tokens', 'is_special', 'token_ids', 'renumber_tokens', 'renumber_all',
+           'warn_of_dropped', 'special_mask', 'reserved_rows', 'reserved_mask', 'size_change', 'sizes']
 
 # %% ../../nbs/models/anatomy.ipynb #c2db6d34
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -177,6 +178,28 @@ def renumber_tokens(
         holder.update({name: new}) if isinstance(holder, dict) else setattr(holder, name, new)
     return dropped
 
+# %% ../../nbs/models/anatomy.ipynb #7c1fe0aa
+def renumber_all(configs: Iterable, new_id: dict[int, int], n_old: int) -> dict[str, list]:
+    """Give the ids in `configs`, configurations or dictionaries, their new numbers; return what is dropped, by field.
+
+    Words of several ids are lists. Raises as `renumber_tokens` does."""
+    dropped = {}
+    for config in configs:
+        for name, words in renumber_tokens(config, new_id, n_old).items():
+            dropped.setdefault(name, set()).update(words)
+    return {name: [ids[0] if len(ids) == 1 else [*ids] for ids in sorted(found)] for name, found in dropped.items()}
+
+
+def warn_of_dropped(dropped: dict[str, list]):
+    "Warn in one line of the ids `dropped`: the first three of each field, and how many more."
+    shown = []
+    for name, ids in dropped.items():
+        more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+        shown.append(f"{name} {str(ids[:3])[1:-1]}{more}")
+    if shown:
+        why = "because their tokens are pruned (original ids)"
+        warnings.warn(f"dropped from the configuration {why}: {'; '.join(shown)}", stacklevel=3)
+
 # %% ../../nbs/models/anatomy.ipynb #f20a5352
 def special_mask(model, tokenizer) -> np.ndarray:
     "Return which rows are special and always kept: bool (V,)."
@@ -207,6 +230,11 @@ def reserved_mask(model, tokenizer) -> np.ndarray:
     return reserved_rows(special_mask(model, tokenizer), tokenizer)
 
 # %% ../../nbs/models/anatomy.ipynb #0439784a
+def size_change(before: int, after: int) -> str:
+    "Return how a size changed, with a sign: −54.8%."
+    return f"{after / before - 1:+.1%}".replace("-", "−")
+
+
 def sizes(model) -> dict[str, int]:
     """Return the sizes of `model` by name.
 

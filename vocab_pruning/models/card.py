@@ -9,7 +9,7 @@ __all__ = ['SECTIONS', 'base_model', 'markdown_table', 'make_card']
 import math
 from pathlib import Path
 
-from .saving import size_change
+from .anatomy import size_change
 from ..remaps.kinds import REMAPS
 from ..scorers.budget import target_of
 

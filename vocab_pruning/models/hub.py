@@ -10,8 +10,7 @@ import json
 import warnings
 from pathlib import Path
 
-from ..core import hub_reachable
-from .saving import shortly
+from ..core import hub_reachable, shortly
 
 # %% ../../nbs/models/hub.ipynb #5d21a9c3
 FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "*.md"]

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import library_versions, to_json, whole_directory
-from .saving import MARKER, OURS, PrunedModel
+from ..core import MARKER, OURS, library_versions, to_json, whole_directory
+from .saving import PrunedModel
 from .tokenizer import as_it_was, write_tokenizer
 from .verify import _token_columns, difference, evaluating, kept_columns, rounding, trial_length
 from ..remaps.resegmenting import _silence

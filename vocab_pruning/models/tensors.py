@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'DTYPES', 'Part', 'Stored', 'read_header', 'read_exactly', 'read_chunks', 'joined', 'same_bytes', 'Gathered',
-           'filler', 'runs', 'Made', 'read_tensor', 'write_tensors', 'check_written', 'equal_streams']
+           'Numbers', 'blocks_of', 'are_finite', 'to_floats', 'from_floats', 'runs', 'Rounded', 'Made', 'read_tensor',
+           'made_of', 'write_tensors', 'check_written', 'equal_streams']
 
 # %% ../../nbs/models/tensors.ipynb #64133173
 import json
@@ -18,7 +19,8 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-import torch
+
+from ..remaps.rounding import scales_of, steps_of
 
 # %% ../../nbs/models/tensors.ipynb #de10138e
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Stored:
     nbytes: int
 
     def chunks(self) -> Iterator[bytes]:
-        "Yield its bytes, a few megabytes at a time."
+        "Yield its bytes, a megabyte at a time."
         with self.file.open("rb", buffering=0) as file:
             yield from read_chunks(file, self.start, self.nbytes)
 
@@ -83,7 +85,7 @@ def read_header(file: Path) -> tuple[dict[str, Stored], dict]:
     return {tensor.name: tensor for tensor in tensors}, metadata
 
 # %% ../../nbs/models/tensors.ipynb #a647d6b8
-CHUNK = 1 << 22  # bytes moved at a time
+CHUNK = 1 << 20  # bytes moved at a time
 
 
 def read_exactly(file, start: int, n: int) -> bytes:
@@ -123,13 +125,12 @@ def same_bytes(ours: Stored, theirs: Stored) -> bool:
 # %% ../../nbs/models/tensors.ipynb #1da13103
 @dataclass(frozen=True)
 class Gathered:
-    "Some rows of a stored tensor, in any order, and rows of one value after them."
+    "Some rows of a stored tensor, in any order, and further ones after them."
 
     source: Stored
     rows: np.ndarray  # int64 (n,)
     axis: int = 0  # the dimension that has the rows
-    n_rows: int | None = None  # rows in all (None: n)
-    fill: float = 0.0  # value of the rows after the first n
+    after: np.ndarray | None = None  # numbers of the further rows, as they are written: (m, …)
 
     @property
     def name(self) -> str:
@@ -144,7 +145,7 @@ class Gathered:
     @cached_property
     def shape(self) -> tuple[int, ...]:
         "The stored tensor's shape, with the number of rows in all."
-        n_rows = len(self.rows) if self.n_rows is None else self.n_rows
+        n_rows = len(self.rows) + (0 if self.after is None else len(self.after))
         return (*self.source.shape[: self.axis], n_rows, *self.source.shape[self.axis + 1 :])
 
     @property
@@ -153,31 +154,66 @@ class Gathered:
         return self.source.nbytes // self.source.shape[self.axis] * self.shape[self.axis]
 
     def chunks(self) -> Iterator[bytes]:
-        "Yield its bytes, at most a few megabytes at a time."
+        "Yield its bytes, a megabyte or two at a time."
         outer, n_old = prod(self.source.shape[: self.axis]), self.source.shape[self.axis]
         step = self.source.nbytes // (outer * n_old)
-        padding = filler(self.dtype, self.fill, step) * (self.shape[self.axis] - len(self.rows))
+        after = b"" if self.after is None else self.after.tobytes()
         with self.source.file.open("rb", buffering=0) as file:
             for first in range(outer):
                 start = self.source.start + first * n_old * step
                 yield from joined(read_chunks(file, start + row * step, n * step) for row, n in runs(self.rows))
-                yield padding
+                yield after
 
 # %% ../../nbs/models/tensors.ipynb #668bce63
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+@dataclass(frozen=True)
+class Numbers:
+    "How the numbers of a dtype are written."
+
+    bits: str  # NumPy's dtype of the same width
+    torch: str  # torch's name of the dtype
+    exponent: int = 0  # the bits that are all set in NaN and infinity; 0 for whole numbers
+
+
+DTYPES: dict[str, Numbers] = {
+    "F64": Numbers("<u8", "float64", 0x7FF0 << 48), "F32": Numbers("<u4", "float32", 0x7F80 << 16),
+    "F16": Numbers("<u2", "float16", 0x7C00), "BF16": Numbers("<u2", "bfloat16", 0x7F80),
+    "F8_E5M2": Numbers("u1", "float8_e5m2", 0x7C), "F8_E4M3": Numbers("u1", "float8_e4m3fn", 0x7F),
+    "I64": Numbers("<i8", "int64"), "I32": Numbers("<i4", "int32"), "I16": Numbers("<i2", "int16"),
+    "I8": Numbers("i1", "int8"),
+    "U8": Numbers("u1", "uint8"), "BOOL": Numbers("u1", "bool"),
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}  # those that NumPy has
+
+# %% ../../nbs/models/tensors.ipynb #6a1d0b05
+def blocks_of(part: Gathered) -> Iterator[np.ndarray]:
+    "Yield the rows of `part` (dimension 0) as they are written, a megabyte at a time: (n, …)."
+    step = max(1, CHUNK * len(part.rows) // max(part.nbytes, 1))
+    for first in range(0, len(part.rows), step):
+        some = Gathered(part.source, part.rows[first : first + step])
+        yield np.frombuffer(b"".join(some.chunks()), DTYPES[part.dtype].bits).reshape(some.shape)
 
 
-def filler(dtype: str, value: float, nbytes: int) -> bytes:
-    "Return `nbytes` bytes that hold nothing but `value` in a safetensors `dtype`."
-    if not value:
-        return bytes(nbytes)
-    one = torch.tensor([value]).to(DTYPES[dtype]).view(torch.uint8).numpy().tobytes()
-    return one * (nbytes // len(one))
+def are_finite(bits: np.ndarray, dtype: str) -> np.ndarray:
+    "Return which numbers, as a `dtype` of floats writes them, are neither NaN nor infinite."
+    exponent = DTYPES[dtype].exponent
+    return bits & bits.dtype.type(exponent) != exponent
+
+
+def to_floats(bits: np.ndarray, dtype: str) -> np.ndarray:
+    "Return numbers, as a `dtype` writes them, as float32."
+    if dtype == "BF16":
+        return (bits.astype("<u4") << 16).view("<f4")
+    return bits.view(_FLOATS[dtype]).astype(np.float32)
+
+
+def from_floats(values: np.ndarray, dtype: str) -> np.ndarray:
+    "Return float32 `values` as a `dtype` writes them, rounded to the nearest, a tie to the even one."
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values, "<f4").view("<u4")
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
+    if dtype not in _FLOATS:
+        raise ValueError(f"numbers cannot be written as {dtype}: prune the model first, then quantize it")
+    return values.astype(_FLOATS[dtype]).view(DTYPES[dtype].bits)
 
 
 def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -187,44 +223,85 @@ def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
 
 # %% ../../nbs/models/tensors.ipynb #58544c8b
 @dataclass(frozen=True)
-class Made:
-    "A tensor from memory."
+class Rounded:
+    "The `steps` of rows that are rounded to few bits, or their scales."
 
     name: str
-    tensor: torch.Tensor
+    rows: Gathered
+    bits: int  # 8 or 4
+    steps: bool  # False: the scales
 
     @property
     def dtype(self) -> str:
-        "The dtype as the format writes it."
-        return _NAMES[self.tensor.dtype]
+        "The dtype as the format writes it; scales have that of the rows."
+        return ("I8" if self.bits == 8 else "U8") if self.steps else self.rows.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         "The shape."
-        return tuple(self.tensor.shape)
+        n_rows, width = self.rows.shape
+        return n_rows, width * self.bits // 8 if self.steps else 1
 
     @property
     def nbytes(self) -> int:
         "The number of bytes."
-        return self.tensor.nbytes
+        return prod(self.shape) * np.dtype(DTYPES[self.dtype].bits).itemsize
 
-    def chunks(self) -> Iterator[memoryview]:
-        "Yield its bytes at once, without a copy."
-        yield self.tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    def chunks(self) -> Iterator[bytes]:
+        "Yield its bytes, those of some rows at a time."
+        for block in blocks_of(self.rows):
+            values = to_floats(block, self.rows.dtype)
+            scales = from_floats(scales_of(values, self.bits), self.rows.dtype)
+            as_read = to_floats(scales, self.rows.dtype)
+            yield (steps_of(values, as_read, self.bits) if self.steps else scales).tobytes()
+
+# %% ../../nbs/models/tensors.ipynb #6a1d0b04
+@dataclass(frozen=True)
+class Made:
+    "A tensor from memory."
+
+    name: str
+    array: np.ndarray  # its numbers as they are written
+    dtype: str  # as the format writes it
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        "The shape."
+        return self.array.shape
+
+    @property
+    def nbytes(self) -> int:
+        "The number of bytes."
+        return self.array.nbytes
+
+    def chunks(self) -> Iterator[bytes]:
+        "Yield its bytes."
+        yield self.array.tobytes()
 
 
-Part = Stored | Gathered | Made
+Part = Stored | Gathered | Rounded | Made
 
+# %% ../../nbs/models/tensors.ipynb #6a1d0b02
+def read_tensor(stored: Stored):
+    "Return a stored tensor in memory, of torch. Raises `ValueError` for a dtype that torch does not have."
+    import torch
 
-def read_tensor(stored: Stored) -> torch.Tensor:
-    "Return a stored tensor in memory. Raises `ValueError` for a dtype that torch does not have."
     if stored.dtype not in DTYPES:
         raise ValueError(f"{stored.name} has dtype {stored.dtype}, which torch does not have")
     data, done = bytearray(stored.nbytes), 0
     for chunk in stored.chunks():
         data[done : done + len(chunk)] = chunk
         done += len(chunk)
-    return torch.frombuffer(data, dtype=DTYPES[stored.dtype]).view(stored.shape)
+    return torch.frombuffer(data, dtype=getattr(torch, DTYPES[stored.dtype].torch)).view(stored.shape)
+
+
+def made_of(name: str, tensor) -> Made:
+    "Return a tensor of torch as a part of a file."
+    import torch
+
+    dtype, kind = next((dtype, kind) for dtype, kind in DTYPES.items() if getattr(torch, kind.torch) == tensor.dtype)
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return Made(name, flat.view(kind.bits).reshape(tensor.shape), dtype)
 
 # %% ../../nbs/models/tensors.ipynb #02f94c2e
 def _copy_range(source, start: int, n: int, target):

@@ -11,8 +11,8 @@ import json
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..core import to_json
-from .saving import read_tokenizer_of, shortly
+from ..core import shortly, to_json
+from .saving import read_tokenizer_of
 
 # %% ../../nbs/models/tokenizer.ipynb #a0b2cd33
 SETTINGS = (

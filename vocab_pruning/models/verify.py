@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['evaluating', 'kept_columns', 'rounding', 'difference', 'positions', 'trial_length', 'check_numbers', 'check_saved',
-           'verify']
+           'verify', 'verify_forward']
 
 # %% ../../nbs/models/verify.ipynb #a6337dd2
 import copy
@@ -19,7 +19,7 @@ import torch
 from ..core import list_of_texts
 from .anatomy import configurations, is_special, token_ids
 from ..scorers.budget import target_of
-from .saving import PrunedModel, open_pruned, read_tokenizer_of, readable, write_pruned
+from .saving import PrunedModel, load, open_pruned, read_tokenizer_of, readable, write_pruned
 from .tokenizer import as_it_was, changed, is_remote
 
 # %% ../../nbs/models/verify.ipynb #9eb77eb2
@@ -316,6 +316,13 @@ def _check_table(pruned: PrunedModel):
         )
 
 
+def _check_lossless(report: dict, lossless: bool):
+    "Raise `ValueError` where a text was to lose no token and has lost one."
+    if lossless and (lost := report["texts"] - report.get("nothing_lost", 0)):
+        what = f"{lost} of {report['texts']} texts are not segmented as before"
+        raise ValueError(f"{what}; keep more rows, or do not ask for lossless=True")
+
+
 def check_saved(pruned: PrunedModel, directory: Path, texts: list[str], lossless: bool, tokenizer=None) -> dict:
     "Return the report of `verify`. The tokenizer of `directory` may have been read and compared already."
     _check_table(pruned)
@@ -323,9 +330,7 @@ def check_saved(pruned: PrunedModel, directory: Path, texts: list[str], lossless
     report = dict(texts=len(texts), compared=0)
     if pruned.original is not None and texts:
         report = _compare_texts(pruned, again, texts)
-    if lossless and (lost := len(texts) - report.get("nothing_lost", 0)):
-        what = f"{lost} of {len(texts)} texts are not segmented as before"
-        raise ValueError(f"{what}; keep more rows, or do not ask for lossless=True")
+    _check_lossless(report, lossless)
     return report
 
 # %% ../../nbs/models/verify.ipynb #2434398a
@@ -370,3 +375,23 @@ def verify(
         return check_saved(pruned, Path(directory).expanduser(), texts, lossless)
     with tempfile.TemporaryDirectory() as scratch:
         return check_saved(pruned, Path(scratch), texts, lossless, tokenizer=write_pruned(pruned, Path(scratch)))
+
+# %% ../../nbs/models/verify.ipynb #9f01cc02
+def verify_forward(
+    source: str | Path,  # directory of a full model
+    directory: str | Path,  # that of the pruned one
+    texts: list[str],  # texts to compare on
+) -> dict:  # report of `verify`
+    """Load a full model and the one that was pruned from its files, and compare their outputs.
+
+    The tokenizer is the one that transformers makes of the files. Raises as `load` and `verify` do."""
+    from transformers import AutoTokenizer
+
+    pruned = load(directory)
+    full = type(pruned.model).from_pretrained(source).eval()
+    pruned.original = full, AutoTokenizer.from_pretrained(source)
+    check_numbers(pruned)
+    _check_table(pruned)
+    report = _compare_texts(pruned, pruned, texts)
+    _check_lossless(report, pruned.info.get("lossless", False))
+    return report

@@ -6,11 +6,13 @@
 __all__ = ['CODES', 'RowCodes', 'RoundedRows', 'rounded_rows', 'ProductCodes', 'product_codes', 'make_codes']
 
 # %% ../../nbs/remaps/codes.ipynb #988b0e7b
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import CannotPrune, choose
+from ..core import choose
+from .rounding import check_bits, scales_of, steps_of
 
 # %% ../../nbs/remaps/codes.ipynb #41bd07db
 class RowCodes(nn.Module):
@@ -41,8 +43,7 @@ class RoundedRows(RowCodes):
         dtype=None,  # of the scales
     ):
         super().__init__()
-        if bits not in (4, 8) or bits == 4 and width % 2:
-            raise CannotPrune(f"bits={bits} and rows of {width} numbers: give 8 bits, or 4 with an even width")
+        check_bits(bits, width)
         self.bits = bits
         kind = torch.int8 if bits == 8 else torch.uint8
         self.register_buffer("codes", torch.zeros(n, width * bits // 8, dtype=kind, device=device))
@@ -77,15 +78,10 @@ def rounded_rows(
     Each number is rounded to the nearest of 2^bits - 1 steps between ± the row's largest. Raises as `RoundedRows`
     does."""
     result = RoundedRows(*rows.shape, bits, rows.device, rows.dtype)
-    top = 2 ** (bits - 1) - 1
-    values = rows.float()  # in half precision small rows would lose their steps
-    result.scale.copy_(values.abs().amax(dim=1, keepdim=True) / top)
-    scale = result.scale.float()  # as it is read
-    steps = (values / torch.where(scale > 0, scale, 1)).round().clamp(-top, top).to(torch.int8)
-    if bits == 4:
-        low, high = (steps + 8).to(torch.uint8).view(len(rows), -1, 2).unbind(-1)
-        steps = low | high << 4
-    result.codes.copy_(steps)
+    values = rows.detach().float().cpu().numpy()  # in half precision small rows would lose their steps
+    result.scale.copy_(torch.from_numpy(scales_of(values, bits)))
+    scales = result.scale.float().cpu().numpy()  # as they are read
+    result.codes.copy_(torch.from_numpy(steps_of(values, scales, bits)))
     return result
 
 # %% ../../nbs/remaps/codes.ipynb #57683f4e
@@ -140,7 +136,7 @@ def product_codes(
     max_iter: int = 30,  # most rounds of k-means
     progress: bool = False,  # show a progress bar
     rotate: bool = True,  # rotate the rows first; not done where every row is an entry of its own
-    weights: torch.Tensor | None = None,  # how many rows each row counts as: int (n,), from 1; None: one
+    weights: np.ndarray | None = None,  # how many rows each row counts as: int (n,), from 1; None: one
 ) -> ProductCodes:
     "Return `ProductCodes` of `rows`, on their device and in their dtype. Raises as `ProductCodes` does."
     from vocab_pruning.algorithms.codebooks import ENTRIES, learn_rotation, product_quantize

@@ -245,12 +245,29 @@ def parts_of_words(
     return parts
 
 # %% ../../nbs/remaps/resegmenting.ipynb #d7b983ee
-def _post_processor():
-    "Return skeletoken's pydantic `TypeAdapter`, which checks and writes a post-processor of any kind."
-    from pydantic import TypeAdapter
-    from skeletoken.post_processors import PostProcessorDiscriminator
+def _tokens_around(processor: dict | None) -> set[str]:
+    "Return the tokens that a post-processor, as tokenizer.json describes it, puts around a text."
+    if processor is None:
+        return set()
+    tokens = {processor[role][0] for role in ("cls", "sep") if role in processor}  # BERT's and RoBERTa's own kinds
+    pieces = chain(processor.get("single", ()), processor.get("pair", ()))
+    named = {piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece}
+    tokens.update(*(processor["special_tokens"][name]["tokens"] for name in named))
+    return tokens.union(*map(_tokens_around, processor.get("processors", ())))
 
-    return TypeAdapter(PostProcessorDiscriminator)
+
+def _renumbered(processor: dict, ids: dict[str, int]) -> dict:
+    "Return a post-processor with the new `ids` of its tokens."
+    new = processor | {role: [processor[role][0], ids[processor[role][0]]] for role in ("cls", "sep")
+                       if role in processor}
+    if "special_tokens" in processor:
+        new["special_tokens"] = {
+            name: about | {"ids": [ids.get(token, i) for token, i in zip(about["tokens"], about["ids"], strict=True)]}
+            for name, about in processor["special_tokens"].items()
+        }
+    if "processors" in processor:
+        new["processors"] = [_renumbered(part, ids) for part in processor["processors"]]
+    return new
 
 
 def unasked_tokens(
@@ -258,15 +275,11 @@ def unasked_tokens(
     source: Written,  # the same, as `read_tokenizer` returns it
 ) -> set[str]:
     "Return the tokens that appear without being written in a text: unknown, padding, the post-processor's, and roles."
-    from skeletoken.post_processors import get_tokens_from_post_processor
-
     roles = type(tokenizer).SPECIAL_TOKENS_ATTRIBUTES  # the instance's own list has tokens for images and the like, too
     named = {source.unk, *(token for role, token in tokenizer.special_tokens_map.items() if role in roles)}
     if source.parts["padding"] is not None:
         named.add(source.parts["padding"]["pad_token"])
-    if source.parts["post_processor"] is not None:
-        named |= get_tokens_from_post_processor(_post_processor().validate_python(source.parts["post_processor"]))
-    return named & source.ids.keys()
+    return (named | _tokens_around(source.parts["post_processor"])) & source.ids.keys()
 
 
 def _required(tokenizer, source: Written, n_rows: int | None = None) -> set[int]:
@@ -448,17 +461,13 @@ def _write_backend(source: Written, keep: set[str], outside: list[str], ignore_m
     """Return a backend with the tokens `keep`; those of `outside` are added tokens only, numbered after all others.
 
     Every id that is written down is updated."""
-    from skeletoken.post_processors import resync_post_processor_ids
-
     own = sorted((keep & source.own.keys()).difference(outside), key=source.own.get)
     ids = {token: i for i, token in enumerate([*own, *outside])}
     added = [token | {"id": ids[token["content"]]} for token in source.parts["added_tokens"] if token["content"] in ids]
     added.sort(key=lambda token: token["id"])
     parts = source.parts | {"model": prune_model(source, own, ignore_merges), "added_tokens": added}
     if parts["post_processor"] is not None:
-        processor = _post_processor()
-        renumbered = resync_post_processor_ids(processor.validate_python(parts["post_processor"]), ids)
-        parts["post_processor"] = processor.dump_python(renumbered, mode="json")
+        parts["post_processor"] = _renumbered(parts["post_processor"], ids)
     if (padding := parts["padding"]) is not None:
         parts["padding"] = padding | {"pad_id": ids[padding["pad_token"]]} if padding["pad_token"] in ids else None
     return Tokenizer.from_str(json.dumps(parts, ensure_ascii=False))
@@ -526,6 +535,8 @@ def _load_saved(directory: str, tokenizer, new: Tokenizer):
 # %% ../../nbs/remaps/resegmenting.ipynb #0ee36c79
 def _load_with(tokenizer, new: Tokenizer):
     "Return `tokenizer` with the backend `new`; special tokens that `new` does not know are no longer named."
+    if hasattr(tokenizer, "with_backend"):  # it is read from its files, without a class of transformers
+        return tokenizer.with_backend(new)
     with TemporaryDirectory() as directory:
         tokenizer.save_pretrained(directory)
         new.save(str(Path(directory) / "tokenizer.json"))

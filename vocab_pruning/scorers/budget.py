@@ -14,7 +14,6 @@ from fractions import Fraction
 from numbers import Real
 
 import numpy as np
-from torch import nn
 
 from ..core import CannotPrune, Option, at_least, choose
 from .registry import check_scores
@@ -38,7 +37,7 @@ class Size:
 
 # %% ../../nbs/scorers/budget.ipynb #5bf4bf0e
 def model_size(
-    model: nn.Module,  # a loaded model; tied parameters count once
+    model,  # a loaded model; tied parameters count once
     added: int = 0,  # parameters that the remap adds
 ) -> Size:
     "Return the `Size` of a model."

@@ -8,15 +8,13 @@ __all__ = ['SCORERS', 'Context', 'ScorerSpec', 'get_scorer', 'add_scorer', 'chec
 # %% ../../nbs/scorers/registry.ipynb #4a522ea0
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from reprlib import repr as shortened
 
 import numpy as np
 
-from ..algorithms.clusters import CLUSTERINGS
 from ..core import FLAG, POSITIVE, Option, at_least, check_options, choose, one_of
 from ..data.stats import TokenStats
-from .attention import compute_attention_scores, vatp_scores
-from .clustering import clustering_scores
 from .frequency import frequency_scores
 from .random import random_scores
 from .tfidf import tfidf_scores
@@ -48,6 +46,7 @@ class ScorerSpec:
     label: str = ""  # its name in tables and plots
     reads_texts: Callable[[Mapping], bool] = lambda options: False  # whether it reads the texts again
     reads_n_rows: bool = False  # whether scores depend on how many rows stay
+    reads_rows: bool = False  # whether it reads the rows of a model's embedding
     tuned: bool = False  # whether it reads a model fine-tuned on the task
     color: int = 9  # its color in plots: an index into seaborn's colorblind palette
 
@@ -66,13 +65,15 @@ _READING = {"divide": FLAG, "batch_size": at_least(1), "max_length": at_least(1)
 
 def _clustering_options(given: Mapping) -> dict[str, Option]:
     "Return the options of `clustering` for the method that is `given`."
-    shared = {"method": one_of(*CLUSTERINGS), "pool": one_of("seen", "all")}
+    shared = {"method": one_of(*_METHODS), "pool": one_of("seen", "all")}
     method = given.get("method", "average")
     return shared | (_METHODS[method] if isinstance(method, str) and method in _METHODS else {})
 
 
 def _cluster(given: Context, **options) -> np.ndarray:
     "Return the scores of `clustering` for a context."
+    from vocab_pruning.scorers.clustering import clustering_scores  # which imports torch, as counting does not
+
     named = dict(model=given.model, n_rows=given.n_rows, special=given.special, seed=given.seed)
     return clustering_scores(given.stats, **named, **options)
 
@@ -82,10 +83,11 @@ def _count_tfidf(given: Context, **options) -> np.ndarray:
     return tfidf_scores(given.stats, texts=given.texts, tokenizer=given.tokenizer, **options)
 
 
-def _read_with(score: Callable) -> Callable:
-    "Turn `score`, which reads the attention of a model, into a function of the context."
+def _read_with(name: str) -> Callable:
+    "Return a function of the context for the scorer `name`, which reads the attention of a model."
 
     def read(given: Context, **options) -> np.ndarray:
+        score = getattr(import_module("vocab_pruning.scorers.attention"), name)
         corpus = dict(tokenizer=given.tokenizer, texts=given.texts, examples=given.examples)
         return score(given.stats, model=given.model, **corpus, **options)
 
@@ -96,10 +98,11 @@ SCORERS: dict[str, ScorerSpec] = {spec.name: spec for spec in (
     ScorerSpec("random", "at random, as a baseline", lambda given: random_scores(given.stats, seed=given.seed),
                color=7),
     ScorerSpec("clustering", "by whether their rows stand for a cluster", _cluster, _clustering_options,
-               reads_n_rows=True, color=1),
-    ScorerSpec("attention", "by the attention they receive in a fine-tuned model", _read_with(compute_attention_scores),
-               {"by_value": FLAG, **_READING}, reads_texts=lambda options: True, tuned=True, color=4),
-    ScorerSpec("vatp", "by attention times the length of the values", _read_with(vatp_scores), _READING, "VATP",
+               reads_n_rows=True, reads_rows=True, color=1),
+    ScorerSpec("attention", "by the attention they receive in a fine-tuned model",
+               _read_with("compute_attention_scores"), {"by_value": FLAG, **_READING},
+               reads_texts=lambda options: True, tuned=True, color=4),
+    ScorerSpec("vatp", "by attention times the length of the values", _read_with("vatp_scores"), _READING, "VATP",
                reads_texts=lambda options: True, tuned=True, color=5),
     ScorerSpec("frequency", "by how often they occur", lambda given: frequency_scores(given.stats), color=2),
     ScorerSpec("tfidf", "by their mean tf-idf weight", _count_tfidf, {"norm": one_of("l2", None)}, "tf-idf",
