@@ -88,7 +88,7 @@ class Written:
     @property
     def letters(self) -> set[str]:
         "The letters that only the unknown token could stand for in a letter BPE."
-        alone = self.kind == LETTER_BPE and not self.model["byte_fallback"]
+        alone = self.kind == LETTER_BPE and len(self.fallback) < 256
         return {token for token in self.own if len(token) == 1} if alone else set()
 
     @property
