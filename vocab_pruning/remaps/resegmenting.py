@@ -98,7 +98,7 @@ class Written:
             return self.model["unk_token"]
         return None if self.model["unk_id"] is None else self.model["vocab"][self.model["unk_id"]][0]
 
-
+# %% ../../nbs/remaps/resegmenting.ipynb #5d0c7e21
 def read_tokenizer(tokenizer) -> Written:
     "Return a fast tokenizer as it would be saved."
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
