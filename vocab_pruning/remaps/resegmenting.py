@@ -41,11 +41,11 @@ def _silence(name: str):
     finally:
         logger.setLevel(level)
 
-# %% ../../nbs/remaps/resegmenting.ipynb #e7b444b8
+# %% ../../nbs/remaps/resegmenting.ipynb #5d0c7e22
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 LETTER_BPE = "letter BPE"  # a BPE that merges letters, Gemma's, where others merge bytes
 
-
+# %% ../../nbs/remaps/resegmenting.ipynb #e7b444b8
 @dataclass
 class Written:
     "A fast tokenizer as its tokenizer.json describes it."
@@ -86,12 +86,6 @@ class Written:
         return {token for token in self.own if BYTE.fullmatch(token)} if self.model.get("byte_fallback") else set()
 
     @property
-    def letters(self) -> set[str]:
-        "The letters that only the unknown token could stand for in a letter BPE."
-        alone = self.kind == LETTER_BPE and len(self.fallback) < 256
-        return {token for token in self.own if len(token) == 1} if alone else set()
-
-    @property
     def unk(self) -> str | None:
         "The unknown token, None if there is none."
         if self.model["type"] != "Unigram":
@@ -106,6 +100,12 @@ def read_tokenizer(tokenizer) -> Written:
     if isinstance(vocabulary, list):
         vocabulary = {piece: i for i, (piece, _) in enumerate(vocabulary)}
     return Written(parts, vocabulary)
+
+
+def _letters_alone(source: Written) -> set[str]:
+    "Return the letters that only the unknown token could stand for in a letter BPE."
+    alone = source.kind == LETTER_BPE and len(source.fallback) < 256
+    return {token for token in source.own if len(token) == 1} if alone else set()
 
 # %% ../../nbs/remaps/resegmenting.ipynb #49e2408e
 def _wordpiece_alphabet(source: Written, seen: Collection[str]) -> set[str]:
@@ -658,7 +658,7 @@ def resegment(
     needs = find_needs(tokenizer, stats, special, texts, lossless, progress, asked)
     keep, walked = _walk(order, n_keep, needs, on_top)
     new, rows = rewrite_tokenizer(tokenizer, keep, ignore_merges=lossless, written=needs.written, n_rows=stats.n_rows)
-    lost = needs.written.letters - {needs.written.names[i] for i in keep}
+    lost = _letters_alone(needs.written) - {needs.written.names[i] for i in keep}
     same = needs.all(np.flatnonzero(stats.seen).tolist()) <= keep
     if same and token_kind(tokenizer) == "WordPiece":
         same = _same_unknowns(tokenizer, new, texts, stats.seen)
