@@ -11,7 +11,7 @@ import pytest
 from conftest import FAMILIES, ODD_FAMILIES, TEXTS, WITHOUT_US, WORDS, make_texts, wordpiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import RobertaProcessing
 from tokenizers.processors import Sequence as Processors
 from transformers import (
@@ -587,3 +587,55 @@ def test_only_the_texts_are_left_to_read_once():
     stats, special = token_stats(TEXTS, old, len(old)), special_of(old)
     r = resegment(old, ranked(stats, special), len(old), stats, special=special, texts=(text for text in TEXTS))
     assert r.lossless
+
+# BPE on letters, as Gemma has it
+
+TRICKY = ["日本語 と 12345", "runs   of    spaces", "naïve café 🙂👩‍💻", "<0x41> is no byte", "▁ \n\n tab\t"]
+ANY = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=30)
+
+
+@cache
+def gemma(fallback: bool = True) -> PreTrainedTokenizerFast:
+    "A tiny tokenizer of the structure of Gemma's tokenizer.json."
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    units = [f"<0x{byte:02X}>" for byte in range(256)] if fallback else []
+    bpe = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=fallback))
+    bpe.normalizer = normalizers.Replace(" ", "▁")
+    bpe.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    to_bytes = [decoders.ByteFallback()] if fallback else []
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), *to_bytes, decoders.Fuse()])
+    bpe.train_from_iterator([*TEXTS, *TRICKY], trainers.BpeTrainer(vocab_size=700, special_tokens=special + units, show_progress=False))
+    parts = json.loads(bpe.to_str())
+    parts["pre_tokenizer"] = json.loads(pre_tokenizers.Split(" ", "merged_with_previous").__getstate__())
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["content"] in special]
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(parts)), pad_token="<pad>", eos_token="<eos>",
+                                   bos_token="<bos>", unk_token="<unk>", mask_token="<mask>")
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+@settings(max_examples=3, deadline=None)
+@given(texts=st.lists(st.one_of(ANY, st.sampled_from([*TEXTS[:20], *TRICKY])), min_size=1, max_size=6), fresh=ANY,
+       spare=st.integers(0, 60), seed=st.integers(0, 9))
+def test_a_letter_bpe_reads_train_texts_as_before_and_others_as_themselves(fallback, texts, fresh, spare, seed):
+    old, texts = gemma(fallback), [*texts, "a"]
+    stats, special = token_stats(texts, old, len(old)), special_of(old)
+    n_keep = min(rows_for_lossless(old, stats, special=special) + spare, len(old))
+    full = run(old, texts, n_keep)
+    assert full.lossless and check(old, full, texts, [fresh])
+    least = len(surgery.find_needs(old, stats, special, None, True).always)
+    few = resegment(old, ranked(stats, special, seed), min(least + spare, len(old)), stats, special=special)
+    check(old, few, texts, [fresh])
+    for r in (full, few):
+        for text in [*texts, fresh]:
+            ids = r.tokenizer(text, add_special_tokens=False).input_ids
+            if r.tokenizer.unk_token_id not in ids and "▁" not in text:
+                assert r.tokenizer.decode(ids) == text
+            assert not fallback or r.tokenizer.unk_token_id not in ids
+        assert bool(r.unknown) <= (not fallback) and not set(r.unknown) & set(r.tokenizer.get_vocab())
+
+
+def test_letters_that_become_unknown_are_named():
+    r = run(gemma(False), ["abc"])
+    assert "語" in r.facts["unknown_letters"] and r.facts["n_unknown_letters"] == len(r.unknown)
+    assert r.tokenizer.unk_token_id in r.tokenizer("語").input_ids
+    assert "unknown_letters" not in run(gemma(), ["abc"]).facts

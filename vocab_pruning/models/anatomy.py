@@ -115,6 +115,7 @@ FORMS: dict[str, Callable] = {  # other fields that hold token ids, and the form
     "forced_decoder_ids": _map_pairs,
     "sequence_bias": _map_biases,
     "lang_to_id": _map_named,
+    "lang_code_to_id": _map_named,
     "task_to_id": _map_named,
 }
 
