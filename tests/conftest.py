@@ -47,8 +47,8 @@ settings.load_profile("tiny")
 
 
 # What takes longest, first: then no worker is left alone with it at the end. Modules that are not named follow in their own order.
-SLOWEST = ["docs", "ship", "run", "export", "sweep", "first_law", "scorers", "resegment", "surgery", "site", "losparse", "report", "paper_facts",
-           "benchmark", "search", "retrieval", "families", "own_data"]
+SLOWEST = ["docs", "first_law", "budget_targets", "export", "run", "sweep", "site", "surgery", "losparse", "ship", "checkpoint",
+           "families", "report", "training", "benchmark", "paper_facts", "resegment", "search", "extras", "scorers", "retrieval", "own_data"]
 
 
 def pytest_collection_modifyitems(items):

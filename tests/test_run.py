@@ -14,6 +14,7 @@ import pandas as pd
 import papermill
 import pytest
 import torch
+from conftest import run_notebook
 from matplotlib import pyplot
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
 
@@ -265,10 +266,9 @@ def test_what_dev_holds_changes_nothing_that_is_kept(tmp_path, model):
 def test_the_scorers_side_by_side(tmp_path, model):
     asked = QUICK | dict(task="mrpc", base="seen", scorer="frequency", oov="unk")
     run_here(out=str(tmp_path / "runs"), model=model, **asked)
-    executed = tmp_path / "page.ipynb"
     shared = {name: QUICK[name] for name in ("data", "max_train_examples", "epochs", "seed")}
     asked = shared | dict(task="mrpc", ratio=0.3, model=model, out=str(tmp_path / "runs"))
-    papermill.execute_notebook(ROOT / "nbs" / "results" / "scorers.ipynb", executed, asked, progress_bar=False, cwd=str(ROOT / "nbs" / "results"))
+    executed = run_notebook("results/scorers.ipynb", tmp_path / "page.ipynb", **asked)
     outputs = [o for c in json.loads(executed.read_text())["cells"] for o in c.get("outputs", [])]
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
     assert "Warning" not in "".join("".join(o["text"]) for o in outputs if o.get("name") == "stderr")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from tools.publish import publish_run
-from vocab_pruning.core import minilm_directory
 from vocab_pruning.data.tasks import get_task
 from vocab_pruning.evaluate.finetune import FineTuned
 from vocab_pruning.runs import record as results
@@ -288,15 +287,9 @@ def test_other_engines_and_missing_ones(two, monkeypatch):
         sweep(**two(), engine="ray", progress=False)
 
 
-@pytest.mark.skipif(minilm_directory() is None, reason="needs a tokenizer from the extra `offline`")
-def test_the_run_notebook_in_a_sweep(tmp_path):
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    tokenizer, model = AutoTokenizer.from_pretrained(minilm_directory()), tmp_path / "tiny"
-    BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)).save_pretrained(model)
-    tokenizer.save_pretrained(model)
+def test_the_run_notebook_in_a_sweep(tmp_path, tiny_directory):
     recipe = write_recipe(tmp_path / "recipe.yml", 1, TWO.replace("{{scorer: tfidf}}", "").replace("out: sweep", "out: {out}") + f"""
-model: {model}
+model: {tiny_directory}
 data: sample
 defaults: {{{{epochs: 1, max_train_examples: 64, learning_rate: 2e-5, oov: unk}}}}
 """)
