@@ -39,7 +39,7 @@ def backend(tokenizer):
 
 # %% ../../nbs/data/stats.ipynb #7ecc158b
 MOST_DOCUMENTS = 2**14  # of a batch
-MOST_CHARACTERS = 2**20  # of a batch, the last text included
+MOST_CHARACTERS = 2**21  # of a batch, the last text included
 AT_ONCE = 1024  # documents that the tokenizer encodes together; their ids stay in the processor's cache
 
 
