@@ -190,7 +190,7 @@ def pairs_of(
 
 # %% ../../nbs/data/chunks.ipynb #2a86707e
 _SEPARATOR = "\ufdd0"  # a code point that Unicode keeps free of any character
-_JOINED = 200  # chunks that are encoded together
+_JOINED = 1000  # chunks that are encoded together
 
 
 class CrossesWords(ValueError):
@@ -212,7 +212,7 @@ def _encode_each(encoder, chunks: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../nbs/data/chunks.ipynb #60fd12b8
 class ChunkEncoder:
-    "Encodes texts by their chunks: `encode(texts)` returns what the batch encoder would."
+    "Encodes texts by their chunks: `encode(cut(texts))` returns what the batch encoder would."
 
     def __init__(
         self,
@@ -244,12 +244,16 @@ class ChunkEncoder:
             self.ends = self.ends[: self.limit + 1]
             self.ids = self.ids[: self.ends[-1]]
 
+    def cut(self, texts: Sequence[str]) -> tuple:
+        "Return `texts` and their chunks, for `encode`. This may run ahead in another thread."
+        return texts, *chunks_of(texts, self.pairs)
+
     def encode(
         self,
-        texts: Sequence[str],  # documents
+        cut: tuple,  # what `cut` returns
     ) -> tuple[np.ndarray, np.ndarray]:  # ids: int64 (tokens,); lengths: int64 (documents,)
-        "Return `(ids, lengths)` of `texts`. Raises `CrossesWords` if a sample of them is encoded differently as a whole."
-        distinct, numbers, ends = chunks_of(texts, self.pairs)
+        "Return `(ids, lengths)` of texts. Raises `CrossesWords` if a sample of them is encoded differently as a whole."
+        texts, distinct, numbers, ends = cut
         known = np.array([self.number.get(chunk, -1) for chunk in distinct], np.int64)
         new = [distinct[i] for i in np.flatnonzero(known < 0)]
         known[known < 0] = np.arange(len(new)) + len(self.number)

@@ -10,6 +10,7 @@ __all__ = ['MOST_DOCUMENTS', 'MOST_CHARACTERS', 'AT_ONCE', 'backend', 'token_bat
 # %% ../../nbs/data/stats.ipynb #7896a13c
 import copy
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -68,6 +69,18 @@ def _encode_whole(encoder, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         ids.append(np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64))
     return np.concatenate(ids), np.array(lengths)
 
+
+def _ahead(function: Callable, items: Iterable) -> Iterator:
+    "Yield `function(item)` for each item, with one more being computed in another thread."
+    with ThreadPoolExecutor(1) as pool:
+        coming = deque()
+        for item in items:
+            coming.append(pool.submit(function, item))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
 # %% ../../nbs/data/stats.ipynb #92e911eb
 def token_batches(
     texts: Iterable[str],  # the documents, read once
@@ -85,19 +98,18 @@ def token_batches(
         whole_number("batch_size", batch_size)
     encoder = backend(tokenizer)
     batches = _batches(texts, batch_size)
-    first = next(batches, None)
-    chunks = None if whole or first is None else choose_encoder(encoder, first)
-    encode = chunks.encode if chunks else partial(_encode_whole, encoder)
+    first = next(batches, [])
+    batches = chain([first] if first else [], batches)
+    chunks = None if whole else choose_encoder(encoder, first)
+    if chunks:
+        encoded = _ahead(chunks.encode, _ahead(chunks.cut, batches))
+    else:
+        encoded = _ahead(partial(_encode_whole, encoder), batches)
     total = len(texts) if hasattr(texts, "__len__") else None
-    coming = None
-    with ThreadPoolExecutor(1) as pool, tqdm(total=total, unit="doc", desc="tokenizing", disable=not progress) as bar:
-        for batch in chain([first], batches, [None]):
-            ready = coming
-            coming = batch and pool.submit(encode, batch)
-            if ready:
-                ids, lengths = ready.result()
-                yield ids, lengths
-                bar.update(len(lengths))
+    with tqdm(total=total, unit="doc", desc="tokenizing", disable=not progress) as bar:
+        for ids, lengths in encoded:
+            yield ids, lengths
+            bar.update(len(lengths))
 
 # %% ../../nbs/data/stats.ipynb #dd617eff
 def in_parts(
