@@ -138,13 +138,13 @@ def size_with(model, oov: str) -> Size:
     Raises as `plain_embedding` does."""
     return model_size(model, get_remap(oov).trains(plain_embedding(model).embedding_dim))
 
-# %% ../../nbs/models/pruning.ipynb #548c9f46
+# %% ../../nbs/models/pruning.ipynb #d258a5ea
 def _keep_list(keep, model, tokenizer, n_rows: int) -> KeepList:
     "Return the rows that `keep` names; a script leaves out those of no ordinary token. Raises as `read_keep` does."
     read = keep is None or isinstance(keep, KeepList)
     return read_keep(keep, tokenizer, n_rows, None if read else reserved_mask(model, tokenizer))
 
-
+# %% ../../nbs/models/pruning.ipynb #548c9f46
 @dataclass
 class Request:
     "What `prune` was asked for: its arguments by name."
@@ -162,6 +162,11 @@ class Request:
     progress: bool
     keep: object
     oov_options: dict
+    stats: TokenStats | None = None
+
+    def __post_init__(self):
+        if self.texts is None and self.scorer == "tfidf" and self.scorer_options is None:
+            self.scorer_options = {"norm": None}  # the norm needs the texts
 
     def check(self, model, tokenizer):
         "Check all that can be checked before a text is read. Raises as `prune` does."
@@ -206,7 +211,10 @@ def check_readings(asked: Request):
     reader = f"oov={asked.oov!r}" if again else None
     if spec is not None and not by_examples and spec.reads_texts(asked.scorer_options or {}):
         reader = f"scorer {asked.scorer!r}"
-    check_texts(asked.texts, reader)
+    if asked.texts is not None or asked.stats is None:
+        check_texts(asked.texts, reader)
+    elif reader:
+        raise ValueError(f"{reader} reads the texts, which stats do not hold; give texts, too, or choose another")
 
 # %% ../../nbs/models/pruning.ipynb #f9db316c
 SAMPLE = 16  # texts that a save is verified on
@@ -292,6 +300,18 @@ def prune_with_stats(
     info["train"] = cost_to_texts(np.isin(np.arange(stats.n_rows), result.keep.numpy()), stats)
     return result
 
+# %% ../../nbs/models/pruning.ipynb #1fb28474
+def _count(asked: Request, tokenizer, n_rows: int) -> TokenStats:
+    """Return the statistics that were given, or those of the texts, over `n_rows` rows.
+
+    Raises `ValueError` for statistics over another number of rows, and as `token_stats` does."""
+    if asked.stats is None:
+        return token_stats(asked.texts, tokenizer, n_rows, progress=asked.progress)
+    if asked.stats.n_rows != n_rows:
+        raise ValueError(f"stats are over {asked.stats.n_rows} rows but the embedding has {n_rows}; count the corpus "
+                         "with this model's tokenizer")
+    return asked.stats
+
 # %% ../../nbs/models/pruning.ipynb #c8198ab8
 def _score_rows(model, tokenizer, stats: TokenStats, asked: Request) -> np.ndarray:
     "Return the scores that were given, or those of the scorer: float64 (V,)."
@@ -315,8 +335,8 @@ def _score_rows(model, tokenizer, stats: TokenStats, asked: Request) -> np.ndarr
 def _prune_as(asked: Request, model, tokenizer) -> PrunedModel:
     "Check the request, read the texts, and prune (paper Algorithm 1)."
     asked.check(model, tokenizer)
-    once = is_one_shot(asked.texts)
-    stats = token_stats(asked.texts, tokenizer, len(plain_embedding(model).weight), progress=asked.progress)
+    once = asked.texts is None or is_one_shot(asked.texts)
+    stats = _count(asked, tokenizer, len(plain_embedding(model).weight))
     scores = _score_rows(model, tokenizer, stats, asked)
     choices = asked.target.facts | dict(oov=asked.oov, seed=asked.seed, share=asked.share, keep=asked.keep)
     texts = None if once else asked.texts
@@ -330,7 +350,7 @@ def _prune_as(asked: Request, model, tokenizer) -> PrunedModel:
 def prune(
     model,  # Hugging Face encoder; it is not changed
     tokenizer,  # its fast tokenizer
-    texts: Iterable[str],  # documents of the task, each a string
+    texts: Iterable[str] | None = None,  # documents of the task, each a string
     ratio: float | None = None,  # fraction of `base` to remove, in [0, 1); 0.2 where no other target is given
     base: str = "params",  # "params": all parameters, "vocab": all rows, "seen": rows that `texts` use
     scorer: str = "tfidf",  # how tokens are ranked, a key of `SCORERS`
@@ -347,6 +367,7 @@ def prune(
     examples: Iterable | None = None,  # tuples of texts that these two read together (None: `texts`)
     share: bool = False,  # let the result share the encoder of `model`; do not train it then
     progress: bool = False,  # show a progress bar
+    stats: TokenStats | None = None,  # statistics of the texts, counted before; then texts may be left out
     **oov_options,  # options of `oov`, e.g. `n_bytes=8` for "pq"
 ) -> PrunedModel:  # the pruned model, its tokenizer, and `info`: how it was made
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1).
@@ -355,7 +376,8 @@ def prune(
     for itself (alphabet and merges, representatives) counts inside a ratio or a number of rows, and comes on top of the
     tokens that `coverage` and `min_count` name. `p.provenance` says why each row stays. With `base="seen"`, rows that
     no text uses are removed first, and `ratio` applies to the rest.
-    Tf-idf, attention and "resegment" read `texts` twice, so a generator will not do there.
+    Tf-idf, attention and "resegment" read `texts` twice, so a generator will not do there. With `stats` alone, no text
+    is read: tf-idf then leaves out the norm of a document, and whatever needs the texts is refused.
 
     Options of `oov`: "cluster" takes `n_clusters`, `representative` and `outside_budget`; "sparse" takes `m`; "pq"
     takes `n_bytes`; "resegment" takes `lossless` and `pad_to_multiple_of`. All but "unk" and "resegment" take
@@ -368,4 +390,4 @@ def prune(
     of the wrong type."""
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = (scorer, oov, seed, scores, scorer_options, scorer_model, examples, share, progress, keep)
-    return _prune_as(Request(texts, target, *choices, oov_options), model, tokenizer)
+    return _prune_as(Request(texts, target, *choices, oov_options, stats), model, tokenizer)
