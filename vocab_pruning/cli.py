@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'RATIOS', 'FORMATS', 'Model', 'Texts', 'Columns', 'Data', 'Base', 'Ratio', 'Rows', 'Coverage', 'MinCount',
            'Keep', 'Scorer', 'Oov', 'Seed', 'Json', 'Notebook', 'RemapOptions', 'one_line', 'inspect_', 'preflight_',
-           'prune_', 'check', 'run', 'sweep_', 'report_']
+           'count', 'prune_', 'check', 'run', 'sweep_', 'report_']
 
 # %% ../nbs/cli.ipynb #788289a7
 import inspect
@@ -393,6 +393,58 @@ def preflight_(
     typer.echo(table.dropna(axis=1, how="all").to_string(index=False, float_format="{:.4g}".format, na_rep=""))
     if csv:
         table.to_csv(csv, index=False)
+
+# %% ../nbs/cli.ipynb #00fee108
+def _read_tokenizer(name: str) -> tuple:
+    "Return the tokenizer of the model `name`, and its number of rows; the weights are not read."
+    from vocab_pruning.core import quiet_transformers
+
+    source = _find_model(name)
+    from transformers import AutoConfig, AutoTokenizer
+
+    with quiet_transformers():
+        n_rows = AutoConfig.from_pretrained(source).get_text_config().vocab_size
+        return AutoTokenizer.from_pretrained(source), n_rows
+
+# %% ../nbs/cli.ipynb #5ea73bec
+@_command
+def count(
+    corpora: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files (as in prune), directories, patterns in quotes, or hub:owner/name[:config].", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of the statistics (.npz).", show_default=False)],
+    model: Annotated[str, typer.Option(help="Model whose tokenizer reads the texts, or auto.")] = "auto",
+    text: Columns = None,
+    split: Annotated[str, typer.Option(help="Split of data sets of the hub.")] = "train",
+    most: Annotated[
+        int | None, typer.Option(help="Texts to read at most from each file or data set.", show_default=False)
+    ] = None,
+    weight: Annotated[
+        list[int] | None,
+        typer.Option(help="How many times the texts of a corpus count; one for each corpus.", show_default=False),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Where to count: local, or ray (a task for each file).")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Tasks at a time on a Ray that is started here.")] = 2,
+):
+    """Count the tokens of a corpus, for prune --stats.
+
+    \b
+    Examples:
+      vocab-prune count reviews/ 'logs/*.jsonl.gz' --text review -o stats.npz
+      vocab-prune count hub:wikimedia/wikipedia:20231101.el --most 100000 -o greek.npz --model FacebookAI/xlm-roberta-base
+    """
+    from vocab_pruning.data.corpora import find_sources
+    from vocab_pruning.runs.counting import count_corpora
+
+    out = _home(out)
+    _check_file(out)
+    sources = find_sources(corpora, text, split, most, weight)
+    stats = count_corpora(sources, *_read_tokenizer(model), out, engine, workers, _progress())
+    facts = dict(written=out, sources=len(sources), documents=stats.n_docs, tokens=stats.n_tokens)
+    _print(facts | {"rows seen": f"{stats.seen.sum():,} of {stats.n_rows:,}"})
 
 # %% ../nbs/cli.ipynb #b5f840b6
 def _prune_for(model: str, texts: str, columns: list[str] | None, data: str, asked: dict):
