@@ -434,7 +434,7 @@ def count(
     \b
     Examples:
       vocab-prune count reviews/ 'logs/*.jsonl.gz' --text review -o stats.npz
-      vocab-prune count hub:wikimedia/wikipedia:20231101.el --most 100000 -o greek.npz --model FacebookAI/xlm-roberta-base
+      vocab-prune count hub:wikimedia/wikipedia:20231101.el --most 100000 -o greek.npz --model xlm-roberta-base
     """
     from vocab_pruning.data.corpora import find_sources
     from vocab_pruning.runs.counting import count_corpora

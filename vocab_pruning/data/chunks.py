@@ -210,7 +210,46 @@ def _encode_each(encoder, chunks: list[str]) -> tuple[np.ndarray, np.ndarray]:
         raise CrossesWords(f"a text holds {_SEPARATOR!r}, which separates words here; encode whole texts: whole=True")
     return ids[~ends], np.diff(np.flatnonzero(ends), prepend=-1) - 1
 
-# %% ../../nbs/data/chunks.ipynb #60fd12b8
+# %% ../../nbs/data/chunks.ipynb #f0371e37
+class _Known:
+    "The ids of chunks, each encoded once, up to a limit."
+
+    def __init__(self, encoder, limit: int):
+        self.encoder = encoder
+        self.limit = limit
+        self.number = {}  # of each chunk
+        self.ids = np.empty(0, np.int32)  # of all chunks, one after another
+        self.ends = np.zeros(1, np.int64)  # where a chunk's ids begin and end
+
+    def look_up(self, chunks: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        "Return `ids`, and where in it the ids of each of the chunks begin and end: int64 (chunks,) twice."
+        row = np.array([self.number.get(chunk, -1) for chunk in chunks], np.int64)
+        new = [chunks[i] for i in np.flatnonzero(row < 0)]
+        row[row < 0] = len(self.number) + np.arange(len(new))
+        ids, ends = self.ids, self.ends
+        if new:
+            more, lengths = _encode_each(self.encoder, new)
+            ids, ends = np.append(ids, more), np.append(ends, ends[-1] + lengths.cumsum())
+            self._keep(new, ids, ends)
+        return ids, ends[row], ends[row + 1]
+
+    def _keep(self, new: list[str], ids: np.ndarray, ends: np.ndarray):
+        "Keep the first of the `new` chunks, up to the limit."
+        self.number |= {chunk: i for i, chunk in enumerate(new, len(self.number)) if i < self.limit}
+        self.ends = ends[: len(self.number) + 1]
+        self.ids = ids[: self.ends[-1]]
+
+# %% ../../nbs/data/chunks.ipynb #d52aa57d
+def _prove(encoder, texts: Sequence[str], ids: np.ndarray, ends: np.ndarray, sample: int):
+    "Raise `CrossesWords` unless the `ids` of a `sample` of `texts`, spread evenly, are those of whole texts."
+    some = range(0, len(texts), max(1, len(texts) // sample))
+    whole = encoder.encode_batch_fast([texts[i] for i in some], add_special_tokens=False)
+    for i, encoding in zip(some, whole, strict=True):
+        if encoding.ids != ids[ends[i] : ends[i + 1]].tolist():
+            raise CrossesWords(f"{texts[i][:80]!r} is tokenized differently word by word, which this tokenizer's "
+                               "configuration rules out; encode whole texts: whole=True")
+
+# %% ../../nbs/data/chunks.ipynb #7ed74a2c
 class ChunkEncoder:
     "Encodes texts by their chunks: `encode(cut(texts))` returns what the batch encoder would."
 
@@ -222,27 +261,9 @@ class ChunkEncoder:
     ):
         self.encoder = encoder
         self.pairs = pairs_of(encoder)
-        encoder.add_special_tokens([_SEPARATOR])
-        self.limit = limit
+        self.known = _Known(encoder, limit)
         self.sample = sample
-        self.number = {}  # of each chunk met so far
-        self.ids = np.empty(0, np.int32)  # of all chunks, one after another
-        self.ends = np.zeros(1, np.int64)  # where a chunk's ids begin and end
-
-    def _add(self, new: list[str]):
-        "Encode chunks that were not met before."
-        ids, lengths = _encode_each(self.encoder, new)
-        self.number |= {chunk: i for i, chunk in enumerate(new, len(self.number))}
-        self.ends = np.append(self.ends, self.ends[-1] + lengths.cumsum())
-        self.ids = np.append(self.ids, ids)
-
-    def _forget(self, new: list[str]):
-        "Forget those of the `new` chunks that are beyond the limit."
-        if (over := len(self.number) - self.limit) > 0:
-            for chunk in new[-over:]:
-                del self.number[chunk]
-            self.ends = self.ends[: self.limit + 1]
-            self.ids = self.ids[: self.ends[-1]]
+        encoder.add_special_tokens([_SEPARATOR])
 
     def cut(self, texts: Sequence[str]) -> tuple:
         "Return `texts` and their chunks, for `encode`. This may run ahead in another thread."
@@ -252,32 +273,17 @@ class ChunkEncoder:
         self,
         cut: tuple,  # what `cut` returns
     ) -> tuple[np.ndarray, np.ndarray]:  # ids: int64 (tokens,); lengths: int64 (documents,)
-        "Return `(ids, lengths)` of texts. Raises `CrossesWords` if a sample of them is encoded differently as a whole."
+        "Return `(ids, lengths)` of texts. Raises `CrossesWords` if a sample is encoded differently as a whole."
         texts, distinct, numbers, ends = cut
-        known = np.array([self.number.get(chunk, -1) for chunk in distinct], np.int64)
-        new = [distinct[i] for i in np.flatnonzero(known < 0)]
-        known[known < 0] = np.arange(len(new)) + len(self.number)
-        if new:
-            self._add(new)
-        rows = known[numbers]
-        begins = self.ends[rows]
-        counts = self.ends[rows + 1] - begins
+        known, begin, end = self.known.look_up(distinct)
+        counts = (end - begin)[numbers]
         tokens = np.append(0, counts.cumsum())
-        ids = self.ids[np.repeat(begins - tokens[:-1], counts) + np.arange(tokens[-1])].astype(np.int64)
-        self._forget(new)
-        self._prove(texts, ids, tokens[ends])
+        places = np.repeat(begin[numbers] - tokens[:-1], counts) + np.arange(tokens[-1])
+        ids = known[places].astype(np.int64)
+        _prove(self.encoder, texts, ids, tokens[ends], self.sample)
         return ids, np.diff(tokens[ends])
 
-    def _prove(self, texts: Sequence[str], ids: np.ndarray, ends: np.ndarray):
-        "Compare a sample of `texts`, spread evenly, with their encodings as a whole."
-        some = range(0, len(texts), max(1, len(texts) // self.sample))
-        whole = self.encoder.encode_batch_fast([texts[i] for i in some], add_special_tokens=False)
-        for i, encoding in zip(some, whole, strict=True):
-            if encoding.ids != ids[ends[i] : ends[i + 1]].tolist():
-                raise CrossesWords(f"{texts[i][:80]!r} is tokenized differently word by word, which this tokenizer's "
-                                   "configuration rules out; encode whole texts: whole=True")
-
-# %% ../../nbs/data/chunks.ipynb #3d8ee616
+# %% ../../nbs/data/chunks.ipynb #57a3be21
 LARGE = 2**17  # characters of a batch from which counting by chunks pays
 
 

@@ -7,7 +7,6 @@ __all__ = ['HUB_PREFIX', 'Source', 'find_sources']
 
 # %% ../../nbs/data/corpora.ipynb #540200be
 import bz2
-import glob
 import gzip
 import io
 import json
@@ -56,17 +55,17 @@ def _lines(path: Path) -> Iterator[str]:
             yield line.removesuffix("\n")
 
 # %% ../../nbs/data/corpora.ipynb #1f471adb
-def _check_columns(columns: Sequence[str], there: Iterable[str], where: str):
+def _check_are_there(columns: Sequence[str], there: Iterable[str], where: str):
     "Raise `ValueError` unless all `columns` are `there`."
     if gone := [name for name in columns if name not in there]:
         raise ValueError(f"{where} has no column {gone[0]!r}; it has {', '.join(map(repr, there))}")
 
 
-def _cells_of(rows: Iterable[dict], columns: Sequence[str], where: str) -> Iterator[str]:
+def _texts_in(rows: Iterable[dict], columns: Sequence[str], where: str) -> Iterator[str]:
     "Yield the texts in `columns` of `rows` that are not blank. The first row tells which columns there are."
     for number, row in enumerate(rows):
         if number == 0:
-            _check_columns(columns, row, where)
+            _check_are_there(columns, row, where)
         for column in columns:
             value = row.get(column)
             if value is not None and not is_text(value):
@@ -88,7 +87,7 @@ def _objects(path: Path) -> Iterator[dict]:
             yield row
 
 
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict]:
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict]:
     "Yield the rows of a parquet file, of which only `columns` are read."
     with needs("data"):
         import pyarrow
@@ -96,7 +95,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict]:
 
     try:
         with ParquetFile(path) as file:
-            _check_columns(columns, file.schema_arrow.names, path.name)
+            _check_are_there(columns, file.schema_arrow.names, path.name)
             for batch in file.iter_batches(1024, columns=list(columns)):
                 yield from batch.to_pylist()
     except pyarrow.ArrowInvalid as error:
@@ -104,15 +103,15 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict]:
 
 # %% ../../nbs/data/corpora.ipynb #3d1b8ff1
 def _texts_of_file(path: Path, columns: Sequence[str] | None) -> Iterator[str]:
-    "Yield the texts of a file that are not blank, as `read_texts` does. Raises `ValueError` for one that cannot be read."
+    "Yield the texts of a file that are not blank. Raises `ValueError` for one that cannot be read."
     kind, how = endings(path)
     names = columns or ("text",)
     if kind == ".txt":
         texts = (line for line in _lines(path) if line.strip())
     elif kind == ".jsonl":
-        texts = _cells_of(_objects(path), names, path.name)
+        texts = _texts_in(_objects(path), names, path.name)
     elif kind == ".parquet" and not how:
-        texts = _cells_of(_rows(path, names), names, path.name)
+        texts = _texts_in(_parquet_rows(path, names), names, path.name)
     else:
         texts = read_texts(path, columns)
     with _naming(path):
@@ -137,7 +136,7 @@ def _texts_of_hub(name: str, columns: Sequence[str] | None, split: str) -> Itera
     except (ValueError, OSError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{name} cannot be streamed ({said}); check its name, configuration and split") from None
-    yield from _cells_of(rows, columns or ("text",), name)
+    yield from _texts_in(rows, columns or ("text",), name)
 
 # %% ../../nbs/data/corpora.ipynb #e5f9f2d2
 @dataclass(frozen=True)
@@ -156,12 +155,12 @@ class Source:
         return not self.name.startswith(HUB_PREFIX)
 
     def __iter__(self) -> Iterator[str]:
-        path = Path(self.name)
-        texts = _texts_of_file(path, self.columns) if self.is_file else _texts_of_hub(self.name, self.columns, self.split)
-        return islice(texts, self.most)
+        if self.is_file:
+            return islice(_texts_of_file(Path(self.name), self.columns), self.most)
+        return islice(_texts_of_hub(self.name, self.columns, self.split), self.most)
 
 # %% ../../nbs/data/corpora.ipynb #fd7a9c3b
-def _files_of(corpus: str) -> list[str]:
+def _expand(corpus: str) -> list[str]:
     """Return the files that a path, a directory or a pattern names, sorted.
 
     Raises `FileNotFoundError` for none, and `ValueError` for a kind of file that cannot be read."""
@@ -171,7 +170,7 @@ def _files_of(corpus: str) -> list[str]:
         if endings(path)[0] not in kinds:
             raise ValueError(f"unknown kind of file {path.suffix!r}; choose one of .txt, {KINDS_OF_FILE}")
         return [str(path)]
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    found = path.rglob("*") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
     files = sorted(str(file) for file in found if file.is_file() and endings(file)[0] in kinds)
     if not files:
         what = "holds no file of texts" if path.is_dir() else "is neither a file nor a pattern of files"
@@ -197,7 +196,7 @@ def find_sources(
     whole_number("most", most, none=True)
     sources = []
     for corpus, weight in zip(map(str, corpora), weights, strict=True):
-        files = [corpus] if corpus.startswith(HUB_PREFIX) else _files_of(corpus)
+        files = [corpus] if corpus.startswith(HUB_PREFIX) else _expand(corpus)
         sources += [Source(file, names, split, most, weight) for file in files]
     for source in sources:
         next(iter(source), None)

@@ -44,7 +44,7 @@ MOST_CHARACTERS = 2**21  # of a batch, the last text included
 AT_ONCE = 1024  # documents that the tokenizer encodes together; their ids stay in the processor's cache
 
 
-def _batches(texts: Iterable[str], batch_size: int | None) -> Iterator[list[str]]:
+def _lists_of_texts(texts: Iterable[str], batch_size: int | None) -> Iterator[list[str]]:
     "Yield `texts` in lists of `batch_size`, or of the size that counts fastest."
     batch, size = [], 0
     for number, text in enumerate(texts):
@@ -97,14 +97,12 @@ def token_batches(
     if batch_size is not None:
         whole_number("batch_size", batch_size)
     encoder = backend(tokenizer)
-    batches = _batches(texts, batch_size)
+    batches = _lists_of_texts(texts, batch_size)
     first = next(batches, [])
     batches = chain([first] if first else [], batches)
     chunks = None if whole else choose_encoder(encoder, first)
-    if chunks:
-        encoded = _ahead(chunks.encode, _ahead(chunks.cut, batches))
-    else:
-        encoded = _ahead(partial(_encode_whole, encoder), batches)
+    cut = _ahead(chunks.cut, batches) if chunks else batches
+    encoded = _ahead(chunks.encode if chunks else partial(_encode_whole, encoder), cut)
     total = len(texts) if hasattr(texts, "__len__") else None
     with tqdm(total=total, unit="doc", desc="tokenizing", disable=not progress) as bar:
         for ids, lengths in encoded:
@@ -147,7 +145,8 @@ class Saved:
                 values = [found[name] if found[name].shape else found[name].item() for name in names]
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             said = " ".join(str(error).split())
-            raise ValueError(f"{path} does not hold a {cls.__name__} ({said}); make it with vocab-prune count") from None
+            raise ValueError(f"{path} does not hold a {cls.__name__} ({said}); make it with "
+                             "vocab-prune count") from None
         return cls(*values)
 
 # %% ../../nbs/data/stats.ipynb #610620fe

@@ -376,8 +376,8 @@ def prune(
     for itself (alphabet and merges, representatives) counts inside a ratio or a number of rows, and comes on top of the
     tokens that `coverage` and `min_count` name. `p.provenance` says why each row stays. With `base="seen"`, rows that
     no text uses are removed first, and `ratio` applies to the rest.
-    Tf-idf, attention and "resegment" read `texts` twice, so a generator will not do there. With `stats` alone, no text
-    is read: tf-idf then leaves out the norm of a document, and whatever needs the texts is refused.
+    Tf-idf, attention and "resegment" read `texts` twice, so a generator will not do there. With `stats` alone they are
+    refused, except that tf-idf leaves out the norm of a document.
 
     Options of `oov`: "cluster" takes `n_clusters`, `representative` and `outside_budget`; "sparse" takes `m`; "pq"
     takes `n_bytes`; "resegment" takes `lossless` and `pad_to_multiple_of`. All but "unk" and "resegment" take
@@ -385,9 +385,8 @@ def prune(
     "resegment" leaves out tokens without a row and those of `keep` that no text can reach; `info` lists both.
 
     Raises `ValueError` for an unknown choice, a target that cannot be reached or is too small for `keep`, texts without
-    a token or that can be read only once where they are read twice, and rows that are not finite or that are missing.
-    Raises `TypeError` for a pruned model, texts that are not strings, a slow tokenizer, an unknown option, and a value
-    of the wrong type."""
+    a token or that can be read only once where they are read twice, and rows that are missing or not finite. Raises
+    `TypeError` for a pruned model, texts that are not strings, a slow tokenizer, an unknown option, a wrong type."""
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = (scorer, oov, seed, scores, scorer_options, scorer_model, examples, share, progress, keep)
     return _prune_as(Request(texts, target, *choices, oov_options, stats), model, tokenizer)

@@ -48,8 +48,10 @@ def count_source(
 # %% ../../nbs/runs/counting.ipynb #2d87e031
 def _description(sources: Sequence[Source], tokenizer, n_rows: int) -> str:
     "Return what is counted, as JSON: sources with size and time of files, and the tokenizer."
-    files = [Path(source.name).stat() if source.is_file else None for source in sources]
-    told = [asdict(source) | {"file": file and [file.st_size, file.st_mtime_ns]} for source, file in zip(sources, files, strict=True)]
+    told = []
+    for source in sources:
+        file = Path(source.name).stat() if source.is_file else None
+        told.append(asdict(source) | {"size and time": file and [file.st_size, file.st_mtime_ns]})
     return to_json(dict(sources=told, tokenizer=fingerprint(tokenizer.backend_tokenizer.to_str()), n_rows=n_rows))
 
 
@@ -120,8 +122,8 @@ def count_corpora(
 ) -> TokenStats:
     """Return the statistics of all sources, each text counted as often as the weight of its source says.
 
-    Raises `ValueError` for a source that cannot be read, for texts without a token, and for an unknown engine or option;
-    then nothing is written."""
+    Raises `ValueError` for a source that cannot be read, for texts without a token, and for an unknown engine or
+    option; then nothing is written."""
     choose(ENGINES, "engine", engine)
     options = read_engine_options(engine, engine_options)
     whole_number("workers", workers)
