@@ -133,3 +133,15 @@ def test_count_adds_up_what_it_is_given(tmp_path, tiny_directory):
     both = count(tmp_path / "a", f"{tmp_path}/no*.txt", "--weight", 1, "--weight", 3)
     assert (both.counts == (folder + 3 * notes).counts).all() and both.n_docs == 2 + 3 * 2
     assert count(tmp_path / "notes.txt", "--most", 1).n_docs == 1
+
+
+def test_prune_takes_statistics_in_place_of_texts(tmp_path, tiny_directory):
+    (tmp_path / "notes.txt").write_text("ab ab\nab\n")
+    runner, counted = CliRunner(), ["--stats", f"{tmp_path}/stats.npz"]
+    runner.invoke(app, ["count", f"{tmp_path}/notes.txt", "-o", counted[1], "--model", tiny_directory])
+    given = ["--min-count", "1", "--oov", "nearest"]
+    for source in (counted, [f"{tmp_path}/notes.txt", "--scorer", "frequency"]):
+        done = runner.invoke(app, ["prune", tiny_directory, *source, *given, "--dry-run"])
+        assert done.exit_code == 0, done.stderr
+        assert "lost share of the texts   0" in done.stdout
+    assert "give TEXTS, or --stats" in runner.invoke(app, ["prune", tiny_directory, "--dry-run"]).stderr

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'RATIOS', 'FORMATS', 'Model', 'Texts', 'Columns', 'Data', 'Base', 'Ratio', 'Rows', 'Coverage', 'MinCount',
-           'Keep', 'Scorer', 'Oov', 'Seed', 'Json', 'Notebook', 'RemapOptions', 'one_line', 'inspect_', 'preflight_',
-           'count', 'prune_', 'check', 'run', 'sweep_', 'report_']
+           'Keep', 'Scorer', 'Oov', 'Seed', 'Json', 'Notebook', 'RemapOptions', 'Stats', 'one_line', 'inspect_',
+           'preflight_', 'count', 'prune_', 'check', 'run', 'sweep_', 'report_']
 
 # %% ../nbs/cli.ipynb #788289a7
 import inspect
@@ -447,15 +447,17 @@ def count(
     _print(facts | {"rows seen": f"{stats.seen.sum():,} of {stats.n_rows:,}"})
 
 # %% ../nbs/cli.ipynb #b5f840b6
-def _prune_for(model: str, texts: str, columns: list[str] | None, data: str, asked: dict):
-    "Return the model `model`, pruned for `texts` as `asked`: arguments of `prune` by name."
+def _prune_for(model: str, texts: str | None, columns: list[str] | None, data: str, stats: Path | None, asked: dict):
+    "Return the model `model`, pruned for `texts` or `stats` as `asked`: arguments of `prune` by name."
+    from vocab_pruning.data.stats import TokenStats
     from vocab_pruning.data.table import stem
     from vocab_pruning.data.tasks import TASKS, resolve_data
     from vocab_pruning.models.pruning import prune
 
-    documents = _read(texts, columns, data)
-    pruned = prune(*_load_pretrained(model), documents, share=True, progress=_progress(), **asked)
-    pruned.info |= {"task": stem(texts)} | ({"data_id": resolve_data(data)[1]} if texts in TASKS else {})
+    documents = texts and _read(texts, columns, data)
+    counted = stats and TokenStats.load(stats)
+    pruned = prune(*_load_pretrained(model), documents, share=True, progress=_progress(), stats=counted, **asked)
+    pruned.info |= {"task": stem(texts or stats)} | ({"data_id": resolve_data(data)[1]} if texts in TASKS else {})
     return pruned
 
 
@@ -469,11 +471,27 @@ def _cut_facts(out: Path | None, info: dict) -> dict:
     lost = {"lost tokens of the texts": info["train"]["tokens"], "lost share of the texts": info["train"]["share"]}
     return asked | sizes | lost
 
+# %% ../nbs/cli.ipynb #b41a9a9c
+Stats = Annotated[
+    Path | None, typer.Option(help="Statistics that count wrote, in place of the texts.", show_default=False)
+]
+
+
+def _texts_and_out(texts: str | None, out: Path | None, stats: Path | None, dry_run: bool) -> tuple:
+    "Return the texts and the output directory; with `stats`, the one argument given is the directory."
+    if stats is not None and out is None:
+        texts, out = None, texts and Path(texts)
+    if texts is None and stats is None:
+        raise typer.BadParameter("give TEXTS, or --stats")
+    if out is None and not dry_run:
+        raise typer.BadParameter("give OUT, the directory of the pruned model, or --dry-run")
+    return texts, out
+
 # %% ../nbs/cli.ipynb #f52b347c
 @_command
 def prune_(
     model: Model,
-    texts: Texts,
+    texts: Annotated[str | None, typer.Argument(help="Texts, or OUT with --stats.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Argument(help="Directory of the pruned model.", show_default=False)] = None,
     ratio: Ratio = None,
     base: Base = "params",
@@ -487,6 +505,7 @@ def prune_(
     seed: Seed = 0,
     text: Columns = None,
     data: Data = "auto",
+    stats: Stats = None,
     verify: Annotated[bool, typer.Option(help="Read the saved model back and compare it.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be kept, and write nothing.")] = False,
 ):
@@ -498,15 +517,14 @@ def prune_(
       vocab-prune prune auto cola small --data sample --ratio 0.95 --base vocab --oov sparse -o m=8
       vocab-prune prune auto log.txt plain --ratio 0.4 --oov resegment
       vocab-prune prune auto log.txt plain --coverage 0.9995 --keep script:Greek --keep texts:names.txt
-      vocab-prune prune auto log.txt --rows 8000 --dry-run
+      vocab-prune prune auto --stats stats.npz --rows 8000 --dry-run
     """
-    if out is None and not dry_run:
-        raise typer.BadParameter("give OUT, the directory of the pruned model, or --dry-run")
+    texts, out = _texts_and_out(texts, out, stats, dry_run)
     target, out = dict(ratio=ratio, rows=rows, coverage=coverage, min_count=min_count), _home(out)
     options = _parse_pairs(option)
     _check_prune(target, base, scorer, oov, options, seed, out)
     asked = target | dict(base=base, scorer=scorer, oov=oov, seed=seed, keep=keep) | options
-    pruned = _prune_for(model, texts, text, data, asked)
+    pruned = _prune_for(model, texts, text, data, _home(stats), asked)
     if not dry_run:
         pruned.save_pretrained(out, verify=verify)
     _print(_cut_facts(None if dry_run else out, pruned.info))

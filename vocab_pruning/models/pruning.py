@@ -376,8 +376,7 @@ def prune(
     for itself (alphabet and merges, representatives) counts inside a ratio or a number of rows, and comes on top of the
     tokens that `coverage` and `min_count` name. `p.provenance` says why each row stays. With `base="seen"`, rows that
     no text uses are removed first, and `ratio` applies to the rest.
-    Tf-idf, attention and "resegment" read `texts` twice, so a generator will not do there. With `stats` alone they are
-    refused, except that tf-idf leaves out the norm of a document.
+    Tf-idf, attention and "resegment" read `texts` twice: give no generator. With `stats` alone, tf-idf has no norm.
 
     Options of `oov`: "cluster" takes `n_clusters`, `representative` and `outside_budget`; "sparse" takes `m`; "pq"
     takes `n_bytes`; "resegment" takes `lossless` and `pad_to_multiple_of`. All but "unk" and "resegment" take
