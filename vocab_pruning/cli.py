@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'RATIOS', 'FORMATS', 'Model', 'Texts', 'Columns', 'Data', 'Base', 'Ratio', 'Rows', 'Coverage', 'MinCount',
-           'Keep', 'Scorer', 'Oov', 'Verify', 'Seed', 'Json', 'Notebook', 'RemapOptions', 'one_line', 'inspect_',
-           'preflight_', 'prune_', 'check', 'run', 'sweep_', 'report_']
+           'Keep', 'Scorer', 'Oov', 'Verify', 'Seed', 'Json', 'Notebook', 'RemapOptions', 'Stats', 'one_line',
+           'inspect_', 'preflight_', 'count', 'prune_', 'check', 'run', 'sweep_', 'report_']
 
 # %% ../nbs/cli.ipynb #788289a7
 import inspect
@@ -426,16 +426,69 @@ def preflight_(
     if csv:
         table.to_csv(csv, index=False)
 
+# %% ../nbs/cli.ipynb #00fee108
+def _read_tokenizer(name: str) -> tuple:
+    "Return the tokenizer of the model `name`, and its number of rows; the weights are not read."
+    from vocab_pruning.core import quiet_transformers
+
+    source = _find_model(name)
+    from transformers import AutoConfig, AutoTokenizer
+
+    with quiet_transformers():
+        n_rows = AutoConfig.from_pretrained(source).get_text_config().vocab_size
+        return AutoTokenizer.from_pretrained(source), n_rows
+
+# %% ../nbs/cli.ipynb #5ea73bec
+@_command
+def count(
+    corpora: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files (as in prune), directories, patterns in quotes, or hub:owner/name[:config].", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of the statistics (.npz).", show_default=False)],
+    model: Annotated[str, typer.Option(help="Model whose tokenizer reads the texts, or auto.")] = "auto",
+    text: Columns = None,
+    split: Annotated[str, typer.Option(help="Split of data sets of the hub.")] = "train",
+    most: Annotated[
+        int | None, typer.Option(help="Texts to read at most from each file or data set.", show_default=False)
+    ] = None,
+    weight: Annotated[
+        list[int] | None,
+        typer.Option(help="How many times the texts of a corpus count; one for each corpus.", show_default=False),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Where to count: local, or ray (a task for each file).")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Tasks at a time on a Ray that is started here.")] = 2,
+):
+    """Count the tokens of a corpus, for prune --stats.
+
+    \b
+    Examples:
+      vocab-prune count reviews/ 'logs/*.jsonl.gz' --text review -o stats.npz
+      vocab-prune count hub:wikimedia/wikipedia:20231101.el --most 100000 -o greek.npz --model xlm-roberta-base
+    """
+    from vocab_pruning.data.corpora import find_sources
+    from vocab_pruning.runs.counting import count_corpora
+
+    out = _home(out)
+    _check_file(out)
+    sources = find_sources(corpora, text, split, most, weight)
+    stats = count_corpora(sources, *_read_tokenizer(model), out, engine, workers, _progress())
+    facts = dict(written=out, sources=len(sources), documents=stats.n_docs, tokens=stats.n_tokens)
+    _print(facts | {"rows seen": f"{stats.seen.sum():,} of {stats.n_rows:,}"})
+
 # %% ../nbs/cli.ipynb #b5f840b6
-def _about(texts: str, data: str) -> dict:
-    "Return what `vocab_pruning.json` says of the texts: the task, and the source of a GLUE task."
+def _about(texts: str | Path, data: str) -> dict:
+    "Return what `vocab_pruning.json` says of the texts, or of the file of their statistics: task and source."
     from vocab_pruning.data.table import stem
     from vocab_pruning.data.tasks import TASKS, resolve_data
 
     return {"task": stem(texts)} | ({"data_id": resolve_data(data)[1]} if texts in TASKS else {})
 
 
-def _prune_files(model: str, documents: list[str], out: Path | None, about: dict, asked: dict, verify: str) -> dict:
+def _prune_files(model: str, documents: list[str] | None, out: Path | None, about: dict, asked: dict,
+                 verify: str) -> dict:
     "Prune the files of `model` to `out` (None: nowhere) as `asked`, and return `info`."
     from vocab_pruning.core import real_path
     from vocab_pruning.models.checkpoint import prune_checkpoint
@@ -449,7 +502,7 @@ def _prune_files(model: str, documents: list[str], out: Path | None, about: dict
     return prune_checkpoint(source, documents, out, verify=verify, about=about, progress=_progress(), **asked)
 
 
-def _prune_in_memory(model: str, documents: list[str], out: Path | None, about: dict, asked: dict) -> dict:
+def _prune_in_memory(model: str, documents: list[str] | None, out: Path | None, about: dict, asked: dict) -> dict:
     "Load `model`, prune it as `asked`, save it to `out` (None: nowhere), and return `info`. Say on stderr why."
     from vocab_pruning.models.pruning import prune
 
@@ -460,15 +513,32 @@ def _prune_in_memory(model: str, documents: list[str], out: Path | None, about: 
         pruned.save_pretrained(out)
     return pruned.info
 
+# %% ../nbs/cli.ipynb #b41a9a9c
+Stats = Annotated[
+    Path | None, typer.Option(help="Statistics that count wrote, in place of the texts.", show_default=False)
+]
+
+
+def _texts_and_out(texts: str | None, out: Path | None, stats: Path | None, dry_run: bool) -> tuple:
+    "Return the texts and the output directory; with `stats`, the one argument given is the directory."
+    if stats is not None and out is None:
+        texts, out = None, texts and Path(texts)
+    if texts is None and stats is None:
+        raise typer.BadParameter("give TEXTS, or --stats")
+    if out is None and not dry_run:
+        raise typer.BadParameter("give OUT, the directory of the pruned model, or --dry-run")
+    return texts, out
+
 # %% ../nbs/cli.ipynb #f52b347c
 @_command
 def prune_(
     model: Model,
-    texts: Texts,
+    texts: Annotated[str | None, typer.Argument(help="Texts, or OUT with --stats.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Argument(help="Directory of the pruned model.", show_default=False)] = None,
     ratio: Ratio = None, base: Base = "params", rows: Rows = None, coverage: Coverage = None,
     min_count: MinCount = None, keep: Keep = None, scorer: Scorer = "tfidf", oov: Oov = "pq",
-    option: RemapOptions = None, seed: Seed = 0, text: Columns = None, data: Data = "auto", verify: Verify = "files",
+    option: RemapOptions = None, seed: Seed = 0, text: Columns = None, data: Data = "auto", stats: Stats = None,
+    verify: Verify = "files",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be kept, and write nothing.")] = False,
 ):
     """Prune the vocabulary of a model for texts, from its files to new ones.
@@ -484,16 +554,17 @@ def prune_(
       vocab-prune prune auto log.txt --rows 8000 --dry-run
       vocab-prune prune intfloat/multilingual-e5-small log.txt small --coverage 0.9995 --oov int8 --verify forward
     """
+    from vocab_pruning.data.stats import TokenStats
     from vocab_pruning.models.inspecting import cut_facts
     from vocab_pruning.scorers.registry import get_scorer
 
-    if out is None and not dry_run:
-        raise typer.BadParameter("give OUT, the directory of the pruned model, or --dry-run")
+    texts, out = _texts_and_out(texts, out, stats, dry_run)
     target, out = dict(ratio=ratio, rows=rows, coverage=coverage, min_count=min_count), _home(out)
     options = _parse_pairs(option)
     _check_prune(target, base, scorer, oov, options, seed, out, verify)
     asked = target | dict(base=base, scorer=scorer, oov=oov, seed=seed, keep=keep) | options
-    documents, about, place = _read(texts, text, data), _about(texts, data), None if dry_run else out
+    asked["stats"] = stats and TokenStats.load(_home(stats))
+    documents, about, place = texts and _read(texts, text, data), _about(texts or stats, data), None if dry_run else out
     prune_it = _prune_in_memory if get_scorer(scorer).tuned else partial(_prune_files, verify=verify)
     info = prune_it(model, documents, place, about=about, asked=asked)
     _print({"written": place or "nothing, because of --dry-run"} | cut_facts(info))

@@ -29,15 +29,15 @@ from types import SimpleNamespace
 import numpy as np
 
 from vocab_pruning.core import (
-    MARKER, OURS, REMEDY, CannotPrune, check_replaceable, is_one_shot, library_versions, list_of_names,
+    MARKER, OURS, REMEDY, CannotPrune, check_replaceable, library_versions, list_of_names,
     one_of, real_path, to_json, whole_directory,
 )
-from ..data.stats import TokenStats, token_stats
+from ..data.stats import TokenStats
 from .anatomy import ids_named_in, renumber_all, special_ids, warn_of_dropped
 from .bare import BareTokenizer, read_bare, read_mapping, write_bare
 from .card import make_card
 from vocab_pruning.models.choosing import (
-    Choice, Request, Subject, check_choices, check_readings, choose_rows, score_rows, tokens_beyond,
+    Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, score_rows, tokens_beyond,
 )
 from vocab_pruning.models.tensors import (
     DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, blocks_of, check_written, from_floats, made_of,
@@ -629,8 +629,7 @@ class NewFiles:
 
 def by_resegmenting(job: Job, choice: Choice, pad_to_multiple_of: int = 1, **options) -> NewFiles:
     "Return the files of a plain checkpoint with a rewritten tokenizer."
-    texts = None if is_one_shot(job.asked.texts) else job.asked.texts
-    new = choice.resegmented(texts, job.asked.progress, pad_to_multiple_of=pad_to_multiple_of, **options)
+    new = choice.resegmented(job.asked.texts_again, job.asked.progress, pad_to_multiple_of=pad_to_multiple_of, **options)
     n_rows = ceil(len(new.rows) / pad_to_multiple_of) * pad_to_multiple_of
     config, generation, dropped = renumbered_configs(job, new.rows, n_rows)
     made = new.facts
@@ -708,7 +707,7 @@ def _write_as(job: Job, new: NewFiles, info: dict, out: Path, forward: bool) -> 
 # %% ../../nbs/models/checkpoint.ipynb #2c51aa02
 def prune_checkpoint(
     source: str | Path,  # directory with config.json, tokenizer.json and safetensors; it is not changed
-    texts: Iterable[str],  # documents of the task, each a string
+    texts: Iterable[str] | None,  # documents of the task, each a string; None where `stats` are given
     out: str | Path | None,  # where to write; a new path or an earlier save. None: write nothing
     ratio: float | None = None,  # fraction of `base` to remove, in [0, 1); 0.2 where no other target is given
     base: str = "params",  # "params": all parameters, "vocab": all rows, "seen": rows that `texts` use
@@ -727,6 +726,7 @@ def prune_checkpoint(
     verify: str = "files",  # "forward": also load both models with transformers and compare their outputs
     about: dict | None = None,  # further facts for `vocab_pruning.json` and the card, e.g. `task`
     progress: bool = False,  # show a progress bar
+    stats: TokenStats | None = None,  # statistics of the texts, counted before
     **oov_options,  # options of `oov`, as `prune` takes them
 ) -> dict:  # how it was made, as in `vocab_pruning.json`
     """Prune the vocabulary of a checkpoint for `texts`, from files to files.
@@ -738,12 +738,13 @@ def prune_checkpoint(
     where `out` holds anything but an earlier save, and `OSError` where the disk has no room for it."""
     VERIFY.check("verify", verify)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
-    asked = Request(texts, target, scorer, oov, seed, scores, scorer_options, progress, keep, oov_options)
+    asked = Request(texts, target, scorer, oov, seed, scores, scorer_options, progress, keep, oov_options,
+                    stats=stats)
     check_request(asked)
     if out is not None:
         _check_apart(real_path(source), out := check_replaceable(out, MARKER, unlike="*.onnx"))
     job = open_job(source, asked, include, leave)
-    choice = job.choose(token_stats(texts, job.tokenizer, job.found.n_rows, progress=progress))
+    choice = job.choose(count_tokens(asked, job.tokenizer, job.found.n_rows))
     new = (by_resegmenting if asked.rewrites else by_remap)(job, choice, **oov_options)
     info = _facts(job, new) | (about or {})
     return info if out is None else _write_as(job, new, info, out, verify == "forward")

@@ -10,12 +10,13 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from ..core import check_seed, is_one_shot
-from ..data.stats import TokenStats, token_stats
+from ..core import check_seed
+from ..data.stats import TokenStats
 from .anatomy import named_ids, sizes, special_mask
 from .card import base_model
 from vocab_pruning.models.choosing import (
-    Choice, Request, Subject, check_choices, check_readings, choose_rows, lost_by, score_rows, tokens_beyond,
+    Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, lost_by, score_rows,
+    tokens_beyond,
 )
 from .embedding import plain_embedding, rebuild_model_with_vocab
 from .plain import dropped_ids, rebuild_plain
@@ -134,13 +135,12 @@ def _prune_as(asked: Request, model, tokenizer) -> PrunedModel:
     _check_model(model, tokenizer)
     subject = subject_of(model, tokenizer, asked.oov)
     subject.check(asked)
-    once = is_one_shot(asked.texts)
-    stats = token_stats(asked.texts, tokenizer, subject.size.rows, progress=asked.progress)
+    stats = count_tokens(asked, tokenizer, subject.size.rows)
     tuned = get_scorer(asked.scorer).tuned and asked.scorer_model is not None
     scores = score_rows(subject, stats, asked, asked.scorer_model if tuned else model)
     choices = asked.target.facts | dict(oov=asked.oov, seed=asked.seed, share=asked.share, keep=asked.keep)
-    texts = None if once else asked.texts
-    result = prune_with_stats(model, tokenizer, stats, scores, texts=texts, **choices, **asked.oov_options)
+    choices["texts"] = asked.texts_again
+    result = prune_with_stats(model, tokenizer, stats, scores, **choices, **asked.oov_options)
     result.info |= asked.ranked_by
     result.sample = asked.sample()
     return result
@@ -149,7 +149,7 @@ def _prune_as(asked: Request, model, tokenizer) -> PrunedModel:
 def prune(
     model,  # Hugging Face encoder; it is not changed
     tokenizer,  # its fast tokenizer
-    texts: Iterable[str],  # documents of the task, each a string
+    texts: Iterable[str] | None = None,  # documents of the task, each a string
     ratio: float | None = None,  # fraction of `base` to remove, in [0, 1); 0.2 where no other target is given
     base: str = "params",  # "params": all parameters, "vocab": all rows, "seen": rows that `texts` use
     scorer: str = "tfidf",  # how tokens are ranked, a key of `SCORERS`
@@ -166,6 +166,7 @@ def prune(
     examples: Iterable | None = None,  # tuples of texts that these two read together (None: `texts`)
     share: bool = False,  # let the result share the encoder of `model`; do not train it then
     progress: bool = False,  # show a progress bar
+    stats: TokenStats | None = None,  # statistics of the texts, counted before; then texts may be left out
     **oov_options,  # options of `oov`, e.g. `n_bytes=8` for "pq"
 ) -> PrunedModel:  # the pruned model, its tokenizer, and `info`: how it was made
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1).
@@ -174,7 +175,7 @@ def prune(
     for itself (alphabet and merges, representatives) counts inside a ratio or a number of rows, and comes on top of the
     tokens that `coverage` and `min_count` name. `p.provenance` says why each row stays. With `base="seen"`, rows that
     no text uses are removed first, and `ratio` applies to the rest.
-    Tf-idf, attention and "resegment" read `texts` twice, so a generator will not do there.
+    Tf-idf, attention and "resegment" read `texts` twice: give no generator. With `stats` alone, tf-idf has no norm.
 
     Options of `oov`: "cluster" takes `n_clusters`, `representative` and `outside_budget`; "sparse" takes `m`; "pq"
     takes `n_bytes`; "resegment" takes `lossless` and `pad_to_multiple_of`. All but "unk" and "resegment" take
@@ -182,9 +183,8 @@ def prune(
     "resegment" leaves out tokens without a row and those of `keep` that no text can reach; `info` lists both.
 
     Raises `ValueError` for an unknown choice, a target that cannot be reached or is too small for `keep`, texts without
-    a token or that can be read only once where they are read twice, and rows that are not finite or that are missing.
-    Raises `TypeError` for a pruned model, texts that are not strings, a slow tokenizer, an unknown option, and a value
-    of the wrong type."""
+    a token or that can be read only once where they are read twice, and rows that are missing or not finite. Raises
+    `TypeError` for a pruned model, texts that are not strings, a slow tokenizer, an unknown option, a wrong type."""
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
-    choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options, scorer_model, examples, share)
+    choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options, scorer_model, examples, share, stats)
     return _prune_as(Request(texts, target, *choices), model, tokenizer)

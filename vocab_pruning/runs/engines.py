@@ -46,9 +46,10 @@ def _start_ray(address: str | None, processors: int):
 # %% ../../nbs/runs/engines.ipynb #faffd68f
 @contextmanager
 def _ray(
-    workers: int, threads: int, address: str | None = None, gpus: float | None = None, max_retries: int = 3
+    workers: int, threads: int, address: str | None = None, gpus: float | None = None, max_retries: int = 3,
+    work: Callable = run_cell,
 ) -> Iterator[Callable[..., Future]]:
-    """Yield a function that executes runs as tasks of Ray.
+    """Yield a function that executes runs, or other `work`, as tasks of Ray.
 
     `address` is that of a cluster (None: the one that `RAY_ADDRESS` names, else one with room for `workers` that is
     started here). An existing cluster executes as many runs at a time as it has room for, whatever `workers` says.
@@ -63,7 +64,7 @@ def _ray(
         _start_ray(address, workers * threads)
     if gpus is None:
         gpus = _gpu_share(workers, int(ray.cluster_resources().get("GPU", 0)))
-    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=max_retries)(run_cell)
+    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=max_retries)(work)
     refs = []
 
     def submit(*args, **options) -> Future:

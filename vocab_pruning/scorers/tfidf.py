@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..core import is_one_shot
-from ..data.stats import TokenStats, check_ids, token_batches
+from ..data.stats import TokenStats, cells, from_parts, in_parts, sum_by_row, token_batches, twice_if_needed
 
 # %% ../../nbs/scorers/tfidf.ipynb #a07d354b
 def inverse_document_frequency(stats: TokenStats) -> np.ndarray:
@@ -20,13 +20,12 @@ def inverse_document_frequency(stats: TokenStats) -> np.ndarray:
 
 # %% ../../nbs/scorers/tfidf.ipynb #e3bba701
 def _sum_of_unit_vectors(ids: np.ndarray, lengths: np.ndarray, idf: np.ndarray) -> np.ndarray:
-    "Return the sum of the unit-length tf-idf vectors of a batch of documents: float64 (V,)."
-    n = len(lengths)
-    pairs, count = np.unique(ids * n + np.repeat(np.arange(n), lengths), return_counts=True)
-    row, doc = np.divmod(pairs, n)
-    weight = count / lengths[doc] * idf[row]
-    norm = np.sqrt(np.bincount(doc, weight**2, minlength=n))
-    return np.bincount(row, weight / np.where(norm > 0, norm, 1)[doc], minlength=len(idf))
+    "Return the sum of the unit-length tf-idf vectors of a batch of documents, as `in_parts` gives it: int64 (2, V)."
+    row, document, count = cells(ids, lengths, len(idf))
+    weight = count / lengths[document] * idf[row]
+    norm = np.sqrt(np.bincount(document, weight**2, minlength=len(lengths)))
+    unit = np.minimum(weight / np.where(norm > 0, norm, 1)[document], 1)
+    return sum_by_row(row, in_parts(unit), len(idf))
 
 # %% ../../nbs/scorers/tfidf.ipynb #24ac8802
 def tfidf_scores(
@@ -50,14 +49,18 @@ def tfidf_scores(
             "tf-idf with norm='l2' reads the texts a second time; give a list or another iterable that can be read "
             "again, or norm=None"
         )
-    total = np.zeros(stats.n_rows)
-    n_docs = 0
-    for ids, lengths in token_batches(texts, tokenizer):
-        check_ids(ids, stats.n_rows)
-        total += _sum_of_unit_vectors(ids, lengths, idf)
-        n_docs += len(lengths)
+
+    def read(whole: bool) -> tuple[np.ndarray, int]:
+        total = np.zeros((2, stats.n_rows), np.int64)
+        n_docs = 0
+        for ids, lengths in token_batches(texts, tokenizer, whole=whole):
+            total += _sum_of_unit_vectors(ids, lengths, idf)
+            n_docs += len(lengths)
+        return total, n_docs
+
+    total, n_docs = twice_if_needed(read, texts)
     if n_docs != stats.n_docs:
         raise ValueError(
             f"the statistics count {stats.n_docs} documents, the texts hold {n_docs}; give the texts that were counted"
         )
-    return total / n_docs
+    return from_parts(total) / n_docs

@@ -1,0 +1,147 @@
+"""Corpora are read as streams, and what cannot be read is named in one line before anything is written."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import datasets
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from vocab_pruning.cli import app
+from vocab_pruning.data import corpora
+from vocab_pruning.data.corpora import Source, find_sources
+from vocab_pruning.data.stats import TokenStats
+from vocab_pruning.data.table import read_texts
+
+TEXTS = ["The pond froze.", "naïve café — 数", 'a "quote"', " two  spaces"]
+
+
+def zst(data: bytes) -> bytes:
+    "Compress as a zst file does."
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zst}
+AS_LINES = {
+    ".txt": "\r\n".join([*TEXTS, "", " "]),
+    ".jsonl": "\n".join(json.dumps({"n": 1, "text": text}) for text in [*TEXTS, None, " "]),
+    ".csv": "text\n" + "\n".join('"' + text.replace('"', '""') + '"' for text in TEXTS),
+}
+
+
+@pytest.mark.parametrize("how", PACK)
+@pytest.mark.parametrize("kind", AS_LINES)
+def test_a_stream_gives_the_texts_of_the_whole_file(kind, how, tmp_path):
+    file = tmp_path / f"a{kind}{how}"
+    file.write_bytes(PACK[how](b"\xef\xbb\xbf" * (kind != ".csv") + AS_LINES[kind].encode()))
+    (source,) = find_sources(file)
+    assert list(source) == TEXTS == read_texts(file)
+    assert list(source) == TEXTS  # a second time
+
+
+@pytest.fixture
+def cannot(tmp_path):
+    "Files that cannot be read, by the end of the message."
+    (tmp_path / "a.jsonl").write_text('{"q": "Why?"}\n{"q": 3}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "Why?"}\nno\n')
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"many words\n" * 9999)[:-9])
+    (tmp_path / "d.txt.gz").write_bytes(b"no gzip")
+    (tmp_path / "e.txt").write_bytes(b"caf\xe9\n")
+    (tmp_path / "f.parquet").write_bytes(b"PAR1")
+    (tmp_path / "g.txt").write_text("\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("given, said", [
+    (["a.jsonl"], "a.jsonl has no column 'text'; it has 'q'"),
+    (["a.jsonl", "--text", "q"], "a.jsonl, row 1 (from 0), column 'q': 3 is not a text"),
+    (["b.jsonl"], "b.jsonl cannot be read: line 2 is not JSON (Expecting value)"),
+    (["c.txt.gz"], "c.txt.gz cannot be decompressed as .gz (Compressed file ended before the end-of-stream marker was reached)"),
+    (["d.txt.gz"], "d.txt.gz cannot be decompressed as .gz (Not a gzipped file"),
+    (["e.txt"], "e.txt is not UTF-8"),
+    (["f.parquet"], "f.parquet cannot be read: "),
+    (["g.txt"], "the 0 texts hold no token at all"),
+    (["h.txt"], "h.txt is neither a file nor a pattern of files"),
+    (["g.txt", "--weight", "0"], "weight=0: give a whole number, 1 or more"),
+    (["g.txt", "--most", "0"], "most=0: give a whole number, 1 or more"),
+    (["g.txt", "--engine", "dask"], "unknown engine 'dask'; choose one of local, ray"),
+    (["hub:owner/name"], "hub:owner/name cannot be read, because the hub does not answer"),
+])
+def test_bad_input_is_one_line_and_writes_nothing(given, said, cannot, tiny_directory, monkeypatch):
+    monkeypatch.chdir(cannot)
+    before = sorted(cannot.rglob("*"))
+    done = CliRunner().invoke(app, ["count", *given, "-o", "stats.npz", "--model", tiny_directory])
+    assert done.exit_code == 1 and done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(cannot.rglob("*")) == before
+
+
+# The hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    "A hub with one data set in two configurations, and what was asked of it."
+    asked = []
+
+    def load(name, config, **options):
+        asked.append((name, config, options))
+        if name != "owner/name":
+            raise datasets.exceptions.DatasetNotFoundError(f"Dataset {name!r} doesn't exist\non the Hub")
+        return iter([{"title": "One", "text": "The pond."}, {"title": None, "text": " "}, {"title": "Two", "text": "The frost."}])
+
+    monkeypatch.setattr(corpora, "hub_reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return asked
+
+
+def test_a_data_set_of_the_hub_is_streamed(hub):
+    (source,) = find_sources("hub:owner/name:el", ["title", "text"], split="dev", most=3, weights=[2])
+    assert source == Source("hub:owner/name:el", ("title", "text"), "dev", 3, 2)
+    assert list(source) == ["One", "The pond.", "Two"]
+    assert hub[0] == ("owner/name", "el", dict(split="dev", streaming=True))
+    assert list(find_sources("hub:owner/name")[0]) == ["The pond.", "The frost."] and hub[-1][1] is None
+
+
+def test_a_data_set_that_is_not_there_is_named(hub):
+    with pytest.raises(ValueError, match=r"hub:owner/other cannot be streamed \(Dataset 'owner/other' doesn't exist on the Hub\)"):
+        find_sources("hub:owner/other")
+    with pytest.raises(ValueError, match="hub:owner/name has no column 'body'; it has 'title', 'text'"):
+        find_sources("hub:owner/name", "body")
+
+
+# The command
+
+
+def test_count_adds_up_what_it_is_given(tmp_path, tiny_directory):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.txt").write_text("aa ab")
+    (tmp_path / "a" / "two.jsonl").write_text('{"text": "aa"}')
+    (tmp_path / "notes.txt").write_text("ab ab\nab\n")
+
+    def count(*given) -> TokenStats:
+        done = CliRunner().invoke(app, ["count", *map(str, given), "-o", f"{tmp_path}/stats.npz", "--model", tiny_directory])
+        assert done.exit_code == 0, done.stderr
+        return TokenStats.load(tmp_path / "stats.npz")
+
+    folder, notes = count(tmp_path / "a"), count(tmp_path / "notes.txt")
+    both = count(tmp_path / "a", f"{tmp_path}/no*.txt", "--weight", 1, "--weight", 3)
+    assert (both.counts == (folder + 3 * notes).counts).all() and both.n_docs == 2 + 3 * 2
+    assert count(tmp_path / "notes.txt", "--most", 1).n_docs == 1
+
+
+def test_prune_takes_statistics_in_place_of_texts(tmp_path, tiny_directory):
+    (tmp_path / "notes.txt").write_text("ab ab\nab\n")
+    runner, counted = CliRunner(), ["--stats", f"{tmp_path}/stats.npz"]
+    runner.invoke(app, ["count", f"{tmp_path}/notes.txt", "-o", counted[1], "--model", tiny_directory])
+    given = ["--min-count", "1", "--oov", "nearest"]
+    for source in (counted, [f"{tmp_path}/notes.txt", "--scorer", "frequency"]):
+        done = runner.invoke(app, ["prune", tiny_directory, *source, *given, "--dry-run"])
+        assert done.exit_code == 0, done.stderr
+        assert "lost share of the texts   0" in done.stdout
+    assert "give TEXTS, or --stats" in runner.invoke(app, ["prune", tiny_directory, "--dry-run"]).stderr

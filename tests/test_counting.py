@@ -1,0 +1,253 @@
+"""Counting by chunks gives what counting whole texts gives, in any order, after a kill and in shards."""
+
+import random
+from dataclasses import astuple
+from functools import cache
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from conftest import FAMILIES, TEXTS
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer
+
+from vocab_pruning.core import minilm_directory
+from vocab_pruning.data import stats as stats_module
+from vocab_pruning.data.chunks import ChunkEncoder, CrossesWords, choose_encoder, is_word_local
+from vocab_pruning.data.corpora import Source, find_sources
+from vocab_pruning.data.stats import TokenStats, backend, cells, from_parts, in_parts, sum_by_row, token_stats
+from vocab_pruning.runs import counting
+from vocab_pruning.runs.counting import count_corpora
+from vocab_pruning.scorers.tfidf import tfidf_scores
+from vocab_pruning.testing.families import tiny_tokenizer
+
+LOCAL = ["BertTokenizer", "RobertaTokenizer", "GPT2Tokenizer", "XLMRobertaTokenizer"]
+ODD = ["\u00a0", "\u200b", "\u200c", "\u2009", "\u3000", "\u0085", "\x00", "\x1c", "\ufeff", "\u00ad", "\u0301", "\u0338", "\u00b4", "\u2581",
+       "\ufffd", "\u0600", "\u0d4e", "\u0345", "\u037a", "\ufdfa", "\ufe0f", "😀", "中", "é", "ß", "İ", "Σ", "½", "”", "‘", "'s", "'", "’"]
+PIECES = [" ", "  ", "\t", "\n", "\r\n", "the", "The", "student", "ab", "A1", "2", ",", ".", "-", "_", "[", "]", "[MASK]", "<mask>", "<s>", "[UNK]", *ODD]
+
+
+def encode(encoder, texts: list[str], **options) -> list[list[int]]:
+    "The ids of texts put together from their chunks; of the proof, only the first text is left."
+    chunks = ChunkEncoder(encoder, sample=1, **options)
+    ids, lengths = chunks.encode(chunks.cut(texts))
+    return [part.tolist() for part in np.split(ids, lengths.cumsum()[:-1])]
+
+
+@cache
+def local_encoder(name: str):
+    "A batch encoder that works word by word."
+    encoder = make_encoder(name)
+    assert is_word_local(encoder)
+    return encoder
+
+
+def make_encoder(name: str):
+    "MiniLM's batch encoder, or a tiny one with some parts replaced."
+    if name == "MiniLM":
+        return backend(AutoTokenizer.from_pretrained(minilm_directory()))
+    encoder = backend(tiny_tokenizer("GPT2Tokenizer" if name == "runs of spaces" else name.removesuffix(", e5's normalizer")))
+    if name == "runs of spaces":
+        encoder.normalizer = normalizers.NFC()
+        encoder.add_tokens([AddedToken("   ", normalized=True), AddedToken("  ", normalized=True), AddedToken("[unused0]", normalized=True)])
+    if name.endswith("e5's normalizer"):
+        spaces = normalizers.Replace(Regex(r"[\s\u200b]+"), " ")
+        encoder.normalizer, encoder.pre_tokenizer = normalizers.Sequence([normalizers.NFKC(), spaces]), pre_tokenizers.Metaspace()
+    return encoder
+
+
+@pytest.mark.parametrize("name", [*LOCAL, "MiniLM", "runs of spaces", "XLMRobertaTokenizer, e5's normalizer"])
+@settings(max_examples=25)
+@given(parts=st.lists(st.lists(st.sampled_from(PIECES), max_size=9).map("".join), min_size=1, max_size=6))
+@example(parts=["a\u200b b", "a \u200bb", "a\u00a0 \u00a0b", "a \u0301 b", " a", "a ", "a  ", "x=\u0338y", "don't 's 'tis", "[MASK] a", "a [MASK]b"])
+def test_chunks_give_the_ids_of_whole_texts(name, parts):
+    encoder = local_encoder(name)
+    whole = [encoding.ids for encoding in encoder.encode_batch(parts, add_special_tokens=False)]
+    assert encode(encoder, parts) == whole
+    assert encode(encoder, parts * 2, limit=2) == whole * 2
+
+
+def altered(**parts):
+    "BERT's tiny batch encoder with other parts."
+    encoder = backend(tiny_tokenizer("BertTokenizer"))
+    encoder.add_tokens(parts.pop("added", []))
+    for name, part in parts.items():
+        setattr(encoder, name, part)
+    return encoder
+
+
+ACROSS_WORDS = {
+    "Gemma": dict(normalizer=normalizers.Replace(" ", "▁"), pre_tokenizer=pre_tokenizers.Split(" ", "merged_with_previous")),
+    "Llama": dict(pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="first", split=False)),
+    "no pre-tokenizer": dict(pre_tokenizer=pre_tokenizers.Sequence([])),
+    "token of two words": dict(added=["New York"]),
+    "token that strips": dict(added=[AddedToken("<x>", rstrip=True)]),
+    "dropout": dict(model=models.BPE({"a": 0}, [], dropout=0.1)),
+    "spaces that count": dict(normalizer=normalizers.StripAccents(), pre_tokenizer=pre_tokenizers.Metaspace()),
+    "letters made spaces": dict(normalizer=normalizers.Replace("e", " ")),
+}
+
+
+@pytest.mark.parametrize("why", ACROSS_WORDS)
+def test_a_tokenizer_that_looks_across_words_encodes_whole_texts(why):
+    encoder = altered(**ACROSS_WORDS[why])
+    assert not is_word_local(encoder) and choose_encoder(encoder, ["the student"] * 20_000) is None
+
+
+def test_without_pyarrow_whole_texts_are_encoded(monkeypatch):
+    monkeypatch.setattr("vocab_pruning.data.chunks.find_spec", lambda name: None)
+    assert choose_encoder(altered(), ["the student"] * 20_000) is None
+
+
+# What the proof on a sample is for
+
+
+@pytest.fixture
+def wrong(monkeypatch):
+    "A tokenizer that is taken for word-local and is not."
+    monkeypatch.setattr("vocab_pruning.data.chunks.LARGE", 1)
+    monkeypatch.setattr("vocab_pruning.data.chunks.is_word_local", lambda encoder: True)
+    tokenizer = tiny_tokenizer("BertTokenizer")
+    tokenizer.add_tokens(["the student"])
+    return tokenizer
+
+
+def test_a_failed_proof_counts_whole_texts(wrong):
+    texts = ["the student was here"] * 9 + ["another"]
+    counted = token_stats(texts, wrong, len(wrong))
+    assert counted.counts[wrong.convert_tokens_to_ids("the student")] == 9
+    assert same(counted, token_stats(texts, wrong, len(wrong), whole=True))
+    assert (tfidf_scores(counted, texts=texts, tokenizer=wrong) > 0).sum() == counted.seen.sum()
+
+
+def test_a_failed_proof_ends_a_pass_that_cannot_be_repeated(wrong):
+    with pytest.raises(CrossesWords, match="'the student' is tokenized differently word by word.*: whole=True"):
+        token_stats(iter(["the student"]), wrong, len(wrong))
+
+
+def test_a_text_with_the_separator_counts_whole_texts(monkeypatch):
+    monkeypatch.setattr("vocab_pruning.data.chunks.LARGE", 1)
+    tokenizer, texts = tiny_tokenizer("BertTokenizer"), ["the \ufdd0 student"]
+    assert same(token_stats(texts, tokenizer, len(tokenizer)), token_stats(texts, tokenizer, len(tokenizer), whole=True))
+
+
+# Order, batches and shards do not matter
+
+
+def same(a: TokenStats, b: TokenStats) -> bool:
+    "Whether two statistics are equal, bit for bit."
+    return all(map(np.array_equal, astuple(a), astuple(b)))
+
+
+@given(values=st.lists(st.floats(0, 1), min_size=1, max_size=20), seed=st.integers(0, 9))
+def test_sums_of_parts_do_not_depend_on_order(values, seed):
+    shuffled = random.Random(seed).sample(values, len(values))
+    sums = [from_parts(in_parts(np.array(order)).sum(axis=1, keepdims=True)) for order in (values, shuffled)]
+    assert sums[0] == sums[1]
+    np.testing.assert_allclose(sums[0], sum(values), rtol=1e-14, atol=len(values) * 2.0**-56)
+
+
+def test_cells_are_counted_by_hand():
+    row, document, count = cells(np.array([5, 2, 5, 2]), np.array([3, 0, 1]), 6)
+    assert list(zip(row, document, count, strict=True)) == [(2, 0, 1), (2, 2, 1), (5, 0, 2)]
+    assert sum_by_row(row, np.stack([count, -count]), 6).tolist() == [[0, 0, 2, 0, 0, 2], [0, 0, -2, 0, 0, -2]]
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_shuffled_texts_keep_the_same_rows(family, monkeypatch, batch_size):
+    monkeypatch.setattr("vocab_pruning.data.chunks.LARGE", 1)
+    tokenizer, V = FAMILIES[family].tokenizer, FAMILIES[family].config().vocab_size
+    texts = [*TEXTS, "", *TEXTS[::2]]
+    plain = token_stats(texts, tokenizer, V, whole=True)
+    scores = tfidf_scores(plain, texts=texts, tokenizer=tokenizer)
+    for seed in range(2):
+        shuffled = random.Random(seed).sample(texts, len(texts))
+        counted = token_stats(shuffled, tokenizer, V, batch_size)
+        assert same(counted, plain)
+        np.testing.assert_array_equal(tfidf_scores(counted, texts=shuffled, tokenizer=tokenizer), scores)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    "A directory of three files, and the texts in it."
+    root = tmp_path_factory.mktemp("shards")
+    for number in range(3):
+        (root / f"{number}.txt").write_text("\n".join(TEXTS[number::3]))
+    return root
+
+
+def counted(shards, out=None, **options) -> TokenStats:
+    "The statistics of the shards, for the WordPiece family."
+    return count_corpora(find_sources(shards), FAMILIES["wordpiece"].tokenizer, FAMILIES["wordpiece"].config().vocab_size, out, **options)
+
+
+def test_a_count_goes_on_after_a_kill(shards, tmp_path, monkeypatch):
+    "The process ends in the second file, after some of its texts were counted."
+    monkeypatch.setattr(counting, "SECONDS", 0)
+    monkeypatch.setattr(stats_module, "MOST_DOCUMENTS", 1)
+    read, texts_of = [], Source.__iter__
+
+    def dies(source):
+        for text in texts_of(source):
+            read.append(text)
+            if len(read) == 3 + len(TEXTS[0::3]) + 4:  # three are the first texts, which are read to check the sources
+                raise KeyboardInterrupt
+            yield text
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Source, "__iter__", dies)
+        counted(shards, tmp_path / "stats.npz")
+    assert sorted(file.name for file in (tmp_path / ".stats.npz.parts").iterdir()) == ["0.npz", "1.begun.npz", "count.json"]
+    tokenized, batches = [], counting.token_batches
+
+    def noted(texts, *given, **named):
+        return batches((tokenized.append(text) or text for text in texts), *given, **named)
+
+    monkeypatch.setattr(counting, "token_batches", noted)
+    again = counted(shards, tmp_path / "stats.npz")
+    assert len(tokenized) < len(TEXTS[1::3]) + len(TEXTS[2::3])
+    assert same(again, counted(shards)) and same(TokenStats.load(tmp_path / "stats.npz"), again)
+    assert [file.name for file in tmp_path.iterdir()] == ["stats.npz"]
+
+
+def test_another_corpus_starts_anew(shards, tmp_path):
+    parts = counting._open_parts(tmp_path / "stats.npz", "something else")
+    TokenStats.empty(3).save(parts / "0.npz")
+    assert same(counted(shards, tmp_path / "stats.npz"), counted(shards))
+
+
+def test_ray_counts_what_one_process_counts(shards, tmp_path):
+    if find_spec("ray") is None:
+        pytest.skip("needs the extra `cluster` (Ray)")
+    assert same(counted(shards, tmp_path / "stats.npz", engine="ray"), counted(shards))
+
+
+def test_tasks_are_added_as_sources_are(shards, tmp_path, monkeypatch):
+    "An engine that runs tasks in this process stands for Ray."
+    from concurrent.futures import Future
+    from contextlib import contextmanager
+
+    @contextmanager
+    def engine(workers, threads, work):
+        def submit(*given):
+            future = Future()
+            future.set_result(work(*given))
+            return future
+
+        yield submit
+
+    monkeypatch.setitem(counting.ENGINES, "ray", engine)
+    assert same(counted(shards, tmp_path / "stats.npz", engine="ray"), counted(shards))
+
+
+# Files of statistics
+
+
+def test_a_file_of_statistics_holds_no_pickle(tmp_path):
+    np.savez(tmp_path / "bad.npz", **{name: np.array([{}]) for name in vars(TokenStats.empty(2))})
+    with pytest.raises(ValueError, match="does not hold a TokenStats .*allow_pickle=False"):
+        TokenStats.load(tmp_path / "bad.npz")
+    with pytest.raises(FileNotFoundError, match="gone.npz"):
+        TokenStats.load(tmp_path / "gone.npz")
