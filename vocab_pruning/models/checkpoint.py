@@ -629,7 +629,8 @@ class NewFiles:
 
 def by_resegmenting(job: Job, choice: Choice, pad_to_multiple_of: int = 1, **options) -> NewFiles:
     "Return the files of a plain checkpoint with a rewritten tokenizer."
-    new = choice.resegmented(job.asked.texts_again, job.asked.progress, pad_to_multiple_of=pad_to_multiple_of, **options)
+    texts = job.asked.texts_again
+    new = choice.resegmented(texts, job.asked.progress, pad_to_multiple_of=pad_to_multiple_of, **options)
     n_rows = ceil(len(new.rows) / pad_to_multiple_of) * pad_to_multiple_of
     config, generation, dropped = renumbered_configs(job, new.rows, n_rows)
     made = new.facts
@@ -683,13 +684,21 @@ def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], director
     return json.loads(written)
 
 # %% ../../nbs/models/checkpoint.ipynb #8b4b212b
+def _new_files(job: Job) -> NewFiles:
+    "Count the texts, choose the rows, and return the files of the pruned checkpoint."
+    choice = job.choose(count_tokens(job.asked, job.tokenizer, job.found.n_rows))
+    return (by_resegmenting if job.asked.rewrites else by_remap)(job, choice, **job.asked.oov_options)
+
+
 VERIFY = one_of("files", "forward")
 
 
-def _check_apart(source: Path, out: Path):
-    "Raise `ValueError` where one of the two directories is in the other, or they are the same."
+def _place(source: Path, out: str | Path) -> Path:
+    "Return the directory to write. Raises as `check_replaceable`, and `ValueError` unless `source` lies apart from it."
+    out = check_replaceable(out, MARKER, unlike="*.onnx")
     if out == source or source in out.parents or out in source.parents:
         raise ValueError(f"out={str(out)!r}: it must lie outside of the source, {source}, which stays as it is")
+    return out
 
 
 def _write_as(job: Job, new: NewFiles, info: dict, out: Path, forward: bool) -> dict:
@@ -732,19 +741,16 @@ def prune_checkpoint(
     """Prune the vocabulary of a checkpoint for `texts`, from files to files.
 
     No model is built and no code of the checkpoint is run. The directory is verified, and then moved into place whole.
-
-    Raises `FileNotFoundError` where a file is missing. Raises `ValueError` for a damaged file, weights that are
-    pickles, a tensor that may or may not be the vocabulary's, and otherwise as `prune` does. Raises `FileExistsError`
-    where `out` holds anything but an earlier save, and `OSError` where the disk has no room for it."""
+    Raises `FileNotFoundError` for a missing file, `ValueError` for a damaged one, for weights that are pickles and for
+    a tensor that may or may not be the vocabulary's, `FileExistsError` where `out` holds anything but an earlier save,
+    `OSError` where the disk has no room, and otherwise as `prune` does."""
     VERIFY.check("verify", verify)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
-    asked = Request(texts, target, scorer, oov, seed, scores, scorer_options, progress, keep, oov_options,
-                    stats=stats)
+    choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options)
+    asked = Request(texts, target, *choices, stats=stats)
     check_request(asked)
-    if out is not None:
-        _check_apart(real_path(source), out := check_replaceable(out, MARKER, unlike="*.onnx"))
+    out = out and _place(real_path(source), out)
     job = open_job(source, asked, include, leave)
-    choice = job.choose(count_tokens(asked, job.tokenizer, job.found.n_rows))
-    new = (by_resegmenting if asked.rewrites else by_remap)(job, choice, **oov_options)
+    new = _new_files(job)
     info = _facts(job, new) | (about or {})
     return info if out is None else _write_as(job, new, info, out, verify == "forward")

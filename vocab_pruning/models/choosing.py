@@ -70,7 +70,8 @@ class Request:
 
     def sample(self) -> list[str]:
         "Return some of the texts, to verify a save on; none where they can be read only once."
-        return [text for text in islice(self.texts_again or (), 100) if text.strip()][:SAMPLE]
+        texts = self.texts_again
+        return [text for text in islice(() if texts is None else texts, 100) if text.strip()][:SAMPLE]
 
 # %% ../../nbs/models/choosing.ipynb #0818943b
 def check_choices(asked: Request):

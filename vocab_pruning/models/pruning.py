@@ -186,5 +186,5 @@ def prune(
     a token or that can be read only once where they are read twice, and rows that are missing or not finite. Raises
     `TypeError` for a pruned model, texts that are not strings, a slow tokenizer, an unknown option, a wrong type."""
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
-    choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options, scorer_model, examples, share, stats)
-    return _prune_as(Request(texts, target, *choices), model, tokenizer)
+    choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options, scorer_model, examples)
+    return _prune_as(Request(texts, target, *choices, share, stats), model, tokenizer)

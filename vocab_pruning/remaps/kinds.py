@@ -395,10 +395,10 @@ class RemapSpec:
     name: str  # the word users type
     becomes: str  # completes the sentence "A pruned token …"
     make: Callable[..., Remap] | None = None  # `make(plan, **options)` fills the table; None: rewrites the tokenizer
-    by_row: Callable[..., RowByRow] | None = None  # the same for one whose table is made without the rows
     options: Mapping[str, Option] = field(default_factory=dict)  # the options it takes
     trains: Callable[[int], int] = lambda width: 0  # number of trainable numbers it adds
     fits: Callable[..., object] = lambda width, **options: None  # raises if the embedding's width does not suit it
+    by_row: Callable[..., RowByRow] | None = None  # does what `make` does, but needs no rows to fill the table
     keeps_letters: bool = False  # the letters of the texts are kept first, so that other tokens split into them
     slow: bool = False  # takes minutes where others take seconds, so nothing tries it unasked
     marker: str = "o"  # of its points in plots
@@ -443,7 +443,8 @@ _IN_CLUSTER = "reads the row of a kept token that stands for its cluster"
 
 # %% ../../nbs/remaps/kinds.ipynb #4b1da5fa
 REMAPS: dict[str, RemapSpec] = {spec.name: spec for spec in (  # colors: Paul Tol's muted palette
-    RemapSpec("unk", "reads the row of the unknown token", remap_to_unk, rows_of_unk, marker="o", dash="-", color=""),
+    RemapSpec("unk", "reads the row of the unknown token", remap_to_unk, by_row=rows_of_unk, marker="o", dash="-",
+              color=""),
     RemapSpec("cluster", _IN_CLUSTER, remap_to_clusters, options=_CLUSTERED, marker="s", dash="--", color="#332288"),
     RemapSpec("dbscan", _IN_CLUSTER, partial(remap_to_clusters, clusters=density_clusters), options=_CLUSTERED,
               slow=True, marker="D", dash="--", color="#88ccee"),
@@ -456,11 +457,11 @@ REMAPS: dict[str, RemapSpec] = {spec.name: spec for spec in (  # colors: Paul To
     RemapSpec("pq", "reads its own row, coded in a few bytes", remap_to_product_codes,
               options=_shared_options("n_bytes", "rotate", "only_seen"), trains=_codebook_numbers, fits=_codes_fit,
               marker="P", dash=":", color="#999933"),
-    RemapSpec("int4", "reads its own row, rounded to 4 bits", partial(remap_to_rounded, bits=4),
-              partial(rows_rounded, bits=4), _ROUNDED, fits=partial(_steps_fit, bits=4), marker="X", dash=":",
+    RemapSpec("int4", "reads its own row, rounded to 4 bits", partial(remap_to_rounded, bits=4), _ROUNDED,
+              fits=partial(_steps_fit, bits=4), by_row=partial(rows_rounded, bits=4), marker="X", dash=":",
               color="#cc6677"),
-    RemapSpec("int8", "reads its own row, rounded to 8 bits", remap_to_rounded, rows_rounded, _ROUNDED,
-              fits=partial(_steps_fit, bits=8), marker="*", dash=":", color="#882255"),
+    RemapSpec("int8", "reads its own row, rounded to 8 bits", remap_to_rounded, _ROUNDED,
+              fits=partial(_steps_fit, bits=8), by_row=rows_rounded, marker="*", dash=":", color="#882255"),
     RemapSpec("resegment", "is split into kept tokens by the rewritten tokenizer",
               options=_shared_options("lossless", "pad_to_multiple_of"), marker="h", dash="-.", color="#aa4499"),
 )}
