@@ -25,8 +25,7 @@ def main(document: str):
     os.chdir(tempfile.mkdtemp())
     Path("sentence-transformers").mkdir()
     Path("sentence-transformers/all-MiniLM-L6-v2").symlink_to(minilm_directory(), target_is_directory=True)
-    words = "a the film story acting is was good bad slow wonderful music plot and but of".split()
-    lines = [" ".join(words[(i * step) % len(words)] for i in range(8)) for step in range(1, 40)]
+    lines = ("The acting is wonderful.", "A slow and pointless story.", "I liked the music, but not the plot.")
     Path("texts.txt").write_text("\n".join(lines), encoding="utf-8")
     names = {"__name__": "__readme__"}
     for block in blocks:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from itertools import chain, islice
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..core import check_texts, is_text, needs, whole_number
 from .tasks import Task, documents, get_task, load_task
