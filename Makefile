@@ -19,7 +19,8 @@ max_train_examples := 320
 epochs := 2
 learning_rate := 3e-4
 batch_size := 16
-GIVEN += task data ratio max_train_examples epochs learning_rate batch_size
+look_first := false
+GIVEN += task data ratio max_train_examples epochs learning_rate batch_size look_first
 NAMED := -first-look
 endif
 EXECUTED := $(or $(out),runs)/notebooks/run$(or $(NAMED),$(foreach p,$(GIVEN),-$(p)=$(subst /,_,$($(p))))).ipynb
