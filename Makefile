@@ -118,8 +118,7 @@ readme: $(READY)
 # The wheel in an environment of its own runs the README's first blocks; MiniLM and texts are those of the extra `offline`.
 dist: $(READY)
 	rm -rf dist build .venv-dist
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	$(BIN)/python setup.py --quiet sdist
+	$(BIN)/python -m build --outdir dist
 	$(PYTHON) -m venv .venv-dist
 	.venv-dist/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[offline]"
 	.venv-dist/bin/python tools/try_readme.py README.md
