@@ -25,7 +25,9 @@ from .spec import RunSpec, parameter_kinds, read_values
 def run_notebook(notebook: str | Path | None = None) -> Path:
     """Return the path of the notebook that makes one run: `nbs/run.ipynb` of the project unless another is given.
 
-    Outside a checkout, that is the copy in the installed package. Raises `FileNotFoundError` where it does not exist."""
+    Outside a checkout, that is the copy in the installed package.
+
+    Raises `FileNotFoundError` where it does not exist."""
     ours = project_root() / "nbs" / "run.ipynb"
     installed = Path(str(files("vocab_pruning"))) / "run.ipynb"
     path = Path(notebook or (installed if installed.is_file() and not ours.is_file() else ours)).expanduser().resolve()
