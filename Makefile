@@ -23,7 +23,7 @@ look_first := false
 GIVEN += task data ratio max_train_examples epochs learning_rate batch_size look_first
 NAMED := -first-look
 endif
-EXECUTED := $(or $(out),runs)/notebooks/run$(or $(NAMED),$(foreach p,$(GIVEN),-$(p)=$(subst /,_,$($(p))))).ipynb
+EXECUTED := $(or $(out),runs)/notebooks/run$(or $(NAMED),$(foreach p,$(filter-out out,$(GIVEN)),-$(p)=$(subst /,_,$($(p))))).ipynb
 empty :=
 comma := ,
 EXECUTED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty) ,,$(EXECUTED))))))
