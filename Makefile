@@ -3,11 +3,27 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What `make run` and `make sweep` need is a part of what the tests and the site need, and is installed in half the time.
+RUN_READY := $(READY:%=%-run)
 
 # Parameters of nbs/run.ipynb, as in `make run task=mrpc ratio=0.3 oov_options='{m: 8}'`; only those given here are passed on, as YAML.
 PARAMETERS := task ratio method when vocab_share losparse_options base scorer scorer_options oov oov_options model data seed epochs learning_rate batch_size precision max_train_examples held_out_examples vocabulary_tasks look_first baseline save_model out
 GIVEN := $(foreach p,$(PARAMETERS),$(if $(filter command,$(origin $(p))),$(p)))
-EXECUTED := $(or $(out),runs)/notebooks/run$(foreach p,$(GIVEN),-$(p)=$(subst /,_,$($(p)))).ipynb
+
+# Without any, a first look of about a minute: half of MiniLM, on generated text that it learns quickly.
+ifeq ($(strip $(filter-out out,$(GIVEN))),)
+task := sst2
+data := sample
+ratio := 0.49
+max_train_examples := 320
+epochs := 2
+learning_rate := 3e-4
+batch_size := 16
+look_first := false
+GIVEN += task data ratio max_train_examples epochs learning_rate batch_size look_first
+NAMED := -first-look
+endif
+EXECUTED := $(or $(out),runs)/notebooks/run$(or $(NAMED),$(foreach p,$(filter-out out,$(GIVEN)),-$(p)=$(subst /,_,$($(p))))).ipynb
 empty :=
 comma := ,
 EXECUTED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty) ,,$(EXECUTED))))))
@@ -17,10 +33,12 @@ EXECUTED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty)
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
 EXTRAS := dev
+RUN_EXTRAS := run
 
-.PHONY: help run sweep test test-all test-portable test-lowest test-newest page readme docs lint clean
+.PHONY: help run sweep dist test test-all test-portable test-lowest test-newest page readme docs lint clean
 help:
-	@echo "make run [task=cola ratio=0.2 scorer=tfidf oov=pq …]   prune, fine-tune, score; prints the row"
+	@echo "make run                                                    a first look: prune, fine-tune and score on generated text"
+	@echo "make run task=cola [ratio=0.2 scorer=tfidf oov=pq …]        the same for a task of GLUE or of your own"
 	@echo "make sweep recipe=FILE [engine=ray workers=4 retry=1]   every run of a recipe that is not there yet"
 	@echo "make test                                                   everything that must hold, without slow tests"
 	@echo "make test-all                                               the slow tests, too"
@@ -28,6 +46,7 @@ help:
 	@echo "make test-lowest [but=torch==2.13.0]                        the tests, with the lowest versions allowed"
 	@echo "make test-newest                                            the tests, with the newest versions"
 	@echo "make page nb=nbs/scorers/budget.ipynb                   run one notebook, save it clean, export the package"
+	@echo "make dist                                                   wheel and sdist, installed afresh and tried with the README's five lines"
 	@echo "make readme                                                 README.md from nbs/index.ipynb"
 	@echo "make docs                                                   the site, to _site/ (needs Quarto)"
 
@@ -36,12 +55,19 @@ $(READY): setup.py settings.ini constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
-run: $(READY)
+$(RUN_READY): setup.py settings.ini constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing what a run needs into $(VENV) (once; a few minutes) …"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(RUN_EXTRAS)]'
+	touch $@
+
+# Progress is what the notebook writes on stderr; papermill's own bar counts cells and would stand still in the long ones.
+run: $(RUN_READY)
 	@mkdir -p $(dir $(EXECUTED))
-	$(BIN)/papermill nbs/run.ipynb $(EXECUTED) $(foreach p,$(GIVEN),-y "$(p): $($(p))")
+	$(BIN)/papermill nbs/run.ipynb $(EXECUTED) --no-progress-bar --stderr-file /dev/stderr $(foreach p,$(GIVEN),-y "$(p): $($(p))")
 	@$(BIN)/python -c "from vocab_pruning.runs.record import summarize_notebook as s; print(s('$(EXECUTED)', '$(or $(out),runs)'))"
 
-sweep: $(READY)
+sweep: $(RUN_READY)
 	$(BIN)/vocab-prune sweep $(recipe) --engine $(or $(engine),local) --workers $(or $(workers),2) $(if $(retry),--retry)
 
 test: $(READY) lint
@@ -89,6 +115,14 @@ page: $(READY)
 readme: $(READY)
 	$(BIN)/python -m tools.readme
 
+# The wheel in an environment of its own runs the README's first blocks; MiniLM and texts are those of the extra `offline`.
+dist: $(READY)
+	rm -rf dist build .venv-dist
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[offline]"
+	.venv-dist/bin/python tools/try_readme.py README.md
+
 docs: $(READY)
 	@$(BIN)/python -m tools.website render
 
@@ -96,4 +130,4 @@ lint: $(READY)
 	$(BIN)/ruff check
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(NEWEST) _site _proc .pytest_cache .hypothesis .ruff_cache *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) .venv-dist dist build _site _proc .pytest_cache .hypothesis .ruff_cache *.egg-info

@@ -294,8 +294,8 @@ def test_debug_shows_where(tiny):
 NAMES = ["task", "ratio", "base", "scorer", "oov", "model", "data", "seed", "out", "save_model", "extra"]
 PARAMETERS = "\n".join(f"{name} = None" for name in NAMES)
 ROW = """assert ratio < 0.9, "too much"
-names = "method base ratio metric score full_score retention rows embedding_params params bytes model_id data_id".split()
-row = dict.fromkeys(names, ratio) | dict(run=f"{task}-0", extra=extra, saved=save_model)
+names = "method metric score full_score retention rows params bytes rows_full params_full bytes_full model_id data_id".split()
+row = dict.fromkeys(names, ratio) | dict(run=f"{task}-0", task=task, extra=extra, saved=save_model)
 display({"application/json": row}, raw=True)"""
 
 

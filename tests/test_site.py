@@ -616,3 +616,13 @@ def test_the_listing_has_a_table_for_each_module(site):
         "|---|---|",
         "| [double](00_part.ipynb#double) | Twice `x`. |",
     ]
+
+
+def test_the_page_of_a_run_leads_back_and_is_not_searched():
+    row = {"output_type": "display_data", "metadata": {}, "data": {"application/json": {"run": "a"}, "text/plain": "a"}}
+    cells = [{"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# A run\n\n> Its claim."},
+             {"cell_type": "code", "id": "b", "metadata": {}, "source": "row", "execution_count": None, "outputs": [row]}]
+    shown = json.loads(filter_notebook(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})))["cells"]
+    front = "".join(shown[0]["source"])
+    assert "search: false" in front and "code-fold: true" in front
+    assert any("results/runs.ipynb" in "".join(cell["source"]) for cell in shown)

@@ -2,12 +2,13 @@
 
 Quarto runs the command under `ipynb-filters` in `_quarto.yml`, gives it a notebook on stdin, and renders what it
 prints. nbdev replaces exported code by its documentation and drops hidden cells. It expects to run before Quarto, not
-inside it, so this module corrects four things.
+inside it, so this module corrects five things.
 
 - nbdev turns the whole first cell into front matter and keeps only its title lines. The rest moves to its own cell.
 - nbdev runs `exec_doc` cells only on pages that document a function. Here they run on every page.
 - nbdev derives an `output-file` from a path that Quarto does not tell. It is removed: a page keeps its notebook's name.
-- nbdev adds a key that is not valid in a notebook, and Quarto warns about outputs that only programs read. Both go."""
+- nbdev adds a key that is not valid in a notebook, and Quarto warns about outputs that only programs read. Both go.
+- An executed run is one of many alike: its page is left out of the search, folds its code and leads back to the list."""
 
 import contextlib
 import importlib.util
@@ -16,6 +17,7 @@ import re
 import sys
 
 _TITLE_LINES = re.compile(r"(?:[ \t]*(?:#[ \t].*|>.*|-[ \t]+\S.*:.*)?(?:\n|\Z))*")
+_BACK = "[All runs](../../../nbs/results/runs.ipynb), with the conclusions that they support."
 _OPTIONS = re.compile(r"(?:#\|[^\n:]+:[^\n]*(?:\n|\Z))*")
 NO_NBDEV = "vocab-pruning-filter needs nbdev: pip install vocab_pruning[dev]"
 
@@ -27,13 +29,25 @@ def filter_notebook(text: str) -> str:
     to stderr. Raises `ModuleNotFoundError` without nbdev."""
     from execnb.nbio import dict2nb, nb2dict
 
-    nb = dict2nb(split_title(json.loads(text)))
+    given = split_title(json.loads(text))
+    is_run = shows_row(given)
+    if is_run:
+        given["cells"].insert(1, {"cell_type": "markdown", "id": "back", "metadata": {}, "source": _BACK})
+    nb = dict2nb(given)
     nb.path_ = "notebook.ipynb"
     with contextlib.redirect_stdout(sys.stderr):
         _document(nb)
     for cell in nb.cells:
         _correct(cell)
+        if is_run and cell.cell_type == "raw":
+            cell.source = cell.source.replace("---\n", "---\nsearch: false\ncode-fold: true\n", 1)
     return json.dumps(nb2dict(nb))
+
+
+def shows_row(nb: dict) -> bool:
+    "Return whether `nb` is an executed run: it displays its result row as JSON."
+    outputs = [output for cell in nb["cells"] for output in cell.get("outputs", [])]
+    return any("application/json" in output.get("data", {}) for output in outputs)
 
 
 def split_title(nb: dict) -> dict:

@@ -30,7 +30,10 @@ from vocab_pruning.report.tables import method_order
 from vocab_pruning.runs.record import read_rows
 
 # Each figure of the README, with the page that shows it and its place among that page's figures.
-FIGURES = {"nbs/images/bytes_against_retention.png": ("nbs/results/remaps.ipynb", 1)}
+FIGURES = {
+    "nbs/images/method.svg": ("nbs/guide/method.ipynb", 0),
+    "nbs/images/bytes_against_retention.png": ("nbs/results/remaps.ipynb", 1),
+}
 
 
 def readme_text(index: Path) -> str:
@@ -51,10 +54,12 @@ def _relinked(text: str, folder: str) -> str:
 
 
 def page_figures(notebook: str | Path) -> list[bytes]:
-    "Return the PNG figures that `notebook` shows, in order."
-    outputs = [output for cell in read_notebook(Path(notebook))["cells"] for output in cell.get("outputs", [])]
-    images = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    return [base64.b64decode("".join(image)) for image in images]
+    "Return the figures that `notebook` shows, in order: PNG, or SVG where there is no PNG."
+    cells = read_notebook(Path(notebook))["cells"]
+    shown = [output["data"] for cell in cells for output in cell.get("outputs", []) if "data" in output]
+    images = (data.get("image/png") or data.get("image/svg+xml") for data in shown)
+    texts = ["".join(image) for image in images if image]
+    return [text.encode() if text.startswith("<") else base64.b64decode(text) for text in texts]
 
 
 def readme_files(root: str | Path = ".") -> dict[str, bytes]:

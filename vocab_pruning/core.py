@@ -393,12 +393,12 @@ def refuse_plain_loading(model):
 
 # %% ../nbs/core.ipynb #f1aebd1f
 def project_root(start: str | Path = ".") -> Path:
-    """Return the nearest directory at or above `start` that holds settings.ini, pyproject.toml or .git.
+    """Return the nearest directory at or above `start` that is a checkout of this project.
 
-    Without such a directory, that is `start` itself."""
+    Outside a checkout, that is `start` itself: the paths of somebody else's project are relative to where they work."""
     start = Path(start).resolve()
-    signs = ("settings.ini", "pyproject.toml", ".git")
-    return next((p for p in (start, *start.parents) if any((p / sign).exists() for sign in signs)), start)
+    signs = ("settings.ini", "nbs/run.ipynb")
+    return next((p for p in (start, *start.parents) if all((p / sign).exists() for sign in signs)), start)
 
 # %% ../nbs/core.ipynb #a66e884d
 def under_root(path: str | Path) -> Path:

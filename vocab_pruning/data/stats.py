@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..core import check_texts, is_one_shot, is_text, needs, whole_number
 from .chunks import CrossesWords, choose_encoder

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ..core import check_seed, choose, needs, positive_number, quiet_transformers
 from ..data.tasks import Task, get_task
@@ -154,7 +155,7 @@ def score(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str, 
     return {name: METRICS[name](labels, predictions) for name in task.metrics}
 
 # %% ../../nbs/evaluate/finetune.ipynb #71a16138
-def _training_arguments(recipe: dict, output_dir, seed: int, progress: bool):
+def _training_arguments(recipe: dict, output_dir, seed: int):
     "Return the `TrainingArguments` that `recipe` describes."
     from transformers import TrainingArguments
 
@@ -177,8 +178,38 @@ def _training_arguments(recipe: dict, output_dir, seed: int, progress: bool):
         logging_steps=1 / 40,
         logging_nan_inf_filter=False,
         report_to="none",
-        disable_tqdm=not progress,
+        disable_tqdm=True,  # its bar is a widget in notebooks, which a terminal does not show
     )
+
+# %% ../../nbs/evaluate/finetune.ipynb #71a16140
+def _progress_bars(progress: bool) -> list:
+    "Return the Trainer's callbacks that show on stderr how far training and scoring are; none without `progress`."
+    from transformers import TrainerCallback
+
+    class Bars(TrainerCallback):
+        "One bar for the steps of training, and one for each time a split is scored after it."
+
+        bar = None
+
+        def advance(self, total: int, what: str):
+            self.bar = self.bar or tqdm(total=total, unit="step", desc=what, mininterval=2, ncols=80)
+            self.bar.update()
+
+        def close(self, *_, **__):
+            if self.bar:
+                self.bar.close()
+            self.bar = None
+
+        def on_step_end(self, args, state, control, **_):
+            self.advance(state.max_steps, "training")
+
+        def on_prediction_step(self, args, state, control, eval_dataloader=None, **_):
+            if not (self.bar and self.bar.desc.startswith("training")):
+                self.advance(len(eval_dataloader), "scoring")
+
+        on_train_end = on_predict = close
+
+    return [Bars()] if progress else []
 
 # %% ../../nbs/evaluate/finetune.ipynb #19734940
 def _first_output(outputs, _):
@@ -280,7 +311,7 @@ def finetune(
     recipe: dict,  # as `make_recipe` returns it
     output_dir: str | Path,  # where the Trainer puts its own files
     seed: int = 42,  # draws the order of examples and the dropout
-    progress: bool = False,  # show the Trainer's progress bar
+    progress: bool = False,  # show a progress bar on stderr
     callbacks=(),  # the Trainer's `TrainerCallback`s
 ) -> FineTuned:
     """Fine-tune `model` in place on the train split and score it on every other split.
@@ -296,8 +327,9 @@ def finetune(
         _start_at_mean(model, train["labels"][:])
     start = time.perf_counter()
     with _own_forward(model):
-        arguments = _training_arguments(recipe, output_dir, seed, progress)
-        trainer = _trainer(model, tokenizer, train, splits["dev"], task, arguments, callbacks)
+        arguments = _training_arguments(recipe, output_dir, seed)
+        shown = [*callbacks, *_progress_bars(progress)]
+        trainer = _trainer(model, tokenizer, train, splits["dev"], task, arguments, shown)
         loss = trainer.train().training_loss
         _check_loss(loss, recipe)
         seconds = dict(train=time.perf_counter() - start)
@@ -310,7 +342,7 @@ def evaluate_model(
     dataset,  # splits by name; `train` is not read
     task: str | Task,  # task, or its name
     recipe: dict,  # as `make_recipe` returns it
-    progress: bool = False,  # show the Trainer's progress bar
+    progress: bool = False,  # show a progress bar on stderr
 ) -> FineTuned:
     "Score `model` on every split but train, as `finetune` does, without training it."
     task = get_task(task)
@@ -318,8 +350,8 @@ def evaluate_model(
     others = {name: split for name, split in dataset.items() if name != "train"}
     splits = {name: tokenize_split(split, tokenizer, recipe["max_length"]) for name, split in others.items()}
     with _own_forward(model), tempfile.TemporaryDirectory() as scratch:
-        arguments = _training_arguments(recipe, scratch, 0, progress)
-        trainer = _trainer(model, tokenizer, None, splits["dev"], task, arguments, callbacks=())
+        arguments = _training_arguments(recipe, scratch, 0)
+        trainer = _trainer(model, tokenizer, None, splits["dev"], task, arguments, _progress_bars(progress))
         return _score_splits(trainer, splits, task, dict(train=0.0))
 
 # %% ../../nbs/evaluate/finetune.ipynb #0e5ff78c

@@ -14,7 +14,7 @@ from numbers import Real
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..scorers.budget import check_ratio, count_rows
 from ..models.anatomy import special_mask

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable
 from contextlib import contextmanager
+from importlib.resources import files
 from itertools import product
 from pathlib import Path
 
@@ -24,8 +25,12 @@ from .spec import RunSpec, parameter_kinds, read_values
 def run_notebook(notebook: str | Path | None = None) -> Path:
     """Return the path of the notebook that makes one run: `nbs/run.ipynb` of the project unless another is given.
 
+    Outside a checkout, that is the copy in the installed package.
+
     Raises `FileNotFoundError` where it does not exist."""
-    path = Path(notebook or project_root() / "nbs" / "run.ipynb").expanduser().resolve()
+    ours = project_root() / "nbs" / "run.ipynb"
+    installed = Path(str(files("vocab_pruning"))) / "run.ipynb"
+    path = Path(notebook or (installed if installed.is_file() and not ours.is_file() else ours)).expanduser().resolve()
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; start inside the project, or give --notebook (`notebook=` in Python)"

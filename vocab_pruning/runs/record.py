@@ -361,16 +361,38 @@ def shown_value(value) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 # %% ../../nbs/runs/record.ipynb #af7320d6
-_SUMMARY = ("method", "base", "ratio", "metric", "score", "full_score", "retention", "rows", "embedding_params",
-            "params", "bytes", "model_id", "data_id")
+def _score_line(row: dict) -> str:
+    "Return the score of a `row` next to the full model's."
+    score = f"{row['metric']} {row['score']:.3f}"
+    if row["full_score"] is None:
+        return f"{score}; no full model was trained to compare it with (baseline=false)"
+    return f"{score}, where the full model has {row['full_score']:.3f}"
+
+
+def _retention_line(row: dict) -> str:
+    "Return what is left of the full model's score according to `row`."
+    if row["retention"] is None:
+        return f"none: {row['retention_reason']}"
+    return f"{row['retention']:.1%} of the full model's score; with one seed, a point or two can be chance"
 
 
 def summarize_notebook(
     notebook: str | Path,  # an executed run.ipynb
     out: str | Path = "runs",  # directory of the runs
 ) -> str:
-    "Return where an executed run and its row are, and the row's main numbers, one a line."
+    "Return the result of an executed run in words: what was removed and kept, where to read on, what to try next."
     row = row_of_notebook(notebook)
-    lines = {"notebook": notebook, "row": Path(out) / row["run"] / ROW}
-    lines |= {name: shown_value(row[name]) for name in _SUMMARY}
-    return "\n".join(f"{name:<17} {value}" for name, value in lines.items())
+    fewer = {name: 1 - row[name] / row[f"{name}_full"] for name in ("rows", "params", "bytes")}
+    lines = {
+        "pruned": f"{row['model_id']} for {row['task']} ({row['data_id']}) by {row['method']}",
+        "removed": f"{fewer['rows']:.1%} of the rows, {fewer['params']:.1%} of all parameters, "
+        f"{fewer['bytes']:.1%} of the bytes",
+        "kept": f"{row['rows']:,} of {row['rows_full']:,} rows, {row['params']:,} parameters, "
+        f"{row['bytes'] / 2**20:.1f} MiB of {row['bytes_full'] / 2**20:.1f}",
+        "score": _score_line(row),
+        "retention": _retention_line(row),
+        "report": f"{notebook}  (tables and figures of this run; open it in Jupyter)",
+        "row": Path(out) / row["run"] / ROW,
+        "try next": "a larger ratio; oov=unk, to see what unknown tokens cost; save_model=true, to keep the model",
+    }
+    return "\n".join(f"{name:<10} {value}" for name, value in lines.items())

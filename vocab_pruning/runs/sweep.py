@@ -169,7 +169,7 @@ def sweep(
     recipe, notebook, cwd = Path(recipe).expanduser(), run_notebook(notebook), Path.cwd()
     cells = sweep_cells(recipe, notebook)
     if find_spec("papermill") is None:
-        raise ImportError("a sweep needs papermill; install vocab_pruning[notebooks]")
+        raise ImportError("a sweep needs papermill; install vocab_pruning[run]")
     out = next(iter(cells)).parent.parent
     with _writing(out):
         _keep_recipe(recipe, out)
