@@ -24,8 +24,9 @@ from vocab_pruning.testing.families import FAMILIES, tiny_model
 TEXTS = documents(load_task("cola", "sample")["train"])[:60]
 KINDS = {"unk": {}, "cluster": dict(n_clusters=7), "nearest": {}, "pieces": {}, "pq": dict(n_bytes=2), "int8": {}, "resegment": {}}
 FEW = ["BERT", "RoBERTa", "XLM-R"]  # one for each kind of tokenizer
+# What a target adds to a cut depends on the tokenizer, not on the layers: all remaps for one family of each kind, two for the others.
 PAIRS = [(family, oov) for place, family in enumerate(FAMILIES) for oov in KINDS
-         if family in FEW or oov in ("resegment", [*KINDS][place % len(KINDS)])]  # what a target adds to a cut depends on the tokenizer, not on the layers
+         if family in FEW or oov in ("resegment", [*KINDS][place % len(KINDS)])]
 TARGETS = [dict(ratio=0.1, base="vocab"), dict(coverage=0.9), dict(coverage=0.9995), dict(min_count=3)]
 
 
