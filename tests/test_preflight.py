@@ -8,6 +8,7 @@ from conftest import FAMILIES, ODD_FAMILIES, TEXTS, build, make_texts, shared
 
 from vocab_pruning import preflight, prune
 from vocab_pruning.core import CannotPrune
+from vocab_pruning.evaluate.preflight import quick_remaps
 
 HELD_OUT = make_texts(20, seed=5)
 
@@ -112,6 +113,13 @@ def test_a_cut_that_cannot_be_had_is_a_row_with_its_reason():
 def test_a_single_ratio_and_kind_are_one():
     one = look(ratios=0.3, oovs="nearest")
     assert len(one) == 1 and one.equals(look())
+
+
+def test_every_quick_remap_is_looked_at_unless_asked_otherwise():
+    table = look(oovs=None, ratios=[0.4, 0.6])
+    assert table.oov.tolist() == quick_remaps() * 2 and {"pq", "cluster"} < {*table.oov} and table.rows.notna().all()
+    for _, cuts in table.groupby("oov"):
+        assert cuts.rows.is_monotonic_decreasing and cuts.coverage_held_out.is_monotonic_decreasing
 
 
 def test_held_out_texts_of_a_task_are_its_dev_split(tmp_path):
