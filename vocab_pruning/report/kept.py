@@ -132,6 +132,14 @@ def _spread_out(places: list[float], gap: float) -> list[float]:
     return moved.tolist()
 
 
+def _write_names(ax, names: dict[str, tuple], side: int, gap: float):
+    "Write `names` (name -> x, y, color) at the left (-1) or at the right (1) of their points, at least `gap` apart."
+    heights = _spread_out([y for _, y, _ in names.values()], gap)
+    for (name, (x, _, color)), height in zip(names.items(), heights, strict=True):
+        ax.annotate(name, (x, height), xytext=(6 * side, 0), textcoords="offset points", va="center",
+                    ha="left" if side == 1 else "right", color=color, fontsize=9, annotation_clip=False)
+
+# %% ../../nbs/report/kept.ipynb #592f6003
 def plot_kept(
     kept: pd.DataFrame,  # from `kept_by_rows`, of one column and value; one of its columns is `remap`
     n_rows: int,  # of the full model
@@ -144,16 +152,17 @@ def plot_kept(
         from matplotlib.ticker import PercentFormatter
 
     ax = plt.subplots(figsize=(6, 4), layout="constrained")[1] if ax is None else ax
-    ends = {}
+    ends = {-1: {}, 1: {}}  # names at the left, and at the right
     for remap, some in kept.sort_values("rows").groupby("remap", sort=False):
-        share, color = 100 * some.rows / n_rows, marks()[remap].color or "0.4"
-        ax.plot(share, 100 * some["mean"], color=color, marker="o", markersize=3, linewidth=1.5)
+        share, color = 100 * some.rows / n_rows, marks()[remap.split()[0]].color or "0.4"
+        dash = "--" if " " in remap else "-"  # a remap with options
+        ax.plot(share, 100 * some["mean"], dash, color=color, marker="o", markersize=3, linewidth=1.5)
         ax.fill_between(share, 100 * some["low"], 100 * some["high"], color=color, alpha=0.15, linewidth=0)
-        ends[remap] = (share.iloc[0], 100 * some["mean"].iloc[0], color)
-    heights = _spread_out([max(end[1], bottom) for end in ends.values()], gap=(100 - bottom) / 24)
-    for (remap, (left, _, color)), height in zip(ends.items(), heights, strict=True):
-        ax.annotate(remap, (left, height), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
-                    color=color, fontsize=9, annotation_clip=False)
+        side = 1 if 100 * some["mean"].iloc[0] < bottom else -1
+        end = some.iloc[-1 if side == 1 else 0]
+        ends[side][remap] = (100 * end.rows / n_rows, 100 * end["mean"], color)
+    for side, names in ends.items():
+        _write_names(ax, names, side, gap=(100 - bottom) / 24)
     ax.set(xscale="log", ylim=(bottom, 100.5), xlabel="rows kept")
     ticks = sorted({round(100 * rows / n_rows, 1) for rows in kept.rows})
     ax.set_xticks(ticks, [f"{tick:g} %" for tick in ticks])

@@ -28,8 +28,9 @@ with needs("report"):
 
 # %% ../../nbs/report/summary.ipynb #1506d724
 PROVENANCE: dict[tuple[str, ...], tuple[str, ...]] = {
-    (): ("model_id", "data_id", "precision", "device", "machine", "version_"),
+    (): ("model_id", "precision", "device", "machine", "version_"),
     ("task",): (
+        "data_id",
         "data_fingerprint",
         "max_train_examples",
         "held_out_examples",
