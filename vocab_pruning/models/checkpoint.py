@@ -29,7 +29,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from vocab_pruning.core import (
-    MARKER, OURS, REMEDY, CannotPrune, check_replaceable, library_versions, list_of_names,
+    MARKER, NEEDS_US, OURS, CannotPrune, check_replaceable, library_versions, list_of_names,
     one_of, real_path, to_json, whole_directory,
 )
 from ..data.stats import TokenStats
@@ -647,7 +647,7 @@ def by_remap(job: Job, choice: Choice, **options) -> NewFiles:
     new = made(choice.plan, **options)
     new = _in_memory(new) if spec.reads_rows else _by_row(table, new)
     check_own_rows(new)
-    config = job.checkpoint.config | {"vocab_pruning": new.shapes, "transformers_weights": REMEDY}
+    config = job.checkpoint.config | {"vocab_pruning": new.shapes} | NEEDS_US
     parts = shards(job.checkpoint, job.found, remapped(job, new))
     made = choice.why(new.keep, new.shapes["rows"], new.n_clusters)
     return NewFiles(choice, config, job.checkpoint.generation, parts, new.keep, made)
