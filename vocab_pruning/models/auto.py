@@ -9,7 +9,6 @@ __all__ = ['check_fits', 'PrunedConfig', 'PrunedLoader', 'register']
 from pathlib import Path
 
 from safetensors import safe_open
-from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -88,8 +87,8 @@ class PrunedLoader(HfQuantizer):
         return True
 
 # %% ../../nbs/models/auto.ipynb #40b75dd5
-def register():
-    "Let transformers find `PrunedLoader`. `import vocab_pruning` calls this once transformers is there."
-    if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
-        auto.register_quantization_config(METHOD)(PrunedConfig)
-        auto.register_quantizer(METHOD)(PrunedLoader)
+def register(loaders):
+    "Add `PrunedLoader` to `loaders`, the module `transformers.quantizers.auto`; `import vocab_pruning` does so."
+    if METHOD not in loaders.AUTO_QUANTIZER_MAPPING:
+        loaders.register_quantization_config(METHOD)(PrunedConfig)
+        loaders.register_quantizer(METHOD)(PrunedLoader)
