@@ -513,7 +513,7 @@ def _goes_along(name: Path, rewrites: bool) -> bool:
     "Return whether the file with the relative `name` is copied."
     folder = name.parts[0] if len(name.parts) > 1 else ""
     if MODULES.fullmatch(folder) or name.name == "modules.json" or fnmatch(name.name, "*sentence*.json"):
-        return rewrites  # a remapped model is none that sentence-transformers loads
+        return True
     if any(fnmatch(folder, pattern) for pattern in EXPORTS):
         return False
     stale = STALE + ([] if folder else WRITTEN_ANEW + (WRITTEN_WITH_TOKENIZER if rewrites else []))
