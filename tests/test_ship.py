@@ -1627,21 +1627,6 @@ def test_what_makes_a_sentence_encoder_is_fetched_where_the_hub_has_it(tmp_path,
         assert hub.companions("someone/encoder") == [] and len(asked) == 1
 
 
-def test_sentence_transformers_loads_a_remap_of_what_was_one(tmp_path):
-    "Its pooling, normalization and maximum length are those of the full model."
-    st = pytest.importorskip("sentence_transformers")
-    minilm()
-    texts = sample_texts()[:50]
-    p = prune(AutoModel.from_pretrained(minilm_directory()).eval(), minilm(), texts, 0.5, "vocab", oov="unk")
-    p.save_pretrained(tmp_path / "model")
-    old, new = (st.SentenceTransformer(str(directory), device="cpu") for directory in (minilm_directory(), tmp_path / "model"))
-    assert [part.get_config_dict() for part in old][1:] == [part.get_config_dict() for part in new][1:] and old.max_seq_length == new.max_seq_length
-    assert isinstance(new[0].model.get_input_embeddings(), PrunedEmbedding)
-    old[0].model.set_input_embeddings(p.model.get_input_embeddings())
-    a, b = (model.encode(texts[:4], convert_to_tensor=True) for model in (old, new))
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-
-
 # A look before
 
 
