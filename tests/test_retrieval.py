@@ -260,7 +260,8 @@ def encoder(tmp_path, monkeypatch):
 
 
 def test_a_saved_model_pools_as_the_full_one(encoder, tmp_path, monkeypatch):
-    "By the name it was pruned under; where nothing is found there, a warning says so."
+    "Its files say how, to sentence-transformers as well; where they are gone, a warning says so."
+    st = pytest.importorskip("sentence_transformers")
     from vocab_pruning.models.sentences import sentence_transformer
 
     encoder.save_pretrained("small")
@@ -269,6 +270,11 @@ def test_a_saved_model_pools_as_the_full_one(encoder, tmp_path, monkeypatch):
     wanted = torch.tensor(made.encode(TEXTS))
     torch.testing.assert_close(torch.tensor(again.encode(TEXTS)), wanted, rtol=0,
                                atol=ROUNDING * wanted.abs().max().item())
+    theirs = st.SentenceTransformer("small", device="cpu")
+    assert [type(part).__name__ for part in theirs] == ["Transformer", "Pooling", "Normalize"] and theirs.prompts["query"] == "query"
+    torch.testing.assert_close(torch.tensor(theirs.encode(TEXTS)), wanted, rtol=0,
+                               atol=ROUNDING * wanted.abs().max().item())
+    (tmp_path / "small" / "modules.json").unlink()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.warns(UserWarning, match="no modules.json at .*small or full"):

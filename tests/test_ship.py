@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -49,6 +50,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     ModernBertConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
@@ -56,8 +58,11 @@ from transformers import (
     TrainingArguments,
     XLNetConfig,
     XLNetModel,
+    pipeline,
 )
+from transformers.quantizers import auto as loaders
 
+import vocab_pruning
 from vocab_pruning import PrunedModel, core, load, preflight, prune
 from vocab_pruning.core import directory_lock, minilm_directory, under_root, whole_directory
 from vocab_pruning.data.stats import backend
@@ -791,6 +796,23 @@ SAVERS = {
 }
 
 
+@contextmanager
+def not_imported():
+    "transformers as it is where this library has not been imported."
+    with pytest.MonkeyPatch.context() as patch:
+        for table in (loaders.AUTO_QUANTIZER_MAPPING, loaders.AUTO_QUANTIZATION_CONFIG_MAPPING):
+            patch.delitem(table, "vocab_pruning")
+        yield
+
+
+def signs(model) -> list[str]:
+    "What is left in `model` and its parts of how it was loaded."
+    names = ["hf_quantizer", "is_quantized", "quantization_method"]
+    told = ["quantization_config", "_is_quantized", "transformers_weights"]
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    return [name for part in parts for name in [*(names & vars(part).keys()), *(told & vars(part.config).keys())]]
+
+
 def split_too(p: PrunedModel) -> PrunedModel:
     "`p` with LoSparse layers."
     return PrunedModel(split_model(p.model, 0.5), p.tokenizer, p.info)
@@ -799,7 +821,7 @@ def split_too(p: PrunedModel) -> PrunedModel:
 @pytest.mark.parametrize("kind", ["remap", "losparse", "both"])
 @pytest.mark.parametrize("saver", SAVERS)
 def test_transformers_alone_refuses_what_it_cannot_read(saver, kind, tmp_path):
-    "Loudly, for every class and whatever is ignored; the error says what to install. `load` reads the directory."
+    "Loudly, for every class and whatever is ignored; the error says what to install. With the import it does read it."
     p = (
         PrunedModel(build("wordpiece"), FAMILIES["wordpiece"].tokenizer)
         if kind == "losparse"
@@ -807,15 +829,17 @@ def test_transformers_alone_refuses_what_it_cannot_read(saver, kind, tmp_path):
     )
     p = p if kind == "remap" else split_too(p)
     SAVERS[saver](p, tmp_path / "model")
-    for cls in (AutoModel, AutoModelForSequenceClassification, AutoModelForMaskedLM, BertForSequenceClassification):
-        for config in ({}, {"config": AutoConfig.from_pretrained(tmp_path / "model")}):
-            with pytest.raises(
-                OSError, match="pip install vocab_pruning, then read this directory with vocab_pruning.load"
-            ):
-                cls.from_pretrained(tmp_path / "model", ignore_mismatched_sizes=True, **config)
-    again = load(tmp_path / "model", **{"model_class": type(p.model.base_model)} if saver == "a part" else {}).model
-    assert same(state(p.model.base_model if saver == "a part" else p.model), state(again)) == []
-    assert not hasattr(again.config, "transformers_weights")
+    with not_imported():
+        for cls in (AutoModel, AutoModelForSequenceClassification, AutoModelForMaskedLM, BertForSequenceClassification):
+            for config in ({}, {"config": AutoConfig.from_pretrained(tmp_path / "model")}):
+                with pytest.raises(
+                    OSError, match="pip install vocab_pruning, then import vocab_pruning before from_pretrained"
+                ):
+                    cls.from_pretrained(tmp_path / "model", ignore_mismatched_sizes=True, **config)
+    cls = type(p.model.base_model if saver == "a part" else p.model)
+    for again in (load(tmp_path / "model", cls).model, cls.from_pretrained(tmp_path / "model")):
+        assert same(state(p.model.base_model if saver == "a part" else p.model), state(again)) == []
+        assert signs(again) == []
 
 
 def test_transformers_reads_what_needs_nothing_of_ours(tmp_path):
@@ -826,13 +850,95 @@ def test_transformers_reads_what_needs_nothing_of_ours(tmp_path):
 
 
 def test_a_directory_of_before_is_read(tmp_path):
-    "It does not name a file of weights."
+    "It does not name our loader; one of long before does not name a file of weights either."
     p = pruned("wordpiece", oov="nearest")
     p.save_pretrained(tmp_path / "model")
     told = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert told.pop("transformers_weights")
-    (tmp_path / "model" / "config.json").write_text(json.dumps(told))
-    assert same(state(p.model), state(load(tmp_path / "model").model)) == []
+    assert told.pop("transformers_weights") and told.pop("quantization_config")
+    before = "pip install vocab_pruning, then read this directory with vocab_pruning.load.safetensors"
+    for file in ({"transformers_weights": before}, {}):
+        (tmp_path / "model" / "config.json").write_text(json.dumps(told | file))
+        again = load(tmp_path / "model").model
+        assert same(state(p.model), state(again)) == [] and signs(again) == []
+
+
+def test_a_directory_of_another_loader_is_refused(tmp_path):
+    pruned("wordpiece", oov="nearest").save_pretrained(tmp_path / "model")
+    edit(tmp_path / "model" / "config.json", {"quantization_config": {"quant_method": "hqq"}})
+    with pytest.raises(ValueError, match="quant_method='hqq': a pruned model cannot be quantized"):
+        load(tmp_path / "model")
+
+
+# With this library imported
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("oov", [oov for oov in KIND if oov != "resegment"])
+def test_transformers_reads_every_kind_with_every_head(oov, task, tmp_path):
+    "The same weights and outputs; what is saved again says the same."
+    p = pruned("wordpiece", task, oov)
+    p.model.save_pretrained(tmp_path / "model", max_shard_size="20KB" if oov == "nearest" else "1GB")
+    again = TASKS[task].from_pretrained(tmp_path / "model")
+    assert same(state(p.model), state(again)) == [] and signs(again) == []
+    ids = torch.arange(p.model.config.vocab_size)[None, :64]
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids)[0], p.model(ids)[0], rtol=0, atol=1e-6)
+    assert p.model.get_input_embeddings().padding_idx == again.get_input_embeddings().padding_idx
+    again.save_pretrained(tmp_path / "again", max_shard_size="20KB" if oov == "nearest" else "1GB")
+    assert files(tmp_path / "again")["config.json"] == files(tmp_path / "model")["config.json"]
+    half = TASKS[task].from_pretrained(tmp_path / "again", dtype="float16")
+    assert same(state(again.half()), state(half)) == []
+
+
+def test_a_random_head_and_nothing_else_random(tmp_path):
+    "Whatever may be ignored, our own parts are those of the files."
+    p = pruned("wordpiece", oov="nearest")
+    split = split_too(fresh_model("wordpiece", oov="nearest"))
+    for name, model in {"remap": p.model, "both": split.model, "full": build("wordpiece")}.items():
+        model.save_pretrained(tmp_path / name)
+    cls = partial(AutoModelForSequenceClassification.from_pretrained, ignore_mismatched_sizes=True)
+    for name, model in {"remap": p.model, "both": split.model}.items():
+        new = cls(tmp_path / name, num_labels=5)
+        assert {*same(state(model), state(new))} == {"classifier.weight", "classifier.bias"}
+    with pytest.raises(ValueError, match=r"embeddings.weight is \(\d+, 16\) there, \(\d+, 8\) here; save"):
+        cls(tmp_path / "remap", hidden_size=8)
+    for name, other, lost in (("remap", "full", "word_embeddings.index"), ("both", "remap", "dense.importance")):
+        (tmp_path / name / "model.safetensors").write_bytes((tmp_path / other / "model.safetensors").read_bytes())
+        with pytest.raises(ValueError, match=f"do not fit: there is no {lost} of"):
+            cls(tmp_path / name)
+
+
+def test_a_model_that_transformers_read_is_trained(tmp_path):
+    p = fresh_model("wordpiece", oov="pq")
+    p.save_pretrained(tmp_path / "model")
+    data = [dict(input_ids=p.tokenizer(text)["input_ids"], labels=i % 3) for i, text in enumerate(TEXTS[:2])]
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    told = dict(report_to=[], per_device_train_batch_size=1, max_steps=1, disable_tqdm=True, use_cpu=True)
+    trainer = Trainer(model, TrainingArguments(tmp_path, save_strategy="no", **told), train_dataset=data)
+    trainer.train()
+    trainer.save_model(tmp_path / "tuned")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "tuned")
+    assert same(state(p.model), state(again)) and same(state(model), state(again)) == []
+    assert same(state(load(tmp_path / "tuned").model), state(again)) == []
+
+
+def test_a_pipeline_reads_a_directory(tmp_path):
+    p = pruned("wordpiece", oov="nearest")
+    p.save_pretrained(tmp_path / "model")
+    ours, theirs = (pipeline("text-classification", *of) for of in ((p.model, None, p.tokenizer), (str(tmp_path / "model"),)))
+    assert ours(TEXTS[:2]) == theirs(TEXTS[:2])
+
+
+def test_whoever_imports_first_it_is_registered(monkeypatch):
+    "The finder waits for transformers' table, fills it and is gone."
+    monkeypatch.setattr("transformers.quantizers.auto", loaders)  # as after this test
+    monkeypatch.delitem(sys.modules, "transformers.quantizers.auto")
+    monkeypatch.setattr(sys, "meta_path", [vocab_pruning._AwaitLoaders(), *sys.meta_path])
+    import_module("transformers.quantizers.base")
+    assert isinstance(sys.meta_path[0], vocab_pruning._AwaitLoaders)
+    anew = import_module("transformers.quantizers.auto")
+    assert anew is not loaders and "vocab_pruning" in anew.AUTO_QUANTIZER_MAPPING
+    assert not isinstance(sys.meta_path[0], vocab_pruning._AwaitLoaders)
 
 
 def test_a_trainer_goes_on_from_its_checkpoint(tmp_path):
@@ -1519,14 +1625,6 @@ def test_what_makes_a_sentence_encoder_is_fetched_where_the_hub_has_it(tmp_path,
     monkeypatch.setattr(hub, "hub_reachable", lambda: False)
     with pytest.warns(UserWarning, match="not known whether someone/encoder is a sentence-transformers model"):
         assert hub.companions("someone/encoder") == [] and len(asked) == 1
-
-
-def test_a_remap_takes_no_companions_along(tmp_path):
-    "Sentence-transformers could not read it."
-    minilm()
-    p = prune(AutoModel.from_pretrained(minilm_directory()).eval(), minilm(), sample_texts()[:50], 0.5, "vocab", oov="unk")
-    p.save_pretrained(tmp_path / "model")
-    assert not (tmp_path / "model" / "modules.json").exists()
 
 
 # A look before

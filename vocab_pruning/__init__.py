@@ -7,8 +7,10 @@ __version__ = "0.1.0"
 __all__ = ['PrunedModel', 'load', 'load_task', 'preflight', 'prune']
 
 # %% ../nbs/package.ipynb #7fbd7496
+import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,3 +44,31 @@ __getattr__, __dir__ = offer(__name__, {
     "preflight": "evaluate.preflight",
     "prune": "models.pruning",
 })
+
+# %% ../nbs/package.ipynb #d720479f
+LOADERS = "transformers.quantizers.auto"  # the module in which transformers looks a loader up
+
+
+class _AwaitLoaders:
+    "Register our loader once transformers imports `LOADERS`: a finder for `sys.meta_path`."
+
+    def find_spec(self, name: str, path=None, target=None):
+        "Return the module's own spec, which registers our loader after the module has run."
+        if name != LOADERS:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        run = spec.loader.exec_module
+
+        def run_and_register(module):
+            run(module)
+            import_module("vocab_pruning.models.auto").register(module)
+
+        spec.loader.exec_module = run_and_register
+        return spec
+
+
+if LOADERS in sys.modules:
+    import_module("vocab_pruning.models.auto").register(sys.modules[LOADERS])
+elif not any(isinstance(finder, _AwaitLoaders) for finder in sys.meta_path):
+    sys.meta_path.insert(0, _AwaitLoaders())

@@ -29,7 +29,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from vocab_pruning.core import (
-    MARKER, OURS, REMEDY, CannotPrune, check_replaceable, library_versions, list_of_names,
+    MARKER, NEEDS_US, OURS, CannotPrune, check_replaceable, library_versions, list_of_names,
     one_of, real_path, to_json, whole_directory,
 )
 from ..data.stats import TokenStats
@@ -513,7 +513,7 @@ def _goes_along(name: Path, rewrites: bool) -> bool:
     "Return whether the file with the relative `name` is copied."
     folder = name.parts[0] if len(name.parts) > 1 else ""
     if MODULES.fullmatch(folder) or name.name == "modules.json" or fnmatch(name.name, "*sentence*.json"):
-        return rewrites  # a remapped model is none that sentence-transformers loads
+        return True
     if any(fnmatch(folder, pattern) for pattern in EXPORTS):
         return False
     stale = STALE + ([] if folder else WRITTEN_ANEW + (WRITTEN_WITH_TOKENIZER if rewrites else []))
@@ -648,7 +648,7 @@ def by_remap(job: Job, choice: Choice, **options) -> NewFiles:
     new = made(choice.plan, **options)
     new = _in_memory(new) if spec.reads_rows else _by_row(table, new)
     check_own_rows(new)
-    config = job.checkpoint.config | {"vocab_pruning": new.shapes, "transformers_weights": REMEDY}
+    config = job.checkpoint.config | {"vocab_pruning": new.shapes} | NEEDS_US
     parts = shards(job.checkpoint, job.found, remapped(job, new))
     made = choice.why(new.keep, new.shapes["rows"], new.n_clusters)
     return NewFiles(choice, config, job.checkpoint.generation, parts, new.keep, made)

@@ -141,7 +141,8 @@ def sentence_transformer(
 
     `encode`, `similarity`, training and `save_pretrained` are the library's own. A directory saved with it is read by
     `vocab_pruning.load` and, where vocab_pruning is installed, by `SentenceTransformer(directory,
-    trust_remote_code=True)`. A plain model without LoSparse needs only `SentenceTransformer(directory)`.
+    trust_remote_code=True)`. One that `pruned.save_pretrained` wrote needs only `SentenceTransformer(directory)`, after
+    `import vocab_pruning` where the model is not plain.
 
     Raises `ValueError` for a pruned model without its tokenizer."""
     if pruned.tokenizer is None:

@@ -169,5 +169,5 @@ def plot_kept(
     ax.minorticks_off()
     ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     ax.spines[["top", "right"]].set_visible(False)
-    ax.margins(x=0.2)
+    ax.margins(x=0.3)
     return ax
