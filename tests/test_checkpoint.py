@@ -1,5 +1,6 @@
 """From files to files: the same tensors and tokenizers as in memory, for every family and remap, and no model class."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,23 +8,28 @@ import signal
 import subprocess
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import Unread
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vocab_pruning import core, load, prune
 from vocab_pruning.data.stats import token_stats
 from vocab_pruning.data.tasks import documents, load_task
-from vocab_pruning.models import checkpoint
+from vocab_pruning.models import bare, checkpoint
 from vocab_pruning.models.anatomy import special_mask
+from vocab_pruning.models.bare import read_bare
 from vocab_pruning.models.checkpoint import COUNTS_FROM_PADDING, find_vocabulary, prune_checkpoint, read_checkpoint
 from vocab_pruning.models.tokenizer import changed
 from vocab_pruning.remaps.kinds import REMAPS
 from vocab_pruning.remaps.resegmenting import rows_for_lossless
+from vocab_pruning.scorers.registry import SCORERS, compute_token_scores
 from vocab_pruning.testing.families import FAMILIES, tiny_model
 
 TEXTS = documents(load_task("cola", "sample")["train"])[:8]
@@ -91,47 +97,87 @@ def lossless_ratio(model, tokenizer) -> float:
     return 1 - (rows - special.sum()) / (len(special) - special.sum())
 
 
+# What a family decides (class of the tokenizer, names of tensors, place of the head) and what a kind decides (the table, what is
+# added) meet in the head alone. So every family is pruned in each of its classes by the two kinds that differ most, in turn by one
+# more, and by all of them where there is a head.
+EVERY_KIND = [("BERT", MASKED), ("BART", BOTH), ("GPT-2", CAUSAL), ("Gemma 3", CAUSAL), ("XLM-R", CLASSIFIER)]
+ALONE = [kind for kind in KINDS if kind != "int8"]
+
+
 @pytest.mark.parametrize("name, auto", PAIRS)
 def test_the_same_as_in_memory(name, auto, tmp_path):
-    "For every kind: tensors, tokenizer, configuration, facts and card."
+    "Tensors, tokenizer, configuration, facts and card."
     model, tokenizer = saved(tmp_path / "full", name, auto)
-    asked = {kind: dict(ratio=0.4, base="vocab") | OPTIONS.get(kind, {}) for kind in KINDS}
+    kinds = KINDS if (name, auto) in EVERY_KIND else ["int8", ALONE[PAIRS.index((name, auto)) % len(ALONE)]]
+    asked = {kind: dict(ratio=0.4, base="vocab") | OPTIONS.get(kind, {}) for kind in kinds}
     asked |= {"resegment": dict(ratio=lossless_ratio(model, tokenizer), base="vocab")}
+    if tokenizer.unk_token_id is None:
+        asked.pop("unk", None)
+        asked.get("nearest", {}).pop("only_seen", None)
     for kind, choices in asked.items():
-        if kind in ("unk", "nearest") and tokenizer.unk_token_id is None:
-            choices.pop("only_seen", None)
-            if kind == "unk":
-                continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            prune(model, tokenizer, TEXTS, oov=kind, **choices).save_pretrained(tmp_path / kind, verify=False)
-            prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / f"{kind} of files", oov=kind, **choices)
-        same_directory(tmp_path / f"{kind} of files", tmp_path / kind)
+        both_ways(model, tokenizer, tmp_path, kind, oov=kind, **choices)
 
 
-@pytest.mark.parametrize("kind", ["resegment", "nearest", "pq", "int8"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(kind, dtype, tmp_path):
+def both_ways(model, tokenizer, home: Path, name: str, texts=TEXTS, **choices) -> dict:
+    "Prune the model in memory, and its files in `home`/full; assert that both are the same; return `info`."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prune(model, tokenizer, texts, **choices).save_pretrained(home / name, verify=False)
+        info = prune_checkpoint(home / "full", texts, home / f"{name} of files", **choices)
+    same_directory(home / f"{name} of files", home / name)
+    assert info == json.loads((home / f"{name} of files" / "vocab_pruning.json").read_text())
+    return info
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions(dtype, tmp_path):
     model, tokenizer = saved(tmp_path / "full", "XLM-R", MASKED, dtype)
-    choices = dict(ratio=0.2, base="vocab", oov=kind) | OPTIONS.get(kind, {})
-    prune(model, tokenizer, TEXTS, **choices).save_pretrained(tmp_path / "memory", verify=False)
-    prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "files", **choices)
-    same_directory(tmp_path / "files", tmp_path / "memory")
+    for kind in ("resegment", "nearest", "pq", "int8", "int4"):
+        both_ways(model, tokenizer, tmp_path, kind, oov=kind, ratio=0.2, base="vocab", **OPTIONS.get(kind, {}))
 
 
-@pytest.mark.parametrize("choices", [
-    dict(ratio=0.2), dict(ratio=0.1, base="seen", scorer="frequency"), dict(ratio=0.1, scorer="clustering", scorer_options={"method": "kmeans"}),
-    dict(ratio=0.3, base="vocab", scorer="random", seed=3), dict(ratio=0.2, oov="resegment", pad_to_multiple_of=8),
-])
-@pytest.mark.parametrize("name, auto", [("BERT", MASKED), ("BART", BOTH)])
-def test_choices_mean_the_same(name, auto, choices, tmp_path):
-    "Budgets over the model's parameters, scorers, and padding rows that are never predicted."
-    model, tokenizer = saved(tmp_path / "full", name, auto)
-    choices = dict(oov="int8") | choices
-    prune(model, tokenizer, TEXTS, **choices).save_pretrained(tmp_path / "memory", verify=False)
-    info = prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "files", **choices)
-    same_directory(tmp_path / "files", tmp_path / "memory")
-    assert info == json.loads((tmp_path / "files" / "vocab_pruning.json").read_text())
+CHOICES = {
+    "ratio of the parameters": dict(ratio=0.2), "no target": {}, "rows": dict(rows=250, keep=["re:^[a-f]$", 200, ["an unseen text"]]),
+    "coverage": dict(coverage=0.97, keep="script:Latin", oov="cluster", n_clusters=5), "least count": dict(min_count=2, oov="pieces"),
+    "seen": dict(ratio=0.1, base="seen", scorer="frequency"), "random": dict(ratio=0.3, base="vocab", scorer="random", seed=3),
+    "clusters": dict(ratio=0.1, scorer="clustering", scorer_options={"method": "kmeans"}),
+    "padding rows": dict(coverage=0.9, oov="resegment", pad_to_multiple_of=8, keep=[210]),
+    "letters inside": dict(rows=280, oov="resegment", lossless=False), "scores": dict(rows=280, oov="unk", scores=np.arange(304.0) % 7),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_choices_mean_the_same(case, full):
+    "Targets, keep lists, scorers and scores, and why each row stays."
+    home = full("BERT", MASKED)
+    info = both_ways(*held(home), home, case, **dict(oov="int8") | CHOICES[case])
+    kept = len(info.get("original_ids", range(info["after"]["rows"])))
+    assert sum(info["provenance"]["counts"].values()) == kept <= info["after"]["rows"]
+
+
+def test_choices_mean_the_same_where_sides_share_a_table(full):
+    "BART's final bias lies outside its head and its rows in the second dimension; padding rows are never predicted."
+    home = full("BART", BOTH)
+    both_ways(*held(home), home, "padded", ratio=0.2, oov="resegment", pad_to_multiple_of=8)
+    both_ways(*held(home), home, "rows", rows=400, keep="re:^[0-9]$", oov="int4")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    "The home of a full model, in its directory `full`, by family and class: made once, for tests that only read it."
+
+    @cache
+    def home(name: str, auto: str) -> Path:
+        saved((made := tmp_path_factory.mktemp("home")) / "full", name, auto)
+        return made
+
+    return home
+
+
+def held(home: Path):
+    "The model and the tokenizer of `full`."
+    cls = json.loads((home / "full" / "config.json").read_text())["architectures"][0]
+    return getattr(transformers, cls).from_pretrained(home / "full"), transformers.AutoTokenizer.from_pretrained(home / "full")
 
 
 def sharded(directory: Path, name: str = "BERT", auto: str = MASKED) -> Path:
@@ -204,31 +250,33 @@ def custom(directory: Path, model_type: str = "giant") -> Path:
     return directory
 
 
-@pytest.mark.parametrize("kind", ["resegment", "pq"])
-@pytest.mark.parametrize("model_type", ["giant", "bert"])
-def test_a_class_that_cannot_be_imported(model_type, kind, tmp_path):
-    "It is carried along; nothing is imported, and no model class of transformers is, either."
-    source = custom(tmp_path / "full", model_type)
+def test_a_class_that_cannot_be_imported(tmp_path):
+    "It is carried along, and nothing is imported: neither it, nor transformers, nor torch but for a remap that computes with it."
+    sources = {model_type: custom(tmp_path / model_type, model_type) for model_type in ("giant", "bert")}
     code = f"""
 import sys
 from vocab_pruning.models.checkpoint import prune_checkpoint
-prune_checkpoint({str(source)!r}, {[*TEXTS]!r}, {str(tmp_path / "out")!r}, 0.2, "vocab", oov={kind!r}{", n_bytes=4" if kind == "pq" else ""})
-models = [name for name in sys.modules if name.startswith("transformers.models.") and ".modeling_" in name and ".auto." not in name]
-assert not models and "transformers.modeling_utils" not in sys.modules, models
+for oov in ("resegment", "unk", "int8", "int4", "pq"):
+    assert not {{"torch", "transformers", "pandas"}} & sys.modules.keys(), oov
+    for name in ("giant", "bert"):
+        options = dict(n_bytes=4) if oov == "pq" else {{}}
+        prune_checkpoint(f"{tmp_path}/{{name}}", {[*TEXTS]!r}, f"{tmp_path}/{{oov}} {{name}}", 0.2, "vocab", oov=oov, **options)
+assert "torch" in sys.modules and "transformers" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    out = tmp_path / "out"
-    assert (out / "modeling_giant.py").read_bytes() == (source / "modeling_giant.py").read_bytes()
-    config = json.loads((out / "config.json").read_text())
-    assert config["auto_map"]["AutoModel"] == "modeling_giant.GiantModel" and config["model_type"] == model_type
-    before, after = tensors(source), tensors(out)
-    assert {name for name in after if name in before and torch.equal(after[name], before[name])} == before.keys() - {"embeddings.word_embeddings.weight"}
-    if kind == "resegment":
-        info = json.loads((out / "vocab_pruning.json").read_text())
-        assert torch.equal(after["embeddings.word_embeddings.weight"], before["embeddings.word_embeddings.weight"][info["original_ids"]])
-        again = transformers.PreTrainedTokenizerFast.from_pretrained(out)
-        assert len(again) == config["vocab_size"] == len(after["embeddings.word_embeddings.weight"])
+    for model_type, source in sources.items():
+        before = tensors(source)
+        for kind in ("resegment", "pq"):
+            out = tmp_path / f"{kind} {model_type}"
+            assert (out / "modeling_giant.py").read_bytes() == (source / "modeling_giant.py").read_bytes()
+            config, after = json.loads((out / "config.json").read_text()), tensors(out)
+            assert config["auto_map"]["AutoModel"] == "modeling_giant.GiantModel" and config["model_type"] == model_type
+            assert {name for name in after if name in before and torch.equal(after[name], before[name])} == before.keys() - {TABLE}
+            if kind == "resegment":
+                info = json.loads((out / "vocab_pruning.json").read_text())
+                assert torch.equal(after[TABLE], before[TABLE][info["original_ids"]])
+                assert len(transformers.PreTrainedTokenizerFast.from_pretrained(out)) == config["vocab_size"] == len(after[TABLE])
 
 
 def test_only_what_holds_the_old_vocabulary_is_left_out(tmp_path):
@@ -271,6 +319,29 @@ def test_ids_that_the_class_supplies_follow(tmp_path):
         prune_checkpoint(source, TEXTS, tmp_path / "other", 0.2, oov="resegment")
 
 
+def test_settings_that_a_class_supplies_are_those_of_transformers():
+    for name, settings in bare.SETTINGS_OF_CLASS.items():
+        cls = getattr(transformers, name)
+        found = {setting: getattr(cls, setting) for setting in settings}
+        assert {setting: sorted(value) for setting, value in found.items()} == {setting: sorted(value) for setting, value in settings.items()}
+
+
+@pytest.mark.parametrize("family", ["BERT", "RoBERTa", "XLM-R"])
+def test_a_tokenizer_whose_files_name_no_roles(family, tmp_path):
+    "They are those that its class supplies; a configuration with old ids of added tokens does not bring them back."
+    _, tokenizer = tiny_model(family)
+    tokenizer.save_pretrained(tmp_path)
+    named = read_bare(tmp_path)
+    assert (named.special_tokens_map, named.all_special_ids, named.unk_token_id) == (
+        tokenizer.special_tokens_map, tokenizer.all_special_ids, tokenizer.unk_token_id)
+    about = {"tokenizer_class": type(tokenizer).__name__, "added_tokens_decoder": {"0": {"content": "old"}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    unnamed = read_bare(tmp_path)
+    assert {*unnamed.all_special_tokens} == {*tokenizer.all_special_tokens}
+    assert "added_tokens_decoder" not in unnamed.with_backend(unnamed.backend_tokenizer).config
+    assert [unnamed.encode(text) for text in TEXTS] == [tokenizer(text)["input_ids"] for text in TEXTS]
+
+
 def test_the_table_of_models_that_count_from_padding_is_that_of_transformers():
     root = Path(transformers.__file__).parent / "models"
     found = {file.parent.name.replace("_", "") for file in root.glob("*/modeling_*.py") if "create_position_ids_from_input_ids" in file.read_text("utf-8")}
@@ -309,14 +380,97 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("kind", ["resegment", "unk"])
 @pytest.mark.parametrize("message", BAD)
-def test_bad_input_is_one_line_and_nothing_is_written(message, kind, tmp_path):
-    saved(tmp_path / "full", "BERT", BARE)
+def test_bad_input_is_one_line_and_nothing_is_written(message, tmp_path, full):
+    shutil.copytree(full("BERT", BARE) / "full", tmp_path / "full")
     BAD[message](tmp_path / "full")
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
-        prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "out", 0.2, oov=kind)
-    assert "\n" not in str(raised.value) and [path.name for path in tmp_path.iterdir()] == ["full"]
+    for kind in ("resegment", "unk"):
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
+            prune_checkpoint(tmp_path / "full", Unread(), tmp_path / "out", 0.2, oov=kind)
+        assert "\n" not in str(raised.value) and [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+REFUSED = {
+    "rows=305: the embedding has 304 rows": dict(rows=305), "rows=5 keeps 5 rows, but the special rows and those of keep need": dict(rows=5, keep="re:."),
+    "coverage=2: give a share": dict(coverage=2), "ratio=0.2 and rows=3: give only one of": dict(ratio=0.2, rows=3),
+    "keep='zebra': the tokenizer has no such token": dict(keep="zebra"), "verify='all': give": dict(verify="all"),
+    "give one score per embedding row": dict(scores=[1.0, 2.0]), "unexpected option 'm'": dict(m=3, oov="unk"),
+    **{f"scorer='{name}' runs the model": dict(scorer=name) for name, spec in SCORERS.items() if spec.tuned},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_is_refused_before_a_text_is_read(message, tmp_path, full):
+    source = full("BERT", BARE) / "full"
+    with pytest.raises((ValueError, TypeError), match=message.replace("(", "[(]")) as raised:
+        prune_checkpoint(source, Unread(), tmp_path / "out", **dict(oov="int8") | REFUSED[message])
+    assert "\n" not in str(raised.value) and [*tmp_path.iterdir()] == []
+
+
+def test_a_full_disk(tmp_path, full, monkeypatch):
+    "It is known beforehand, or met on the way; nothing is left behind."
+    source, asked = full("BERT", BARE) / "full", dict(rows=250, oov="unk")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+        with pytest.raises(OSError, match="has room for 0 MiB, and the pruned weights take"):
+            prune_checkpoint(source, TEXTS, tmp_path / "out", **asked)
+
+    def full_disk(file, parts, metadata):
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        prune_checkpoint(source, TEXTS, tmp_path / "out", **asked)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_nothing_is_written_without_a_place(full):
+    "The facts are those of a run that writes."
+    home = full("BERT", MASKED)
+    for kind in ("resegment", "int8"):
+        there = sorted(home.iterdir())
+        dry = prune_checkpoint(home / "full", TEXTS, None, coverage=0.95, oov=kind)
+        assert sorted(home.iterdir()) == there
+        info = prune_checkpoint(home / "full", TEXTS, home / f"wet {kind}", coverage=0.95, oov=kind)
+        assert {name: info[name] for name in dry} == json.loads(json.dumps(dry)) and info.keys() - dry.keys() <= {"versions", "left_out"}
+
+
+@pytest.mark.parametrize("kind", ["resegment", "int8"])
+def test_outputs_are_compared_on_demand(kind, tmp_path, full, monkeypatch):
+    "As transformers computes them; a layer that has changed is found, and nothing is left behind."
+    source, asked = full("BERT", MASKED) / "full", dict(min_count=1, oov=kind, verify="forward")
+    prune_checkpoint(source, TEXTS, tmp_path / "out", **asked)
+    monkeypatch.setattr(checkpoint, "check_written", lambda *args: None)
+    write = checkpoint.write_tensors
+
+    def another_layer(file, parts, metadata):
+        write(file, parts, metadata)
+        held = load_file(file)
+        held["bert.encoder.layer.0.output.dense.weight"] *= 2
+        save_file(held, file, metadata)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", another_layer)
+    with pytest.raises(ValueError, match="a weight outside of the vocabulary is not the full model.s"):
+        prune_checkpoint(source, TEXTS, tmp_path / "other", **asked)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("task", ["cola", "sst2", "rte"])
+def test_coverage_is_what_a_direct_computation_gives(task, full):
+    "Count, rank and add up by hand: the fewest rows, from the top of the ranking, that make up 99.95 % of the occurrences."
+    home, texts = full("BERT", MASKED), documents(load_task(task, "sample")["train"])[:300]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(home / "full")
+    ids = [i for text in texts for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    counts = np.bincount(ids, minlength=ROWS)
+    scores = compute_token_scores(token_stats(texts, tokenizer, ROWS), texts=texts, tokenizer=tokenizer)
+    special = np.isin(np.arange(ROWS), tokenizer.all_special_ids)
+    order = sorted(range(ROWS), key=lambda i: (not special[i], -scores[i], -counts[i], i))
+    covered = np.cumsum(counts[order])
+    n = max(int((covered < 0.9995 * len(ids)).sum()) + 1, int(special.sum()))
+    info = prune_checkpoint(home / "full", texts, None, coverage=0.9995, oov="int8")
+    assert info["after"]["rows"] == n and info["train"]["occurrences"] == len(ids)
+    assert info["train"]["share"] == pytest.approx(1 - covered[n - 1] / len(ids)) and info["train"]["share"] <= 0.0005
 
 
 def test_shards_that_are_missing_or_lack_a_tensor(tmp_path):
@@ -372,14 +526,17 @@ def test_what_is_written_is_read_again(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
-def pruned_and_killed(source: Path, out: Path, point: str):
-    "Prune in a child process that is killed with SIGKILL when it comes to the function `point`."
+MOMENTS = [(checkpoint, name) for name in (
+    "read_checkpoint", "token_stats", "by_resegmenting", "copy_companions", "write_bare", "write_weights", "write_tensors", "check_written", "make_card")]
+MOMENTS += [(core, "_put_in_place"), (core, "_exchange")]
+
+
+def pruned_and_killed(source: Path, out: Path, module, point: str):
+    "Prune in a child process that is killed with SIGKILL when it comes to the function `point`, if it does."
     child = os.fork()
     if child:
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
-        return
+        return os.waitpid(child, 0)[1]
     try:
-        module = core if point == "_put_in_place" else checkpoint
         setattr(module, point, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
         prune_checkpoint(source, TEXTS, out, 0.3, oov="resegment")
     finally:
@@ -387,16 +544,17 @@ def pruned_and_killed(source: Path, out: Path, point: str):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
-@pytest.mark.parametrize("point", ["copy_companions", "write_tensors", "check_written", "check_kept_rows", "make_card", "_put_in_place"])
-def test_a_kill_leaves_nothing_half_written(point, tmp_path):
-    "Neither under the final name nor, once pruned again, next to it; an earlier save stays whole; the source is untouched."
+def test_a_kill_leaves_nothing_half_written(tmp_path):
+    "At eleven moments: neither under the final name nor, once pruned again, next to it; an earlier save stays whole; the source is untouched."
     source, out = sharded(tmp_path / "full"), tmp_path / "out"
     before = {file.name: file.read_bytes() for file in source.iterdir()}
-    pruned_and_killed(source, out, point)
-    assert not out.exists()
+    for module, point in MOMENTS[:-1]:
+        assert pruned_and_killed(source, out, module, point) == signal.SIGKILL
+        assert not out.exists()
     prune_checkpoint(source, TEXTS, out, 0.2, oov="resegment")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "out"]
     earlier = {file.name: file.read_bytes() for file in out.iterdir()}
-    pruned_and_killed(source, out, point)
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == earlier
+    for module, point in MOMENTS:
+        assert pruned_and_killed(source, out, module, point) == signal.SIGKILL
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == earlier
     assert {file.name: file.read_bytes() for file in source.iterdir()} == before

@@ -392,6 +392,8 @@ def verify_forward(
     pruned.original = full, AutoTokenizer.from_pretrained(source)
     check_numbers(pruned)
     _check_table(pruned)
+    if not _as_before(pruned):  # which for a model in memory means that it was trained, and is no error
+        raise ValueError("a weight outside of the vocabulary is not the full model's; prune again")
     report = _compare_texts(pruned, pruned, texts)
     _check_lossless(report, pruned.info.get("lossless", False))
     return report
