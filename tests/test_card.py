@@ -65,13 +65,6 @@ def test_the_code_of_a_card_loads_its_directory(oov, task, tmp_path):
     assert ("never predicted" in card) == (task == "masked")
 
 
-def test_a_remap_is_not_read_without_the_package(tmp_path):
-    "What the card says of plain transformers."
-    saved(pruned(), tmp_path / "small")
-    with pytest.raises(OSError, match="pip install vocab_pruning, then read this directory with vocab_pruning.load"):
-        type(build("wordpiece")).from_pretrained(tmp_path / "small", ignore_mismatched_sizes=True)
-
-
 def test_no_path_is_in_a_card(tmp_path):
     model, tokenizer = build("wordpiece"), FAMILIES["wordpiece"].tokenizer
     model.save_pretrained(tmp_path / "my-encoder")

@@ -375,7 +375,8 @@ def test_the_readme_has_what_a_reader_sees_with_links_from_the_root(tmp_path):
     )
 
 
-def test_a_figure_of_the_readme_is_the_one_of_its_page(tmp_path):
+def test_a_figure_of_the_readme_is_the_one_of_its_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.readme.FIGURES", {"nbs/images/bytes_against_retention.png": ("nbs/results/remaps.ipynb", 1)})
     image = "nbs/images/bytes_against_retention.png"
     figure = new_output("display_data", {"image/png": PLOT})
     home = new_markdown_cell("# home\n\n[map](images/bytes_against_retention.png)")

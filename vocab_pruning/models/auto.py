@@ -75,6 +75,8 @@ class PrunedLoader(HfQuantizer):
                 part.__dict__.pop(name, None)
             for name in ("quantization_config", "_is_quantized"):
                 getattr(getattr(part, "config", None), "__dict__", {}).pop(name, None)
+            if isinstance(part, PrunedEmbedding):
+                part.index = part.index.int()  # earlier versions wrote 16 bits
             if isinstance(part, PrunedEmbedding) and part.pad_id is not None and not part.index.is_meta:
                 part.padding_idx = int(part.index[part.pad_id, 0])
         return model

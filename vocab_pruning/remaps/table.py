@@ -60,11 +60,12 @@ def index_of(
     rest: int = 0,  # the row that all other pruned ids read
 ) -> np.ndarray:  # int32 (V, m)
     "Return the rows that each id reads: a kept one its own, pruned `ids` the rows `to`."
-    to = np.zeros((0, 1), np.int32) if ids is None else np.asarray(to, np.int32).reshape(len(ids), -1)
+    given = ids is not None and len(ids) > 0
+    to = np.asarray(to, np.int32).reshape(len(ids), -1) if given else np.zeros((0, 1), np.int32)
     index = np.zeros((n_rows, max(to.shape[1], 1)), np.int32)
     index[:, 0] = rest
     index[keep, 0] = np.arange(len(keep))
-    if ids is not None and len(ids):
+    if given:
         index[ids] = to
     return index
 
