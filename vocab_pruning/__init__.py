@@ -62,13 +62,13 @@ class _AwaitLoaders:
 
         def run_and_register(module):
             run(module)
-            import_module("vocab_pruning.models.auto").register(module)
+            import_module("vocab_pruning.models.loading").register(module)
 
         spec.loader.exec_module = run_and_register
         return spec
 
 
 if LOADERS in sys.modules:
-    import_module("vocab_pruning.models.auto").register(sys.modules[LOADERS])
+    import_module("vocab_pruning.models.loading").register(sys.modules[LOADERS])
 elif not any(isinstance(finder, _AwaitLoaders) for finder in sys.meta_path):
     sys.meta_path.insert(0, _AwaitLoaders())
