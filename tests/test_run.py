@@ -229,6 +229,10 @@ def test_a_grid_says_what_is_not_possible(first, grid):
     other.write_text(json.dumps(asked))
     with pytest.raises(ValueError, match="when='before': these runs prune after fine-tuning; put `when: after`"):
         evaluate_grid(other, progress=False)
+    asked["defaults"] |= dict(when="after", save_model=True)
+    other.write_text(json.dumps(asked))
+    with pytest.raises(ValueError, match="save_model=True: a grid does not do that; leave it out, or use `sweep`"):
+        evaluate_grid(other, progress=False)
 
 
 def test_what_must_train_is_not_pruned_after_fine_tuning():

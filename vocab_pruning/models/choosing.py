@@ -20,8 +20,9 @@ from .anatomy import reserved_rows
 from ..remaps.kinds import Plan, check_remap, get_remap
 from ..remaps.pieces import letters_first, splitter
 from ..remaps.resegmenting import Resegmented, read_tokenizer, resegment, token_kind, unasked_tokens
-from ..scorers.budget import Ranked, Size, Target, check_target, rank_rows, rows_for
-from ..scorers.budget import break_even, max_ratio
+from vocab_pruning.scorers.budget import (
+    Ranked, Size, Target, break_even, check_target, max_ratio, rank_rows, rows_for,
+)
 from ..scorers.keeping import KeepList, read_keep, reasons_to_keep
 from ..scorers.registry import check_scorer, check_scores, compute_token_scores, get_scorer
 

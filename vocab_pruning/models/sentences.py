@@ -13,7 +13,6 @@ import tempfile
 import warnings
 from pathlib import Path
 
-
 from .saving import PrunedModel, load
 from .hub import companions
 from .verify import positions

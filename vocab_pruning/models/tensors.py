@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, zip_longest
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def same_bytes(ours: Stored, theirs: Stored) -> bool:
     "Return whether two stored tensors agree in dtype, shape and every byte."
     if (ours.dtype, ours.shape, ours.nbytes) != (theirs.dtype, theirs.shape, theirs.nbytes):
         return False
-    return all(one == other for one, other in zip_longest(ours.chunks(), theirs.chunks()))
+    return equal_streams(ours, theirs)
 
 # %% ../../nbs/models/tensors.ipynb #1da13103
 @dataclass(frozen=True)

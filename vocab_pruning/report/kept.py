@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core import choose, needs
-from ..evaluate.bootstrap import read_predictions, resampled_scores
+from ..evaluate.bootstrap import likeness, resampled_scores
 from .figures import marks
-from .summary import ALL_TASKS, CUT, FULL, interval_of_draws
+from .summary import ALL_TASKS, CUT, FULL, interval_of_draws, predictions_of
 
 # %% ../../nbs/report/kept.ipynb #28784f58
 with needs("report"):
@@ -25,21 +25,14 @@ with needs("report"):
 VALUES = ("retention", "agreement")
 
 
-def _likeness(metric: str) -> str:
-    "Return the metric by which two models' predictions are compared where the task's own is `metric`."
-    return "pearson" if metric in ("pearson", "spearman") else "accuracy"
-
-
 def _draws_of_seed(lines: pd.DataFrame, full: str, out: str | Path, n_draws: int) -> dict[str, dict[str, np.ndarray]]:
     "Return float64 (n_draws + 1,) by value and run of `lines`, of one column and seed; `full` is the full model's run."
-    first = lines.iloc[0]
-    runs = [*lines.run, full]
-    split = "dev" + first.column.removeprefix(first.task)
-    labels, guesses = read_predictions(runs, out, split)
-    scores = resampled_scores(first.metric, labels, guesses, n_draws)
-    agreed = resampled_scores(_likeness(first.metric), guesses[-1], guesses, n_draws)
-    kept = scores / np.where(scores[:, -1:] > 0, scores[:, -1:], np.nan)
-    return {value: dict(zip(lines.run, draws.T, strict=False))
+    metric = lines.iloc[0].metric
+    labels, (*guesses, theirs) = predictions_of(lines, out, full)
+    *scores, full_scores = resampled_scores(metric, labels, np.stack([*guesses, theirs]), n_draws).T
+    kept = np.stack(scores) / np.where(full_scores > 0, full_scores, np.nan)
+    agreed = resampled_scores(likeness(metric), theirs, np.stack(guesses), n_draws).T
+    return {value: dict(zip(lines.run, draws, strict=True))
             for value, draws in dict(retention=kept, agreement=agreed).items()}
 
 # %% ../../nbs/report/kept.ipynb #8121f553
@@ -102,10 +95,10 @@ def agreement_of_seeds(
     "Return the mean agreement of the full models of two different seeds, by column; nan for one seed."
     found = {}
     for column, some in lines[lines.label == FULL].groupby("column", sort=False):
-        first = some.iloc[0]
-        _, guesses = read_predictions([*some.run], out, "dev" + first.column.removeprefix(first.task))
-        pairs = [agreed for one, other in combinations(guesses, 2)
-                 for agreed in resampled_scores(_likeness(first.metric), one, other[None], 0)[0]]
+        _, guesses = predictions_of(some, out)
+        agreed = likeness(some.iloc[0].metric)
+        pairs = [resampled_scores(agreed, one, other[None], n_draws=0).item()
+                 for one, other in combinations(guesses, 2)]
         found[column] = float(np.mean(pairs)) if pairs else float("nan")
     return found
 

@@ -6,7 +6,7 @@
 __all__ = ['PROVENANCE', 'ORDER', 'FULL', 'TRAIN_ONLY', 'CUT', 'ALL_TASKS', 'provenance_differences', 'check_provenance',
            'split_provenance', 'task_title', 'sort_columns', 'scorer_label', 'method_label', 'cut_label', 'evaluations',
            'interval', 'score_means', 'averages', 'at_cut', 'cuts', 'at_every_cut', 'break_even_of_params',
-           'interval_of_draws', 'who_wins', 'against', 'front']
+           'predictions_of', 'interval_of_draws', 'who_wins', 'against', 'front']
 
 # %% ../../nbs/report/summary.ipynb #a70a506a
 import re
@@ -406,12 +406,20 @@ def break_even_of_params(rows: pd.DataFrame) -> dict[str, float]:
     return share[some].groupby(rows.task[some]).median().to_dict()
 
 # %% ../../nbs/report/summary.ipynb #d0fb4269
+def predictions_of(
+    lines: pd.DataFrame,  # of `evaluations`, all of one column
+    out: str | Path,  # the directory of the runs
+    *others: str,  # names of further runs
+) -> tuple[np.ndarray, np.ndarray]:
+    "Return the labels (n,) and predictions (runs, n) of the runs of `lines`, then of the `others`, on their split."
+    first = lines.iloc[0]
+    return read_predictions([*lines.run, *others], out, "dev" + first.column.removeprefix(first.task))
+
+
 def _drawn_scores(lines: pd.DataFrame, out: str | Path, n_draws: int, seed: int) -> dict[str, np.ndarray]:
     "Return each run's score, then those on `n_draws` resamples: float64 (n_draws + 1,); `lines` are of one column."
-    first = lines.iloc[0]
-    runs = lines.run.tolist()
-    labels, guesses = read_predictions(runs, out, "dev" + first.column.removeprefix(first.task))
-    return dict(zip(runs, resampled_scores(first.metric, labels, guesses, n_draws, seed).T, strict=True))
+    drawn = resampled_scores(lines.iloc[0].metric, *predictions_of(lines, out), n_draws, seed)
+    return dict(zip(lines.run, drawn.T, strict=True))
 
 # %% ../../nbs/report/summary.ipynb #1cdb6b77
 def interval_of_draws(by_seed: dict[int, np.ndarray]) -> tuple[float, float, float]:

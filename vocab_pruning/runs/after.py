@@ -33,13 +33,18 @@ _OF_THE_CUT = {"ratio", "base", "scorer", "scorer_options", "oov", "oov_options"
 
 
 def _cases(recipe: dict) -> list[list[RunSpec]]:
-    "Return the runs of `recipe`, case by case. Raises `ValueError` for one that prunes before fine-tuning."
+    """Return the runs of `recipe`, case by case.
+
+    Raises `ValueError` for one that prunes before fine-tuning, and for a parameter that a grid cannot follow."""
     cases: dict[str, list[RunSpec]] = {}
     for run in grid(recipe):
         spec = RunSpec(**run)
         if spec.when != "after":
             raise ValueError(f"when={spec.when!r}: these runs prune after fine-tuning; put `when: after` under "
                              "`defaults`, or use `sweep`")
+        for name in ("vocabulary_tasks", "save_model"):
+            if given := getattr(spec, name):
+                raise ValueError(f"{name}={given!r}: a grid does not do that; leave it out, or use `sweep`")
         shared = {name: value for name, value in run.items() if name not in _OF_THE_CUT}
         cases.setdefault(repr(sorted(shared.items())), []).append(spec)
     return list(cases.values())
@@ -63,7 +68,8 @@ def evaluate_case(specs: list[RunSpec], progress: bool = False) -> list[str]:
     todo = [spec for spec in specs if read_row(run_directory(spec.out, asked_of(case, spec))) is None]
     if not todo:
         return []
-    tuned, full, failed = tuned_model(case), full_row(case), []
+    full, failed = full_row(case, save=True), []
+    tuned = tuned_model(case)
     vectors = spaced_vectors(tuned, case.tokenizer, case.dataset["dev"])
     for spec in tqdm(todo, unit="run", desc=f"{case.task.name}, seed {case.spec.seed}", disable=not progress):
         try:
@@ -82,7 +88,7 @@ def evaluate_grid(
     """Make every run of a recipe that prunes after fine-tuning. Return the rows in its directory as a DataFrame.
 
     Warns about runs that are not possible. Raises as `read_recipe` does, and `ValueError` for a run that prunes before
-    fine-tuning."""
+    fine-tuning or that asks for what a grid does not do."""
     with needs("data"):
         from joblib import Parallel, delayed
 

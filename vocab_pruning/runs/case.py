@@ -107,7 +107,7 @@ def read_case(
 # %% ../../nbs/runs/case.ipynb #244aaea4
 def full_row(
     case: Case,
-    save: bool = False,  # also save the weights, which `tuned_model` reads
+    save: bool = False,  # also save the weights, for `tuned_model`
 ) -> dict:
     "Return the row of the full model's run, read or made."
     trained = copy.deepcopy(case.model)
@@ -126,8 +126,7 @@ def full_row(
 
 
 def tuned_model(case: Case):
-    "Return the fine-tuned full model, fine-tuning and saving it first where that was not done."
-    full_row(case, save=True)
+    "Return the fine-tuned full model, which `full_row` has saved."
     return type(case.model).from_pretrained(run_directory(case.spec.out, case.full_run) / "model")
 
 # %% ../../nbs/runs/case.ipynb #c6d1b36e

@@ -9,6 +9,7 @@ __all__ = ['SECONDS', 'count_source', 'count_corpora']
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -98,13 +99,10 @@ def _total(sources: Sequence[Source], tokenizer, n_rows: int, parts: Path | None
     "Return the weighted sum of the statistics of all sources. Raises `ValueError` if they hold no token."
     shards = (sources, tokenizer, n_rows, parts)
     total = TokenStats.empty(n_rows)
-    if engine == "local":
-        counted = _count_here(*shards, progress)
+    here = engine == "local"
+    with nullcontext() if here else ENGINES[engine](workers, 1, work=count_source, **options) as submit:
+        counted = _count_here(*shards, progress) if here else _count_there(*shards, submit)
         total = sum((source.weight * stats for source, stats in zip(sources, counted, strict=True)), total)
-    else:
-        with ENGINES[engine](workers, 1, work=count_source, **options) as submit:
-            counted = _count_there(*shards, submit)
-            total = sum((source.weight * stats for source, stats in zip(sources, counted, strict=True)), total)
     if not total.n_tokens:
         raise ValueError(f"the {total.n_docs} texts hold no token at all; give at least one that is not empty")
     return total

@@ -177,6 +177,11 @@ def read_row(directory: str | Path) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 # %% ../../nbs/runs/record.ipynb #7b14ff05
+def _directories_of_runs(out: str | Path) -> list[Path]:
+    "Return the directories of all runs below `out`, in order."
+    return [path.parent for path in sorted(under_root(out).glob(f"[!.]*/{ROW}"))]
+
+
 def read_rows(out: str | Path = "runs"):
     """Return the rows of all runs below `out`, or packed in it, as a DataFrame; empty where there are no runs.
 
@@ -186,7 +191,7 @@ def read_rows(out: str | Path = "runs"):
 
     if (packed := under_root(out) / PACKED_ROWS).is_file():
         return pd.DataFrame([json.loads(line) for line in packed.read_text(encoding="utf-8").splitlines()])
-    return pd.DataFrame([read_row(path.parent) for path in sorted(under_root(out).glob(f"[!.]*/{ROW}"))])
+    return pd.DataFrame(map(read_row, _directories_of_runs(out)))
 
 # %% ../../nbs/runs/record.ipynb #f7e29bf8
 def read_history(directory: str | Path):
@@ -319,24 +324,23 @@ def record_run(
 # %% ../../nbs/runs/record.ipynb #374f29fb
 def pack_runs(
     out: str | Path,  # directory of the runs
-    to: str | Path,  # directory of the two files; files of an earlier packing are replaced
+    to: str | Path,  # directory of the two files, written whole; those of an earlier packing are replaced
 ) -> int:
     """Write the rows of all runs below `out`, and their predictions, as two files into `to`. Return how many runs.
 
-    Raises `FileNotFoundError` where there are no runs."""
+    Raises `FileNotFoundError` where there are no runs, and `FileExistsError` where `to` holds something else."""
     with needs("data"):
         import pandas as pd
 
-    directories = [path.parent for path in sorted(under_root(out).glob(f"[!.]*/{ROW}"))]
-    if not directories:
+    if not (directories := _directories_of_runs(out)):
         raise FileNotFoundError(f"{out} holds no runs; give the directory that runs were written to")
-    to = under_root(to)
-    to.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(read_row(directory)) + "\n" for directory in directories]
     frames = [pd.read_csv(directory / PREDICTIONS).assign(run=directory.name) for directory in directories]
     whole = pd.concat(frames, ignore_index=True).astype({"label": "float32", "prediction": "float32"})
-    whole.astype({"run": "category", "split": "category"}).to_parquet(to / PACKED_PREDICTIONS, compression="zstd")
-    (to / PACKED_ROWS).write_text("".join(lines), encoding="utf-8")
+    whole = whole.astype({"run": "category", "split": "category"})
+    with whole_directory(under_root(to), PACKED_ROWS, ours=(PACKED_PREDICTIONS,)) as new:
+        whole.to_parquet(new / PACKED_PREDICTIONS, compression="zstd")
+        (new / PACKED_ROWS).write_text("".join(lines), encoding="utf-8")
     return len(directories)
 
 # %% ../../nbs/runs/record.ipynb #0aecd4c0

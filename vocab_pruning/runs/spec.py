@@ -19,7 +19,7 @@ from os import PathLike, fspath
 import yaml
 
 from ..scorers.budget import check_ratio
-from ..core import choose, parse_yaml
+from ..core import PRECISIONS, choose, parse_yaml
 from ..data.tasks import Task, get_task
 from ..remaps.kinds import check_remap
 from ..scorers.registry import check_scorer, get_scorer
@@ -283,8 +283,6 @@ def _check_vocabulary(spec: RunSpec, own: str):
 # %% ../../nbs/runs/spec.ipynb #362b0f53
 def _check_training(spec: RunSpec):
     "Raise `ValueError` for an unknown precision, and for pruning after fine-tuning what must be trained."
-    from vocab_pruning.evaluate.finetune import PRECISIONS
-
     choose(PRECISIONS, "precision", spec.precision)
     choose(WHEN, "value of when", spec.when)
     if spec.when == "after" and spec.method != "vocab":
