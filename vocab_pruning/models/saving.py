@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -162,6 +163,21 @@ class PrunedModel(Shown):
     ):
         "Write a directory that `load` reads, whole or not at all. Raises as `models.saving.save_pruned` does."
         save_pruned(self, directory, verify, scores)
+
+    def push_to_hub(
+        self,
+        name: str,  # of the model on the hub: "user/model"
+        private: bool | None = None,  # whether a new repository is (None: as the account has it)
+        token: str | bool | None = None,  # access token (None: the one of `hf auth login` or `HF_TOKEN`)
+        revision: str | None = None,  # branch, made if it does not exist (None: main)
+        **options,  # go to `save_pretrained`
+    ) -> str:  # address of the commit
+        "Save and upload in one commit. Raises as `save_pretrained` and `models.hub.upload` do."
+        from vocab_pruning.models.hub import upload
+
+        with tempfile.TemporaryDirectory() as scratch:
+            self.save_pretrained(Path(scratch) / "model", **options)
+            return upload(Path(scratch) / "model", name, private, token, revision)
 
 # %% ../../nbs/models/saving.ipynb #64fba988
 def _install_vocabulary(model, rows: int, kept: int, m: int, coded: dict | None):

@@ -87,9 +87,20 @@ class PrunedTransformer(InputModule):
         self.save_config(output_path)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs) -> "PrunedTransformer":
-        "Return the module saved in a directory, which `vocab_pruning.load` reads."
-        return cls(load(Path(model_name_or_path) / subfolder), **cls.load_config(model_name_or_path, subfolder))
+    def load(cls, model_name_or_path: str, subfolder: str = "", trust_remote_code: bool = False, model_kwargs=None,
+             processor_kwargs=None, config_kwargs=None, backend: str = "torch", **where) -> "PrunedTransformer":
+        """Return the module in a directory or on the hub, which `vocab_pruning.load` reads with these arguments.
+
+        `where`: token, revision, cache_folder and local_files_only. Raises `ValueError` for another backend and for
+        arguments to the tokenizer, which is the saved one."""
+        if backend != "torch" or processor_kwargs:
+            told = f"backend={backend!r}" if backend != "torch" else f"processor_kwargs={processor_kwargs!r}"
+            raise ValueError(f"{told}: a pruned encoder runs in torch, with its own tokenizer; leave it out")
+        where = {name: where[name] for name in ("token", "revision", "cache_folder", "local_files_only") if name in where}
+        directory = cls.load_dir_path(model_name_or_path, subfolder, **where) or Path(model_name_or_path) / subfolder
+        options = (config_kwargs or {}) | (model_kwargs or {})
+        pruned = load(directory, trust_remote_code=trust_remote_code, **options)
+        return cls(pruned, **cls.load_config(model_name_or_path, subfolder, **where))
 
 # %% ../../nbs/models/sentences.ipynb #df17315b
 def _plain(pruned: PrunedModel, device) -> SentenceTransformer:
