@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -107,14 +108,13 @@ from safetensors.torch import save_file
 for case in Path(sys.argv[1]).iterdir():
     told = json.loads((case / "told.json").read_text())
     tokenizer = transformers.AutoTokenizer.from_pretrained(case / "model")
-    model = getattr(transformers, told["auto"]).from_pretrained(case / "model")
-    ids, found = [], {}
-    for i, text in enumerate(told["texts"]):
-        encoded = tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
-        ids.append(encoded["input_ids"][0].tolist())
-        with torch.no_grad():
-            for name, value in model(**encoded).items():
-                found[f"{i} {name}"] = value.contiguous()
+    ids, found = [tokenizer(text, truncation=True, max_length=32)["input_ids"] for text in told["texts"]], {}
+    for auto in told["autos"]:
+        model = getattr(transformers, auto).from_pretrained(case / "model", trust_remote_code=told["own_code"])
+        for i, text in enumerate(told["texts"]):
+            with torch.no_grad():
+                for name, value in model(**tokenizer(text, truncation=True, max_length=32, return_tensors="pt")).items():
+                    found[f"{auto} {i} {name}"] = value.contiguous()
     save_file(found, case / "fresh.safetensors")
     (case / "ids.json").write_text(json.dumps(ids))
 """
@@ -211,6 +211,10 @@ CASES = {
     "minilm glue": minilm_for_glue,
     "modernbert": pruned_modernbert,
 }
+OWN_CODE = {
+    **{f"{family} {oov} own code": partial(pruned, family, oov=oov, sample=1) for family in ("wordpiece", "bpe") for oov in KIND if oov != "resegment"},
+    "losparse own code": lambda: split_too(pruned("wordpiece", oov="nearest", sample=1)),
+}
 AUTO = {"bare": "AutoModel", "minilm": "AutoModel", "glue": "AutoModel", "classification": "AutoModelForSequenceClassification"}
 
 
@@ -222,21 +226,23 @@ def texts_for(name: str) -> list[str]:
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
     "Every case saved, then read and run by one new process that can import neither this library nor skeletoken."
-    root, made = tmp_path_factory.mktemp("fresh"), {}
-    for name, make in CASES.items():
+    root, made, modules = tmp_path_factory.mktemp("fresh"), {}, tmp_path_factory.mktemp("modules")
+    for name, make in (CASES | OWN_CODE).items():
         try:
             made[name] = make()
         except pytest.skip.Exception:
             continue
-        made[name].save_pretrained(root / name / "model")
-        auto = AUTO.get(name.split()[-1], "AutoModelForMaskedLM")
-        (root / name / "told.json").write_text(json.dumps(dict(auto=auto, texts=texts_for(name))))
-    run = subprocess.run([sys.executable, "-c", FRESH_PROCESS, str(root)], capture_output=True, text=True)
+        own_code = name in OWN_CODE
+        made[name].save_pretrained(root / name / "model", self_contained=own_code)
+        autos = ["AutoModelForSequenceClassification", "AutoModel"] if own_code else [AUTO.get(name.split()[-1], "AutoModelForMaskedLM")]
+        (root / name / "told.json").write_text(json.dumps(dict(autos=autos, own_code=own_code, texts=texts_for(name))))
+    environment = os.environ | {"HF_MODULES_CACHE": str(modules)}
+    run = subprocess.run([sys.executable, "-c", FRESH_PROCESS, str(root)], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
     return root, made
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *OWN_CODE])
 def test_a_process_without_this_library_gives_the_same(name, fresh):
     root, made = fresh
     if name not in made:
@@ -245,15 +251,17 @@ def test_a_process_without_this_library_gives_the_same(name, fresh):
     for i, text in enumerate(texts_for(name)):
         encoded = p.tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
         assert encoded["input_ids"][0].tolist() == ids[i]
-        with torch.no_grad():
-            for what, value in p.model(**encoded).items():
-                torch.testing.assert_close(there[f"{i} {what}"], value, rtol=0, atol=1e-6)
+        for auto in json.loads((root / name / "told.json").read_text())["autos"]:
+            model = p.model.base_model if auto == "AutoModel" else p.model
+            with torch.no_grad():
+                for what, value in model(**encoded).items():
+                    torch.testing.assert_close(there[f"{auto} {i} {what}"], value, rtol=0, atol=1e-6)
 
 
 def test_a_plain_directory_says_nothing_of_this_library(fresh):
     "Neither class, nor code, nor configuration; only the marker, which nothing else reads."
     root, made = fresh
-    for name in made:
+    for name in made.keys() - OWN_CODE:
         config = json.loads((root / name / "model" / "config.json").read_text())
         assert "vocab_pruning" not in config and "auto_map" not in config
         assert config["vocab_size"] == len(made[name].model.get_input_embeddings().weight)
@@ -867,6 +875,93 @@ def test_a_directory_of_another_loader_is_refused(tmp_path):
     edit(tmp_path / "model" / "config.json", {"quantization_config": {"quant_method": "hqq"}})
     with pytest.raises(ValueError, match="quant_method='hqq': a pruned model cannot be quantized"):
         load(tmp_path / "model")
+
+
+# Code of its own
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    "An empty place for the code of directories."
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def test_a_directory_with_code_of_its_own(modules, tmp_path):
+    "Only who trusts it runs it; a new head is new and nothing else; saved again it is as before; a step of training works."
+    p = pruned("wordpiece", "masked", "sparse", sample=1)
+    p.save_pretrained(tmp_path / "own", self_contained=True)
+    with not_imported():
+        for cls in (AutoModel, AutoModelForMaskedLM):
+            with pytest.raises(OSError, match="give trust_remote_code=True, or pip install and import vocab_pruning"):
+                cls.from_pretrained(tmp_path / "own", ignore_mismatched_sizes=True)
+        model = AutoModelForMaskedLM.from_pretrained(tmp_path / "own", trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules") and same(state(p.model), state(model)) == []
+        model.save_pretrained(tmp_path / "again")
+        again = AutoModelForMaskedLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+        new = AutoModelForSequenceClassification.from_pretrained(tmp_path / "own", trust_remote_code=True, num_labels=5)
+        with pytest.raises(OSError, match="give trust_remote_code=True"):
+            AutoModel.from_pretrained(tmp_path / "again", ignore_mismatched_sizes=True)
+        edit(tmp_path / "again" / "config.json", {"hidden_size": 8})
+        with pytest.raises(ValueError, match="the weights do not fit: .*word_embeddings.weight is not there, or has another"):
+            AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True, ignore_mismatched_sizes=True)
+    assert same(state(p.model), state(again)) == []
+    base = p.model.base_model
+    assert same(state(base), state(new.base_model)) == [] and new.base_model.embeddings.word_embeddings.padding_idx == 0
+    ids = torch.arange(20)[None]
+    before = new.get_input_embeddings().weight.detach().clone()
+    new(ids, labels=torch.tensor([1])).loss.backward()
+    torch.optim.SGD(new.parameters(), 0.1).step()
+    assert not torch.equal(before, new.get_input_embeddings().weight)
+
+
+def test_code_of_ours_is_not_run_where_we_are(modules, tmp_path):
+    "It is read like any other directory, trusted or not; saved again, it holds no code and does not name any."
+    p = pruned("wordpiece", oov="nearest", sample=1)
+    p.save_pretrained(tmp_path / "own", self_contained=True)
+    read = [load(tmp_path / "own", trust_remote_code=trust) for trust in (False, True)]
+    read.append(PrunedModel(AutoModelForSequenceClassification.from_pretrained(tmp_path / "own"), p.tokenizer, p.info))
+    for q in read:
+        assert type(q.model) is BertForSequenceClassification and same(state(p.model), state(q.model)) == []
+    for q in read[:2]:
+        q.save_pretrained(tmp_path / "again")
+        assert not (tmp_path / "again" / "modeling_vocab_pruning.py").exists()
+        assert "auto_map" not in (tmp_path / "again" / "config.json").read_text()
+    p.save_pretrained(tmp_path / "own")
+    assert not (tmp_path / "own" / "modeling_vocab_pruning.py").exists() and "auto_map" not in (tmp_path / "own" / "config.json").read_text()
+
+
+def test_own_code_is_this_packages_source(tmp_path):
+    "Each definition stands in the package as it stands in the file, and the file needs nothing that it does not import."
+    import ast
+    import inspect
+
+    from vocab_pruning.models.standalone import standalone_code
+
+    code = standalone_code(BertConfig())
+    (tmp_path / "code.py").write_text(code)
+    run = subprocess.run(["ruff", "check", "--isolated", "--select", "F,E9", tmp_path / "code.py"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    tree = ast.parse(code)
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    sources = "".join(inspect.getsource(import_module(f"vocab_pruning.{name}")) for name in
+                      ("core", "remaps.codes", "remaps.table", "remaps.rounding", "models.embedding", "models.lowrank", "models.saving", "models.standalone"))
+    copied = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and "transformers." not in ast.unparse(node)[:90]]
+    assert len(copied) > 30 and {"PrunedEmbedding", "PrunedHead", "ProductCodes", "LoSparseLinear", "SelfContained"} <= names
+    inside = re.compile(r"^ +from \S+ import .*\n", re.M)
+    for node in copied:
+        assert inside.sub("", ast.get_source_segment(code, node)) in inside.sub("", sources), node.name
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(name.startswith("vocab_pruning") for name in imported) and not any(getattr(n, "level", 0) for n in ast.walk(tree))
+
+
+def test_a_plain_model_needs_no_code(tmp_path):
+    p = pruned("wordpiece", sample=1)
+    p.save_pretrained(tmp_path / "plain", self_contained=True)
+    assert "modeling_vocab_pruning.py" not in files(tmp_path / "plain")
 
 
 # With this library imported

@@ -63,6 +63,13 @@ class PrunedEmbedding(nn.Embedding):
         coded = None if self.coded is None else copy.deepcopy(self.coded).cpu()
         return Remap(self.keep.long().cpu(), self.index.cpu(), mix, extra if len(extra) else None, n_clusters, coded)
 
+    def settle(self):
+        "Set what only loaded weights say; earlier versions wrote an index of 16 bits."
+        self.index = self.index.int()
+        pad_id = getattr(self, "pad_id", None)
+        if pad_id is not None and not self.index.is_meta:
+            self.padding_idx = int(self.index[pad_id, 0])
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ids={len(self.index)}, m={self.index.shape[1]}"
 

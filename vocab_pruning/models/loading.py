@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..core import METHOD
+from ..core import METHOD, OWN_CODE
 from .embedding import PrunedEmbedding
 from .lowrank import LoSparseLinear
 from .saving import give_parts
@@ -75,10 +75,10 @@ class PrunedLoader(HfQuantizer):
                 part.__dict__.pop(name, None)
             for name in ("quantization_config", "_is_quantized"):
                 getattr(getattr(part, "config", None), "__dict__", {}).pop(name, None)
+            if OWN_CODE in str(getattr(getattr(part, "config", None), "auto_map", None)):
+                del part.config.auto_map  # the file it names is not copied when this model is saved
             if isinstance(part, PrunedEmbedding):
-                part.index = part.index.int()  # earlier versions wrote 16 bits
-            if isinstance(part, PrunedEmbedding) and part.pad_id is not None and not part.index.is_meta:
-                part.padding_idx = int(part.index[part.pad_id, 0])
+                part.settle()
         return model
 
     def is_serializable(self, *args, **kwargs) -> bool:

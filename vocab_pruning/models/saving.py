@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import MARKER, METHOD, OURS, library_versions, shortly, to_json, whole_directory
+from ..core import MARKER, METHOD, OURS, OWN_CODE, library_versions, shortly, to_json, whole_directory
 from .anatomy import size_change, sizes
 from .embedding import PrunedEmbedding, PrunedHead, in_manner_of, install
 from ..remaps.codes import make_codes
@@ -160,9 +160,10 @@ class PrunedModel(Shown):
         directory: str | Path,  # where to write; a new path or an earlier save
         verify: bool = True,  # compare the directory with the model in memory before it is moved into place
         scores: dict | None = None,  # metrics by name, and `task`, for the card
+        self_contained: bool = False,  # add code, so that transformers alone loads it with trust_remote_code=True
     ):
         "Write a directory that `load` reads, whole or not at all. Raises as `models.saving.save_pruned` does."
-        save_pruned(self, directory, verify, scores)
+        save_pruned(self, directory, verify, scores, self_contained)
 
     def push_to_hub(
         self,
@@ -190,11 +191,11 @@ def _install_vocabulary(model, rows: int, kept: int, m: int, coded: dict | None)
     install(model, in_manner_of(old, new), small)
 
 
-def _install_layers(model, **sizes):
+def _install_layers(model, **shapes):
     "Give `model`, in place, empty LoSparse layers of the shapes in `config.losparse`."
     from vocab_pruning.models.lowrank import install_losparse
 
-    install_losparse(model, **sizes)
+    install_losparse(model, **shapes)
 
 
 PARTS = {"vocab_pruning": _install_vocabulary, "losparse": _install_layers}
@@ -239,6 +240,8 @@ def _own_class(config, name: str, directory: Path):
     places = getattr(config, "auto_map", None) or {}
     named = (at for at in places.values() if isinstance(at, str) and at.split(".")[-1] == name)
     place = places.get(name) or next(named, None)
+    if place and place.startswith(OWN_CODE):  # a copy of what is imported here
+        return None
     return place and get_class_from_dynamic_module(place, str(directory))
 
 
@@ -408,19 +411,25 @@ def load(
     return PrunedModel(model, read_tokenizer_of(path, trust_remote_code), info)
 
 # %% ../../nbs/models/saving.ipynb #4854389a
-def write_pruned(pruned: PrunedModel, directory: Path):
-    "Write model, tokenizer, companions, `vocab_pruning.json` and card; return the tokenizer as read back."
+def write_pruned(pruned: PrunedModel, directory: Path, self_contained: bool = False):
+    "Write model, tokenizer, companions, `vocab_pruning.json`, card and, if asked, code; return the tokenizer read back."
     from vocab_pruning.models.card import make_card
     from vocab_pruning.models.hub import companions
     from vocab_pruning.models.tokenizer import write_tokenizer
 
     pruned.model.save_pretrained(directory)
+    if own_code := self_contained and not pruned.portable:
+        from vocab_pruning.models.standalone import write_code
+
+        write_code(pruned.model, directory)
     tokenizer = None if pruned.tokenizer is None else write_tokenizer(pruned.tokenizer, directory)
     for file, name in companions(getattr(pruned.model, "name_or_path", "")):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, directory / name)
     now = {"after": sizes(pruned.model)} if "before" in pruned.info else {}
-    written = to_json(pruned.info | now | {"versions": library_versions()})
+    facts = {name: value for name, value in pruned.info.items() if name != "self_contained"} | now
+    facts |= {"self_contained": True} if own_code else {}
+    written = to_json(facts | {"versions": library_versions()})
     (directory / MARKER).write_text(written)
     (directory / "README.md").write_text(make_card(json.loads(written)), encoding="utf-8")
     return tokenizer
@@ -431,12 +440,13 @@ def save_pruned(
     directory: str | Path,  # where to write; a new path or an earlier save
     verify: bool = True,  # compare the directory with the model in memory before it is moved into place
     scores: dict | None = None,  # metrics by name, and `task`, for the card; kept in `info`
+    self_contained: bool = False,  # add code, so that transformers alone loads it with trust_remote_code=True
 ):
     """Write model, tokenizer, `vocab_pruning.json` and card to `directory`, whole or not at all.
 
     Verification runs on the model's own sample. Pass `verify=False` after changing weights on purpose, because the
     change would look like damage. `~` is the home directory, and a symbolic link is followed. Files in an earlier save
-    that are not this library's stay.
+    that are not this library's stay. What transformers alone loads anyway needs no code, and gets none.
 
     Raises `FileExistsError` where `directory` holds anything but an earlier save or is the working directory.
     Raises `ValueError` where verification fails; nothing is left behind then."""
@@ -446,7 +456,7 @@ def save_pruned(
     if verify and pruned.original is not None and pruned.tokenizer is not None:
         check_numbers(pruned)
     with whole_directory(directory, MARKER, unlike="*.onnx", ours=OURS) as new:
-        tokenizer = write_pruned(pruned, new)
+        tokenizer = write_pruned(pruned, new, self_contained)
         if verify:
             texts = [] if pruned.tokenizer is None else pruned.sample
             check_saved(pruned, new, texts, pruned.info.get("lossless", False), tokenizer)
