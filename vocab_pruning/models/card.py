@@ -164,6 +164,11 @@ def _usage_section(info: dict) -> str:
     if _is_plain(info):
         needs = "It needs no package but transformers."
         code = _LOAD_PLAIN.format(cls=cls)
+    elif info.get("self_contained"):
+        needs = (
+            "It needs the package `vocab_pruning`; or else an Auto class of transformers loads it with "
+            "`trust_remote_code=True`, which runs `modeling_vocab_pruning.py` from the directory."
+        )
     if cls.endswith("ForSequenceClassification"):
         code += _CLASSIFY
     return f"## How to use it\n\n{needs} `directory` is the folder that holds this file.\n\n```python\n{code}\n```"

@@ -13,7 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..core import METHOD, OWN_CODE
-from .embedding import PrunedEmbedding
+from .embedding import PrunedEmbedding, settle
 from .lowrank import LoSparseLinear
 from .saving import give_parts
 
@@ -77,8 +77,7 @@ class PrunedLoader(HfQuantizer):
                 getattr(getattr(part, "config", None), "__dict__", {}).pop(name, None)
             if OWN_CODE in str(getattr(getattr(part, "config", None), "auto_map", None)):
                 del part.config.auto_map  # the file it names is not copied when this model is saved
-            if isinstance(part, PrunedEmbedding):
-                part.settle()
+        settle(model)
         return model
 
     def is_serializable(self, *args, **kwargs) -> bool:

@@ -42,6 +42,20 @@ def _longest(pruned: PrunedModel) -> int:
     limits = positions(pruned.model.config) or UNLIMITED, pruned.tokenizer.model_max_length
     return min((n for n in limits if n < UNLIMITED), default=512)
 
+# %% ../../nbs/models/sentences.ipynb #5e771e04
+def _arguments_of(module: type, name_or_path: str, subfolder: str, given: dict) -> dict:
+    """Return the arguments of the `module` saved in a directory or on the hub, read as `SentenceTransformer` was told.
+
+    Raises `ValueError` for another backend and for arguments to the tokenizer, which is the saved one."""
+    for name, usual in (("backend", "torch"), ("processor_kwargs", {})):
+        if (value := given.get(name) or usual) != usual:
+            raise ValueError(f"{name}={value!r}: a pruned encoder runs in torch, with its own tokenizer; leave it out")
+    where = {name: given[name] for name in ("token", "revision", "cache_folder", "local_files_only") if name in given}
+    directory = module.load_dir_path(name_or_path, subfolder, **where) or Path(name_or_path) / subfolder
+    options = (given.get("config_kwargs") or {}) | (given.get("model_kwargs") or {})
+    pruned = load(directory, trust_remote_code=given.get("trust_remote_code", False), **options)
+    return {"pruned": pruned} | module.load_config(name_or_path, subfolder, **where)
+
 # %% ../../nbs/models/sentences.ipynb #47e0c503
 class PrunedTransformer(InputModule):
     """Give every token a vector: the first module of a `SentenceTransformer`, around the encoder of `pruned`.
@@ -87,20 +101,9 @@ class PrunedTransformer(InputModule):
         self.save_config(output_path)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", trust_remote_code: bool = False, model_kwargs=None,
-             processor_kwargs=None, config_kwargs=None, backend: str = "torch", **where) -> "PrunedTransformer":
-        """Return the module in a directory or on the hub, which `vocab_pruning.load` reads with these arguments.
-
-        `where`: token, revision, cache_folder and local_files_only. Raises `ValueError` for another backend and for
-        arguments to the tokenizer, which is the saved one."""
-        if backend != "torch" or processor_kwargs:
-            told = f"backend={backend!r}" if backend != "torch" else f"processor_kwargs={processor_kwargs!r}"
-            raise ValueError(f"{told}: a pruned encoder runs in torch, with its own tokenizer; leave it out")
-        where = {name: where[name] for name in ("token", "revision", "cache_folder", "local_files_only") if name in where}
-        directory = cls.load_dir_path(model_name_or_path, subfolder, **where) or Path(model_name_or_path) / subfolder
-        options = (config_kwargs or {}) | (model_kwargs or {})
-        pruned = load(directory, trust_remote_code=trust_remote_code, **options)
-        return cls(pruned, **cls.load_config(model_name_or_path, subfolder, **where))
+    def load(cls, model_name_or_path: str, subfolder: str = "", **options) -> "PrunedTransformer":
+        "Return the module in a directory or on the hub. Raises `ValueError` as `_arguments_of` does."
+        return cls(**_arguments_of(cls, model_name_or_path, subfolder, options))
 
 # %% ../../nbs/models/sentences.ipynb #df17315b
 def _plain(pruned: PrunedModel, device) -> SentenceTransformer:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..core import OWN_CODE, name_remedy
-from .embedding import PrunedEmbedding
+from .embedding import PrunedEmbedding, settle
 from .lowrank import LoSparseLinear
 from .saving import give_parts
 
@@ -47,9 +47,7 @@ class SelfContained:
             vars(config).pop(name, None)
         model, report = super().from_pretrained(*args, config=config, output_loading_info=True, **kwargs)
         _check_complete(model, report)
-        for part in model.modules():
-            if isinstance(part, PrunedEmbedding):
-                part.settle()
+        settle(model)
         return (model, report) if output_loading_info else model
 
 # %% ../../nbs/models/standalone.ipynb #5ee1f008
@@ -82,7 +80,7 @@ def _names_read(node: ast.AST) -> Iterator[str]:
                     yield from _names_read(part)
 
 # %% ../../nbs/models/standalone.ipynb #5ee1f009
-def _home(module: str, node: ast.AST) -> str | None:
+def _home_of(module: str, node: ast.AST) -> str | None:
     "Return the module of this package that an import in `module` names, None for anything else."
     if not isinstance(node, ast.ImportFrom):
         return None
@@ -95,7 +93,7 @@ def _text(module: str, node: ast.stmt) -> str:
     "Return the source of a statement of `module`, without imports from this package inside it."
     lines = inspect.getsource(import_module(module)).splitlines()
     start = min(part.lineno for part in (node, *getattr(node, "decorator_list", ())))
-    ours = [part for part in ast.walk(node) if _home(module, part)]
+    ours = [part for part in ast.walk(node) if _home_of(module, part)]
     left_out = {number for part in ours for number in range(part.lineno, part.end_lineno + 1)}
     return "\n".join(lines[n - 1] for n in range(start, node.end_lineno + 1) if n not in left_out)
 
@@ -106,7 +104,7 @@ def _collect(module: str, name: str, found: dict[tuple, str]):
     if node is None or (module, name) in found:  # a local name, one of Python's, or known
         return
     if isinstance(node, ast.Import | ast.ImportFrom):
-        home = _home(module, node)
+        home = _home_of(module, node)
         if home:
             _collect(home, name, found)
             return
@@ -123,7 +121,7 @@ def _collect(module: str, name: str, found: dict[tuple, str]):
 def _collect_read(module: str, node: ast.stmt, found: dict[tuple, str]):
     "Add to `found` everything that a statement of `module` reads."
     for part in ast.walk(node):
-        if home := _home(module, part):
+        if home := _home_of(module, part):
             for alias in part.names:
                 _collect(home, alias.name, found)
     for name in dict.fromkeys(_names_read(node)):
@@ -147,8 +145,8 @@ def _own_source() -> str:
         for node in _statements(module)[1]:
             _collect_read(module, node, found)
             found[(module, node.lineno)] = _text(module, node)
-    imports = [text for (module, _), text in sorted(found.items(), key=str) if module == "import"]
-    imports = sorted(["import transformers", *imports], key=lambda text: text.startswith("from"))
+    imports = ["import transformers", *(text for (module, _), text in found.items() if module == "import")]
+    imports.sort(key=lambda text: (text.startswith("from"), text))
     return "\n\n\n".join(["\n".join(imports), *(text for (module, _), text in found.items() if module != "import")])
 
 
