@@ -140,7 +140,7 @@ from __future__ import annotations
 def _own_source() -> str:
     "Return the source of `SelfContained` and of all it reads, imports first."
     found = {}
-    _collect(__name__, "SelfContained", found)
+    _collect("vocab_pruning.models.standalone", "SelfContained", found)
     for module in dict.fromkeys(module for module, _ in found if module != "import"):
         for node in _statements(module)[1]:
             _collect_read(module, node, found)
