@@ -387,6 +387,8 @@ def open_pruned(
     info = _info(directory)
     if not any(hasattr(config, name) for name in PARTS) and "original_ids" not in info:
         raise ValueError(f"{directory} holds a model that is not pruned; load it with transformers, then prune it")
+    if weights is None and any(directory.glob("*.onnx")) and not any(directory.glob("*.safetensors")):
+        raise ValueError(f"{directory} holds an ONNX graph; run it with onnxruntime (models.onnx.onnx_session)")
     return _read_model(directory, config, model_class, weights, trust, **named, **kwargs), info
 
 # %% ../../nbs/models/saving.ipynb #29827c11
