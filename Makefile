@@ -35,7 +35,7 @@ NEWEST := .venv-newest
 EXTRAS := dev
 RUN_EXTRAS := run
 
-.PHONY: help run sweep grid dist test test-all test-portable test-lowest test-newest page readme docs lint clean
+.PHONY: help run sweep grid dist test test-all e2e gpu test-portable test-lowest test-newest page readme docs lint clean
 help:
 	@echo "make run                                                    a first look: prune, fine-tune and score on generated text"
 	@echo "make run task=cola [ratio=0.2 scorer=tfidf oov=pq …]        the same for a task of GLUE or of your own"
@@ -43,6 +43,8 @@ help:
 	@echo "make sweep recipe=FILE [engine=ray workers=4 retry=1]   every run of a recipe that is not there yet"
 	@echo "make test                                                   everything that must hold, without slow tests"
 	@echo "make test-all                                               the slow tests, too"
+	@echo "make e2e                                                    exported graphs in transformers.js (needs Node)"
+	@echo "make gpu                                                    the tests of an accelerator"
 	@echo "make test-portable                                          what compares numbers, on other kernels, 1 and 2 threads"
 	@echo "make test-lowest [but=torch==2.13.0]                        the tests, with the lowest versions allowed"
 	@echo "make test-newest                                            the tests, with the newest versions"
@@ -82,6 +84,16 @@ test: $(READY) lint
 test-all: $(READY) lint
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest -m ""
+
+# A client that is not Python: transformers.js, in Node, reads exported graphs with its own tokenizer.
+TRANSFORMERS_JS := 4.3.2
+e2e: $(READY)
+	npm install --prefix .node --ignore-scripts --no-audit --no-fund --no-save @huggingface/transformers@$(TRANSFORMERS_JS)
+	TRANSFORMERS_JS=.node $(BIN)/python -m pytest -m "" -n 0 tests/test_ship_consumers.py -k js
+
+# What only an accelerator can show. Without one, its tests are skipped, and one says so.
+gpu: $(READY)
+	$(BIN)/python -m pytest -m cuda -n 0 -rs tests/test_devices.py
 
 # Whatever compares numbers, on the kernels of a processor without AVX-512, with one thread and with two.
 OTHER_KERNELS := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_WAIT_POLICY=passive
@@ -135,4 +147,4 @@ lint: $(READY)
 	$(BIN)/ruff check
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(NEWEST) .venv-dist dist build _site _proc .pytest_cache .hypothesis .ruff_cache *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) .venv-dist .node dist build _site _proc .pytest_cache .hypothesis .ruff_cache *.egg-info
