@@ -6,10 +6,12 @@
 __all__ = ['ELSEWHERE', 'Elsewhere', 'another_device', 'moved', 'fetched']
 
 # %% ../../nbs/testing/devices.ipynb #de71ce03
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -56,6 +58,16 @@ def _check_together(func, args, kwargs: dict):
         raise RuntimeError(f"{func}: a tensor of {shapes[0]} is on {ELSEWHERE}, one of {shapes[1]} is on the CPU")
 
 
+@contextmanager
+def _no_inference_mode() -> Iterator[None]:
+    "Run a block without gradients in place of inference mode, which knows no wrappers."
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    else:
+        yield
+
+
 def _run(func: Callable, args: tuple, kwargs: dict):
     "Call an operation of torch on the real tensors, and tag what is on `ELSEWHERE`. Raises as `_check_together` does."
     _check_together(func, args, kwargs)
@@ -68,17 +80,39 @@ def _run(func: Callable, args: tuple, kwargs: dict):
         tagged = kwargs["device"] == ELSEWHERE
         kwargs = kwargs | {"device": torch.device("cpu")}
     args, kwargs = tree_map_only(Elsewhere, lambda value: value.inner, (args, kwargs))
-    found = func(*args, **kwargs)
-    if not tagged:
-        return found
-    return tree_map_only(torch.Tensor, lambda new: tags[id(new)] if id(new) in tags else Elsewhere(new), found)
+    with _no_inference_mode():
+        found = func(*args, **kwargs)
+        if not tagged:
+            return found
+        return tree_map_only(torch.Tensor, lambda new: tags[id(new)] if id(new) in tags else Elsewhere(new), found)
 
 # %% ../../nbs/testing/devices.ipynb #de71ce08
-class another_device(TorchDispatchMode):
-    "A block in which `ELSEWHERE` is a device."
+class _Run(TorchDispatchMode):
+    "Run every operation by `_run`, those that make a tensor, too."
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
+
+
+class _Make(TorchFunctionMode):
+    "Let two functions that no operation stands for make tensors on `ELSEWHERE`."
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == ELSEWHERE:
+            return func(*args, **kwargs | {"device": "cpu"}).to(ELSEWHERE)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def another_device() -> Iterator[None]:
+    "Run a block in which `ELSEWHERE` is a device."
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # a tag has no memory to move
+    try:
+        with _Run(), _Make():
+            yield
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
 
 
 def _tagged(tensor: torch.Tensor) -> torch.Tensor:
