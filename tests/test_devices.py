@@ -1,6 +1,5 @@
 """On another device: each remap made, run, trained, saved and loaded there, by a tag on a machine that has only a CPU, and on CUDA where there is one."""
 
-import contextlib
 import copy
 
 import numpy as np
@@ -20,7 +19,8 @@ from vocab_pruning.testing.families import tiny_model
 TEXTS = ["the cat sat on the mat", "a dog ran away", "the committee postponed it"]
 CLASSIFIER, MASKED, CAUSAL = (f"AutoModelFor{what}" for what in ("SequenceClassification", "MaskedLM", "CausalLM"))
 SOME = {"cluster": dict(n_clusters=3), "dbscan": dict(n_clusters=3), "sparse": dict(m=2), "pq": dict(n_bytes=4)}
-KINDS = [*REMAPS]
+QUICK = ("sparse", "pq", "int4", "resegment")  # one of each form; CUDA tries all
+KINDS = [pytest.param(oov, marks=[] if oov in QUICK else pytest.mark.slow) for oov in REMAPS]
 CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
 
@@ -95,8 +95,9 @@ def step(model, batch: dict) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("name", "auto", "oov"), [
-    *(("BERT", CLASSIFIER, oov) for oov in KINDS), *(("BERT", MASKED, oov) for oov in ("nearest", "sparse", "pq")),
-    ("ModernBERT", CLASSIFIER, "pq"), ("GPT-2", CAUSAL, "int8"), ("T5", "AutoModelForSeq2SeqLM", "pq"),
+    *(pytest.param("BERT", CLASSIFIER, *oov.values, marks=oov.marks) for oov in KINDS),
+    ("BERT", MASKED, "pq"), ("GPT-2", CAUSAL, "nearest"), ("T5", "AutoModelForSeq2SeqLM", "pq"),
+    pytest.param("BERT", MASKED, "sparse", marks=pytest.mark.slow), pytest.param("ModernBERT", CLASSIFIER, "pq", marks=pytest.mark.slow),
 ])
 def test_a_step_of_training(name, auto, oov, place):
     p = pruned(name, auto, oov)

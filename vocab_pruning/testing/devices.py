@@ -86,7 +86,7 @@ def _run(func: Callable, args: tuple, kwargs: dict):
             return found
         return tree_map_only(torch.Tensor, lambda new: tags[id(new)] if id(new) in tags else Elsewhere(new), found)
 
-# %% ../../nbs/testing/devices.ipynb #de71ce08
+# %% ../../nbs/testing/devices.ipynb #de71ce11
 class _Run(TorchDispatchMode):
     "Run every operation by `_run`, those that make a tensor, too."
 
@@ -115,6 +115,9 @@ def another_device() -> Iterator[None]:
         torch.__future__.set_overwrite_module_params_on_conversion(False)
 
 
+
+
+# %% ../../nbs/testing/devices.ipynb #de71ce08
 def _tagged(tensor: torch.Tensor) -> torch.Tensor:
     "Return a copy of a parameter or buffer on `ELSEWHERE`."
     new = Elsewhere(tensor.detach().clone())
