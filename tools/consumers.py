@@ -30,8 +30,11 @@ LIBRARIES = ["torch", "transformers", "sentence-transformers", "peft", "accelera
 # The directories
 
 
-def write_directories(root: Path) -> dict[str, Path]:
-    "Write one directory of each kind, and beside each the outputs of its model in memory; return them by kind."
+KINDS = ("remap", "plain", "LoSparse", "ONNX", "self-contained")
+
+
+def write_directories(root: Path, kinds: tuple[str, ...] = KINDS):
+    "Write one directory of each kind, and beside each the outputs of its model in memory."
     import torch
 
     from vocab_pruning import PrunedModel, prune
@@ -50,7 +53,8 @@ def write_directories(root: Path) -> dict[str, Path]:
         "ONNX": (remap, partial(export_onnx, remap, texts=TEXTS)),
         "self-contained": (remap, partial(remap.save_pretrained, self_contained=True)),
     }
-    for kind, (pruned, write) in made.items():
+    for kind in kinds:
+        pruned, write = made[kind]
         write(root / kind)
         batch = pruned.tokenizer(TEXTS, padding=True, return_tensors="pt")
         with torch.no_grad():
@@ -61,7 +65,6 @@ def write_directories(root: Path) -> dict[str, Path]:
         wanted[TOKENS] = hidden * weight
         told = {name: value.tolist() for name, value in wanted.items()}
         (root / f"{kind}.json").write_text(json.dumps(told), encoding="utf-8")
-    return {kind: root / kind for kind in made}
 
 
 # The consumers: each takes a directory and options of `from_pretrained`, and returns outputs by the names above
@@ -218,7 +221,6 @@ class Consumer:
     quick: bool = False
 
 
-KINDS = ("remap", "plain", "LoSparse", "ONNX", "self-contained")
 GRAPH = ("ONNX",)
 CONSUMERS = {
     "vocab_pruning.load": Consumer(by_load, alone=False, quick=True),
@@ -231,7 +233,7 @@ CONSUMERS = {
     "DistributedDataParallel": Consumer(by_ddp),
     "accelerate": Consumer(by_accelerate),
     "torch.export": Consumer(by_export),
-    "onnxruntime": Consumer(by_onnxruntime, GRAPH, quick=True),
+    "onnxruntime": Consumer(by_onnxruntime, GRAPH),
     "transformers.js": Consumer(by_transformers_js, GRAPH),
 }
 
@@ -244,7 +246,8 @@ def _sentence(error: Exception, directory: Path) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = next((line for line in lines if "vocab_pruning" in line.replace(str(directory), "")), lines[0])
     line = line.replace(f"{directory}/", "").replace(str(directory), "directory")
-    return shorten(re.sub(r"^(\w+\.)*(\w*Error): ", "", line), 200, placeholder=" …")
+    line = re.sub(r"\(<class .*", "…", line)  # which classes were tried depends on what was imported before
+    return shorten(line, 200, placeholder=" …")
 
 
 def try_cell(name: str, kind: str, directory: Path, package: bool) -> str:
@@ -269,13 +272,13 @@ def try_cell(name: str, kind: str, directory: Path, package: bool) -> str:
     return "equal"
 
 
-def try_all(root: Path, names: list[str], package: bool) -> dict[str, dict[str, str]]:
-    "Return the cells of the consumers `names`, in this process: {consumer: {kind: cell}}."
+def try_all(root: Path, names: list[str], package: bool, kinds: tuple[str, ...] = KINDS) -> dict[str, dict[str, str]]:
+    "Return the cells of the consumers `names` and `kinds`, in this process: {consumer: {kind: cell}}."
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return {name: {kind: try_cell(name, kind, root / kind, package) for kind in KINDS} for name in names}
+    return {name: {kind: try_cell(name, kind, root / kind, package) for kind in kinds} for name in names}
 
 
 def without_the_package(root: Path, names: list[str]) -> dict[str, dict[str, str]]:
