@@ -246,6 +246,7 @@ def _sentence(error: Exception, directory: Path) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = next((line for line in lines if "vocab_pruning" in line.replace(str(directory), "")), lines[0])
     line = line.replace(f"{directory}/", "").replace(str(directory), "directory")
+    line = re.sub(r"^\w*Error: ", "", line)
     line = re.sub(r"\(<class .*", "…", line)  # which classes were tried depends on what was imported before
     return shorten(line, 200, placeholder=" …")
 
