@@ -1,10 +1,10 @@
 // Run the classifier in a directory that `export_onnx` wrote with transformers.js, which tokenizes by itself, and print
 // {"ids": …, "logits": …} as JSON: `TRANSFORMERS_JS=folder node tools/client.mjs directory '["a text", …]'`.
 import { createRequire } from "node:module";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 
-const installed = createRequire(join(process.env.TRANSFORMERS_JS, "here.js")).resolve("@huggingface/transformers");
+const installed = createRequire(resolve(process.env.TRANSFORMERS_JS, "here.js")).resolve("@huggingface/transformers");
 const { AutoModel, AutoModelForSequenceClassification, AutoTokenizer, env } = await import(pathToFileURL(installed));
 const [directory, texts] = process.argv.slice(2);
 env.allowRemoteModels = false;

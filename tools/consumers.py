@@ -199,10 +199,8 @@ def by_onnxruntime(directory: Path, **options) -> dict:
 
 def by_transformers_js(directory: Path, **options) -> dict:
     "transformers.js in Node, which `make e2e` installs; it brings its own tokenizer."
-    folder = Path(os.environ["TRANSFORMERS_JS"]).resolve()
-    program = Path(__file__).with_name("client.mjs")
-    run = subprocess.run(["node", str(program), str(directory.resolve()), json.dumps(TEXTS)], capture_output=True, text=True,
-                         env=os.environ | {"TRANSFORMERS_JS": str(folder)})
+    command = ["node", str(Path(__file__).with_name("client.mjs")), str(directory.resolve()), json.dumps(TEXTS)]
+    run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(next((line for line in run.stderr.splitlines() if "Error" in line), run.stderr[-300:]))
     return {HEAD: json.loads(run.stdout.splitlines()[-1])[HEAD]}
