@@ -40,8 +40,8 @@ from vocab_pruning.models.choosing import (
     Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, score_rows, tokens_beyond,
 )
 from vocab_pruning.models.tensors import (
-    DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, blocks_of, check_written, from_floats, made_of,
-    read_header, read_tensor, same_bytes, write_tensors,
+    DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, blocks_of, check_written, floats_of, from_floats,
+    made_of, read_header, read_tensor, same_bytes, write_tensors,
 )
 from ..remaps.kinds import RowByRow, get_remap
 from ..remaps.table import FLOOR, Remap
@@ -308,14 +308,16 @@ class Job:
         n_rows, named = self.found.n_rows, [i for _, i in ids_named_in(self.checkpoint.configs(self.found.n_rows))]
         special = np.isin(np.arange(n_rows), special_ids(self.tokenizer, named, n_rows))
         rows = partial(read_tensor, self.found.tables[0]) if get_remap(self.asked.oov).reads_rows else None
-        return Subject(self.tokenizer, self.size, special, rows)
+        blocks = partial(floats_of, self.found.tables[0])
+        return Subject(self.tokenizer, self.size, special, rows, blocks)
 
     def choose(self, stats: TokenStats) -> Choice:
         "Return the rows that stay for the texts of `stats`."
         asked = self.asked
         clusters = asked.scores is None and get_scorer(asked.scorer).reads_rows
         scores = score_rows(self.subject, stats, asked, _RowsOnly(self.found.tables[0]) if clusters else None)
-        return choose_rows(self.subject, stats, scores, asked.target, asked.keep, asked.oov, asked.seed)
+        choices = (asked.target, asked.keep, asked.oov, asked.seed, asked.unseen)
+        return choose_rows(self.subject, stats, scores, *choices)
 
 # %% ../../nbs/models/checkpoint.ipynb #946e3d70
 def check_finite(table: Stored, rewrites: bool):
@@ -608,7 +610,8 @@ def _facts(job: Job, new: "NewFiles") -> dict:
     info = dict(base_model=checkpoint.directory.name)
     if checkpoint.architecture:
         info["architecture"] = checkpoint.architecture
-    info |= asked.target.facts | dict(oov=asked.oov, oov_options=asked.oov_options, seed=asked.seed)
+    asked_for = dict(oov=asked.oov, oov_options=asked.oov_options, seed=asked.seed, unseen=asked.unseen)
+    info |= asked.target.facts | asked_for
     info |= new.made | dict(before=before, after=after) | new.choice.facts(new.keep) | asked.ranked_by
     return info | ({"without_row": job.beyond} if job.beyond else {})
 
@@ -736,18 +739,18 @@ def prune_checkpoint(
     about: dict | None = None,  # further facts for `vocab_pruning.json` and the card, e.g. `task`
     progress: bool = False,  # show a progress bar
     stats: TokenStats | None = None,  # statistics of the texts, counted before
+    unseen: str = "likely",  # how rows that no text uses are ranked, as in `prune`
     **oov_options,  # options of `oov`, as `prune` takes them
 ) -> dict:  # how it was made, as in `vocab_pruning.json`
-    """Prune the vocabulary of a checkpoint for `texts`, from files to files.
+    """Prune the vocabulary of a checkpoint for `texts`, from files to files; no model is built, no code of it is run.
 
-    No model is built and no code of the checkpoint is run. The directory is verified, and then moved into place whole.
-    Raises `FileNotFoundError` for a missing file, `ValueError` for a damaged one, for weights that are pickles and for
-    a tensor that may or may not be the vocabulary's, `FileExistsError` where `out` holds anything but an earlier save,
-    `OSError` where the disk has no room, and otherwise as `prune` does."""
+    The directory is verified, and then moved into place whole. Raises `FileNotFoundError`, `ValueError` for a damaged
+    file, for pickles and for a tensor that may or may not be the vocabulary's, `FileExistsError` where `out` holds
+    anything but an earlier save, `OSError` where the disk has no room, and otherwise as `prune` does."""
     VERIFY.check("verify", verify)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options)
-    asked = Request(texts, target, *choices, stats=stats)
+    asked = Request(texts, target, *choices, stats=stats, unseen=unseen)
     check_request(asked)
     out = out and _place(real_path(source), out)
     job = open_job(source, asked, include, leave)

@@ -23,8 +23,9 @@ from ..remaps.resegmenting import Resegmented, read_tokenizer, resegment, token_
 from vocab_pruning.scorers.budget import (
     Ranked, Size, Target, break_even, check_target, max_ratio, rank_rows, rows_for,
 )
-from ..scorers.keeping import KeepList, read_keep, reasons_to_keep
+from ..scorers.keeping import KeepList, Tokens, read_keep, reasons_to_keep
 from ..scorers.registry import check_scorer, check_scores, compute_token_scores, get_scorer
+from ..scorers.unseen import UNSEEN, resemblance
 
 # %% ../../nbs/models/choosing.ipynb #01115e82
 SAMPLE = 16  # texts that a save is verified on
@@ -48,6 +49,7 @@ class Request:
     examples: Iterable | None = None
     share: bool = False
     stats: TokenStats | None = None  # of the texts, where they were counted before
+    unseen: str = "likely"  # how rows that no text uses are ranked: "likely" or "id"
 
     def __post_init__(self):
         if self.texts is None and self.scorer == "tfidf" and self.scorer_options is None:
@@ -81,6 +83,7 @@ def check_choices(asked: Request):
     truth_value("progress", asked.progress)
     check_remap(asked.oov, asked.oov_options)
     check_seed(asked.seed)
+    UNSEEN.check("unseen", asked.unseen)
     check_scorer(asked.scorer, asked.scorer_options)
     if asked.scores is not None and asked.scorer_options:
         raise ValueError(
@@ -147,6 +150,7 @@ class Subject:
     size: Size  # of the model, with what the remap trains
     special: np.ndarray  # which rows are special: bool (V,)
     rows: Callable | None = None  # returns the embedding, float (V, d); None where no remap reads it
+    blocks: Callable | None = None  # returns the embedding, block after block: arrays of float32 (., d)
 
     @cached_property
     def reserved(self) -> np.ndarray:
@@ -168,10 +172,15 @@ class Subject:
         if asked.scores is not None:
             asked.scores = check_scores(asked.scores, self.size.rows)
 
-    def rank(self, stats: TokenStats, scores: np.ndarray, target: Target, asked: np.ndarray) -> Ranked:
+    def resemblance(self, stats: TokenStats) -> np.ndarray:
+        "Return how much each unseen row looks like those that the texts use: float64 (V,)."
+        return resemblance(stats, self.blocks, Tokens(self.tokenizer, self.size.rows, self.reserved))
+
+    def rank(self, stats: TokenStats, scores: np.ndarray, target: Target, asked: np.ndarray,
+             likely: np.ndarray | None = None) -> Ranked:
         "Rank the rows by `scores`, behind the special ones and those `asked` for: bool (V,)."
         often = target.value if target.name == "min_count" else 0
-        order = rank_rows(scores, stats, self.special, target.base, asked, often)
+        order = rank_rows(scores, stats, self.special, target.base, asked, often, likely)
         return Ranked(self.size, self.special, asked, stats.counts, order)
 
 # %% ../../nbs/models/choosing.ipynb #9fbb1264
@@ -247,10 +256,17 @@ def choose_rows(
     wanted: KeepList,  # rows that must stay
     oov: str,  # what becomes of pruned tokens, a key of `REMAPS`
     seed: int = 0,  # random seed of the remap
+    unseen: str = "likely",  # how rows that no text uses are ranked: "likely" or "id"
 ) -> Choice:
-    "Rank the rows and count how many stay. Raises as `rank_rows` and `rows_for` do."
+    """Rank the rows and count how many stay.
+
+    Unseen rows are compared with the others only where some of them stay. Raises as `rank_rows` and `rows_for` do."""
+    UNSEEN.check("unseen", unseen)
     ranked = subject.rank(stats, scores, target, wanted.rows)
-    order, n_keep = ranked.order, rows_for(target, ranked)
+    n_keep = rows_for(target, ranked)
+    if unseen == "likely" and n_keep > (ranked.fixed | stats.seen).sum():
+        ranked = subject.rank(stats, scores, target, wanted.rows, subject.resemblance(stats))
+    order = ranked.order
     letters = np.zeros(len(order), bool)
     remap = get_remap(oov)
     if remap.keeps_letters:

@@ -6,10 +6,12 @@
 __all__ = ['without_row', 'lost', 'size_with', 'subject_of', 'prune_with_stats', 'prune']
 
 # %% ../../nbs/models/pruning.ipynb #788289a7
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
+
 from ..core import check_seed
 from ..data.stats import TokenStats
 from .anatomy import named_ids, sizes, special_mask
@@ -82,10 +84,16 @@ def size_with(model, oov: str) -> Size:
     return model_size(model, get_remap(oov).trains(plain_embedding(model).embedding_dim))
 
 
+def _blocks_of_rows(rows: torch.Tensor) -> Iterator[np.ndarray]:
+    "Yield `rows` (V, d) block after block, as float32."
+    return (some.float().cpu().numpy() for some in rows.split(4096))
+
+
 def subject_of(model, tokenizer, oov: str) -> Subject:
     "Return what the remap `oov` would prune of `model`. Raises as `plain_embedding` does."
     rows = plain_embedding(model).weight.detach()
-    return Subject(tokenizer, size_with(model, oov), special_mask(model, tokenizer), rows.cpu)
+    special = special_mask(model, tokenizer)
+    return Subject(tokenizer, size_with(model, oov), special, rows.cpu, partial(_blocks_of_rows, rows))
 
 # %% ../../nbs/models/pruning.ipynb #c8591464
 def prune_with_stats(
@@ -104,6 +112,7 @@ def prune_with_stats(
     keep=None,  # tokens that must stay, as in `prune`
     texts: Iterable[str] | None = None,  # the texts of `stats`, which "resegment" reads again
     share: bool = False,  # let the result share the encoder of `model`; do not train it then
+    unseen: str = "likely",  # how rows that no text uses are ranked, as in `prune`
     **oov_options,  # options of `oov`
 ) -> PrunedModel:
     """Prune once statistics and scores are known: budget, ranking, remap, rebuild (paper Algorithm 1, lines 8-16).
@@ -113,13 +122,14 @@ def prune_with_stats(
     check_seed(seed)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     subject = subject_of(model, tokenizer, oov)
-    choice = choose_rows(subject, stats, scores, target, subject.keep_list(keep), oov, seed)
+    choice = choose_rows(subject, stats, scores, target, subject.keep_list(keep), oov, seed, unseen)
     if get_remap(oov).rewrites_tokenizer:
         rebuilt, now, made = _by_resegmenting(model, choice, texts, share, **oov_options)
     else:
         rebuilt, now, made = _by_remap(model, tokenizer, choice, oov, oov_options, share)
     info = dict(base_model=base_model(model), architecture=type(model).__name__, **target.facts)
-    info |= dict(oov=oov, oov_options=oov_options, seed=seed, **made, before=sizes(model), after=sizes(rebuilt))
+    info |= dict(oov=oov, oov_options=oov_options, seed=seed, unseen=unseen, **made)
+    info |= dict(before=sizes(model), after=sizes(rebuilt))
     if beyond := without_row(model, tokenizer):
         info["without_row"] = beyond
     evidence = {"count": stats.counts, "rank": np.argsort(choice.ranked.order)}
@@ -138,8 +148,8 @@ def _prune_as(asked: Request, model, tokenizer) -> PrunedModel:
     stats = count_tokens(asked, tokenizer, subject.size.rows)
     tuned = get_scorer(asked.scorer).tuned and asked.scorer_model is not None
     scores = score_rows(subject, stats, asked, asked.scorer_model if tuned else model)
-    choices = asked.target.facts | dict(oov=asked.oov, seed=asked.seed, share=asked.share, keep=asked.keep)
-    choices["texts"] = asked.texts_again
+    choices = dict(oov=asked.oov, seed=asked.seed, share=asked.share, keep=asked.keep, unseen=asked.unseen)
+    choices |= asked.target.facts | dict(texts=asked.texts_again)
     result = prune_with_stats(model, tokenizer, stats, scores, **choices, **asked.oov_options)
     result.info |= asked.ranked_by
     result.sample = asked.sample()
@@ -167,14 +177,14 @@ def prune(
     share: bool = False,  # let the result share the encoder of `model`; do not train it then
     progress: bool = False,  # show a progress bar
     stats: TokenStats | None = None,  # statistics of the texts, counted before; then texts may be left out
+    unseen: str = "likely",  # rank rows that no text uses by likeness to those that are used, or by "id"
     **oov_options,  # options of `oov`, e.g. `n_bytes=8` for "pq"
 ) -> PrunedModel:  # the pruned model, its tokenizer, and `info`: how it was made
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1).
 
     Give one of `ratio`, `rows`, `coverage` and `min_count`. Rows that `keep` names count inside it. What a remap needs
     for itself (alphabet and merges, representatives) counts inside a ratio or a number of rows, and comes on top of the
-    tokens that `coverage` and `min_count` name. `p.provenance` says why each row stays. With `base="seen"`, rows that
-    no text uses are removed first, and `ratio` applies to the rest.
+    tokens that `coverage` and `min_count` name. With `base="seen"`, `ratio` is of the rows that the texts use.
     Tf-idf, attention and "resegment" read `texts` twice: give no generator. With `stats` alone, tf-idf has no norm.
 
     Options of `oov`: "cluster" takes `n_clusters`, `representative` and `outside_budget`; "sparse" takes `m`; "pq"
@@ -187,4 +197,4 @@ def prune(
     `TypeError` for a pruned model, texts that are not strings, a slow tokenizer, an unknown option, a wrong type."""
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options, scorer_model, examples)
-    return _prune_as(Request(texts, target, *choices, share, stats), model, tokenizer)
+    return _prune_as(Request(texts, target, *choices, share, stats, unseen), model, tokenizer)
