@@ -338,16 +338,17 @@ def density_clusters(
 
     return cluster_rows(rows, n_clusters, "dbscan")
 
-# %% ../../nbs/remaps/kinds.ipynb #933b8ada
+# %% ../../nbs/remaps/kinds.ipynb #067de3bf
 SEEN_WEIGHT = 4  # a row that the texts use counts as so many others in the codebooks of `pq`, at least
 
 
 def seen_weight(seen: np.ndarray) -> int:
-    """Return how many unseen rows a seen one counts as: `SEEN_WEIGHT`, or what makes the `seen` ones, bool (n,), count
-    twice as much as all others together."""
+    """Return how many unseen rows a seen one counts as.
+
+    It is `SEEN_WEIGHT` at least, and lets the `seen` ones, bool (n,), count twice as much as all others together."""
     return max(SEEN_WEIGHT, round(2 * (~seen).sum() / max(seen.sum(), 1)))
 
-
+# %% ../../nbs/remaps/kinds.ipynb #933b8ada
 def remap_to_product_codes(
     plan: Plan,
     *,
