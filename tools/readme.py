@@ -89,8 +89,8 @@ def readme_results(
     kept = kept_by_rows(lines, Path(results).absolute(), columns)
     kept = kept[(kept.column == ALL_TASKS) & kept.label.isin(labels)].assign(remap=kept.label.map(labels))
     seeds = wanted[wanted.column.isin(columns)].groupby("column").seed.nunique()
-    told = ", ".join(f"{task_title(column)} ({seeds[column]} seeds)" for column in columns)
-    return (f"The mean over {told}, of `{rows.model_id[0]}`; in brackets the 95 % interval over seeds and examples.\n\n"
+    told = ", ".join(f"{task_title(column)} {seeds[column]}" for column in columns)
+    return (f"`{rows.model_id[0]}`; a mean over tasks (seeds: {told}), with its 95 % interval over seeds and examples.\n\n"
             f"{_results_table(kept, ratios)}")
 
 
