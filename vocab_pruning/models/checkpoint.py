@@ -39,6 +39,7 @@ from .card import make_card
 from vocab_pruning.models.choosing import (
     Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, score_rows, tokens_beyond,
 )
+from .sentencepiece import carry_pieces, is_piece_file, piece_files
 from vocab_pruning.models.tensors import (
     DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, blocks_of, check_written, from_floats, made_of,
     read_header, read_tensor, same_bytes, write_tensors,
@@ -503,7 +504,7 @@ STALE = [
 WRITTEN_ANEW = ["config.json", "generation_config.json", "README.md", MARKER]
 WRITTEN_WITH_TOKENIZER = [
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "*.model", "*.tiktoken",
+    "vocab.txt", "merges.txt", "*.vocab", "*.tiktoken",
 ]
 MODULES = re.compile(r"\d+_\w+")  # folders of sentence-transformers
 EXPORTS = ("onnx", "openvino", "coreml", "original", "checkpoint-*")  # folders with other copies of the weights
@@ -512,6 +513,8 @@ EXPORTS = ("onnx", "openvino", "coreml", "original", "checkpoint-*")  # folders 
 def _goes_along(name: Path, rewrites: bool) -> bool:
     "Return whether the file with the relative `name` is copied."
     folder = name.parts[0] if len(name.parts) > 1 else ""
+    if rewrites and is_piece_file(name):
+        return False
     if MODULES.fullmatch(folder) or name.name == "modules.json" or fnmatch(name.name, "*sentence*.json"):
         return True
     if any(fnmatch(folder, pattern) for pattern in EXPORTS):
@@ -673,6 +676,8 @@ def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], director
         write_bare(new.tokenizer, directory)
         again = read_bare(directory)
         check_segments(job, again, sample, new.keep, new.config["vocab_size"], new.lossless)
+        files = piece_files(checkpoint.directory)
+        info = info | carry_pieces(files, directory, job.tokenizer, again, sample)
     _write_config(new.config, directory / "config.json")
     _write_config(new.generation, directory / "generation_config.json")
     write_weights(checkpoint, new.shards, directory)
