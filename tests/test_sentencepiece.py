@@ -76,6 +76,7 @@ def test_the_file_is_pruned_in_step(name, full, tmp_path):
     before, after = spm.SentencePieceProcessor(str(file)), spm.SentencePieceProcessor(model_proto=small)
     distance = old.convert_tokens_to_ids(before.id_to_piece(len(before) - 1)) - len(before) + 1
     assert distance == (name in ("XLMRobertaTokenizer", "MBart50Tokenizer"))
+    assert new.pad_token_id == old.pad_token_id
     for text in [*ALL, "naïve 東京 🙂", "a  b   c"]:
         ids = [new.unk_token_id if after.is_unknown(i) else i + distance for i in after.encode(text)]
         assert new(text, add_special_tokens=False).input_ids == ids

@@ -88,8 +88,9 @@ def _in_cell(text: str) -> str:
 
 
 def _tokenizer_rows(info: dict) -> list[tuple]:
-    "Say what a rewritten tokenizer no longer reads, and what became of its SentencePiece files."
-    rows = []
+    "Say what a rewritten tokenizer no longer reads, and what became of fields with ids and of SentencePiece files."
+    named = {"renumbered on demand": info.get("renumber"), "look like ids, but unchanged": info.get("not_renumbered")}
+    rows = [(what, ", ".join(f"`{path}`" for path in fields)) for what, fields in named.items() if fields]
     if "unknown_letters" in info:
         shown = _in_cell(" ".join(info["unknown_letters"][:40]))
         more = " …" if info["n_unknown_letters"] > 40 else ""

@@ -14,7 +14,7 @@ from itertools import islice
 
 import numpy as np
 
-from ..core import check_seed, check_texts, is_one_shot, truth_value
+from ..core import check_seed, check_texts, is_one_shot, list_of_names, truth_value
 from ..data.stats import TokenStats, token_stats
 from .anatomy import reserved_rows
 from ..remaps.kinds import Plan, check_remap, get_remap
@@ -48,8 +48,10 @@ class Request:
     examples: Iterable | None = None
     share: bool = False
     stats: TokenStats | None = None  # of the texts, where they were counted before
+    renumber: Iterable[str] = ()  # further fields of the configurations that hold token ids
 
     def __post_init__(self):
+        self.renumber = list_of_names("renumber", self.renumber)
         if self.texts is None and self.scorer == "tfidf" and self.scorer_options is None:
             self.scorer_options = {"norm": None}  # the norm needs the texts
 
