@@ -6,12 +6,13 @@ from functools import partial
 import pytest
 import torch
 import transformers
-from test_checkpoint import BARE, TEXTS, both_ways, edited, held, saved
+from test_checkpoint import BARE, OPTIONS, TEXTS, both_ways, edited, held, saved
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
 from vocab_pruning import prune
 from vocab_pruning.models.checkpoint import prune_checkpoint
+from vocab_pruning.remaps.kinds import REMAPS
 from vocab_pruning.testing.families import BART, trained
 
 AROUND = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -130,3 +131,26 @@ def test_a_name_that_is_no_field_is_refused(name, message, wrapper):
         with pytest.raises(ValueError, match=message) as error:
             run(renumber=name)
         assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def beyond(tmp_path_factory):
+    "A BERT whose tokenizer knows a token more than there are rows, and how many these are."
+    home = tmp_path_factory.mktemp("beyond")
+    _, tokenizer = saved(home / "full", "BERT", BARE)
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<img>"]})
+    tokenizer.save_pretrained(home / "full")
+    return home, rows
+
+
+@pytest.mark.parametrize("kind", REMAPS)
+def test_a_token_without_a_row_is_noted_and_refused_only_where_a_text_uses_it(kind, beyond):
+    "By every kind, in memory and from files alike."
+    home, rows = beyond
+    cut = dict(ratio=0.2, base="vocab", oov=kind) | OPTIONS.get(kind, {})
+    info = both_ways(*held(home), home, kind, **cut)
+    assert info["without_row"] == {"<img>": rows}
+    for run in (partial(prune, *held(home)), partial(prune_checkpoint, home / "full", out=None)):
+        with pytest.raises(ValueError, match=f"the tokenizer emits id {rows} but the embedding has {rows} rows"):
+            run(texts=[*TEXTS, "an <img> here"], **cut)
