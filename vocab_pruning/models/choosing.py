@@ -15,7 +15,7 @@ from itertools import islice
 import numpy as np
 
 from ..core import check_seed, check_texts, is_one_shot, list_of_names, truth_value
-from ..data.stats import TokenStats, token_stats
+from ..data.stats import TokenStats, token_stats, tokenizer_fingerprint
 from .anatomy import reserved_rows
 from ..remaps.kinds import Plan, check_remap, get_remap
 from ..remaps.pieces import letters_first, splitter
@@ -109,12 +109,15 @@ def check_readings(asked: Request):
 def count_tokens(asked: Request, tokenizer, n_rows: int) -> TokenStats:
     """Return the statistics that were given, or those of the texts, over `n_rows` rows.
 
-    Raises `ValueError` for statistics over another number of rows, and as `token_stats` does."""
+    Raises `ValueError` for statistics over another number of rows or of another tokenizer, and as `token_stats` does."""
     if asked.stats is None:
         return token_stats(asked.texts, tokenizer, n_rows, progress=asked.progress)
     if asked.stats.n_rows != n_rows:
         raise ValueError(f"stats are over {asked.stats.n_rows} rows but the embedding has {n_rows}; count the corpus "
                          "with this model's tokenizer")
+    if asked.stats.tokenizer and asked.stats.tokenizer != tokenizer_fingerprint(tokenizer):
+        raise ValueError("stats were counted with another tokenizer; count the corpus with this model's: "
+                         "vocab-prune count … --model …")
     return asked.stats
 
 # %% ../../nbs/models/choosing.ipynb #58811d9d
