@@ -154,3 +154,12 @@ def test_a_token_without_a_row_is_noted_and_refused_only_where_a_text_uses_it(ki
     for run in (partial(prune, *held(home)), partial(prune_checkpoint, home / "full", out=None)):
         with pytest.raises(ValueError, match=f"the tokenizer emits id {rows} but the embedding has {rows} rows"):
             run(texts=[*TEXTS, "an <img> here"], **cut)
+
+
+def test_letters_that_become_unknown_are_on_the_card(tmp_path):
+    "A BPE that merges letters without falling back on bytes keeps those of the texts; both ways say which it loses."
+    model, tokenizer = translator(tmp_path / "full", nllb(), transformers.M2M100Config, ["fra_Latn", "deu_Latn"])
+    info = both_ways(model, tokenizer, tmp_path, "out", ["dad"], oov="resegment", coverage=1.0)
+    assert info["n_unknown_letters"] == len(info["unknown_letters"]) > 10 and not {*"dad"} & {*info["unknown_letters"]}
+    card = (tmp_path / "out of files" / "README.md").read_text()
+    assert f"| unknown letters | {info['n_unknown_letters']} become the unknown token: " in card
