@@ -12,6 +12,7 @@ import transformers
 from vocab_pruning import load, prune
 from vocab_pruning.data.tasks import documents, load_task
 from vocab_pruning.models.checkpoint import prune_checkpoint
+from vocab_pruning.models.inspecting import inspect_pruned
 
 spm = pytest.importorskip("sentencepiece")
 ALL = documents(load_task("cola", "sample")["train"])[:200]
@@ -119,3 +120,9 @@ def test_a_file_that_is_not_proved_is_left_out_with_a_note(full, tmp_path, monke
     info = prune_checkpoint(source, TEXTS, out, *CUT, oov="resegment")
     assert info["sentencepiece"] == {file.name: "left out: it is not a SentencePiece model"}
     assert not [*out.rglob("*.model")]
+
+
+def test_inspect_says_what_became_of_the_file(full, tmp_path):
+    source, file = full("T5Tokenizer")
+    prune_checkpoint(source, TEXTS, tmp_path / "out", *CUT, oov="resegment")
+    assert inspect_pruned(tmp_path / "out")[file.name] == "pruned"
