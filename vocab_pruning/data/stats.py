@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_DOCUMENTS', 'MOST_CHARACTERS', 'AT_ONCE', 'PROBE', 'backend', 'token_batches', 'in_parts', 'from_parts', 'Saved',
-           'TokenStats', 'tokenizer_fingerprint', 'check_ids', 'cells', 'sum_by_row', 'batch_stats', 'twice_if_needed',
-           'token_stats', 'coverage_curve', 'coverage', 'coverage_table']
+           'Summed', 'TokenStats', 'tokenizer_fingerprint', 'check_ids', 'cells', 'sum_by_row', 'batch_stats',
+           'twice_if_needed', 'token_stats', 'coverage_curve', 'coverage', 'coverage_table']
 
 # %% ../../nbs/data/stats.ipynb #7896a13c
 import copy
@@ -151,9 +151,34 @@ class Saved:
                              "vocab-prune count") from None
         return cls(*values)
 
+# %% ../../nbs/data/stats.ipynb #610620fd
+class Summed(Saved):
+    "Statistics that add up, if one tokenizer read the texts: a part of `TokenStats`."
+
+    n_rows: int
+    tokenizer: str
+
+    @property
+    def numbers(self) -> dict:
+        "All fields that add up."
+        return {name: value for name, value in vars(self).items() if name != "tokenizer"}
+
+    def __add__(self, other):
+        if self.n_rows != other.n_rows:
+            raise ValueError(f"statistics over {self.n_rows} and {other.n_rows} rows do not add up; count with one "
+                             "tokenizer")
+        if self.tokenizer and other.tokenizer and self.tokenizer != other.tokenizer:
+            raise ValueError("statistics of two tokenizers do not add up; count with one")
+        total = {name: number + other.numbers[name] for name, number in self.numbers.items()}
+        return replace(self, **total, tokenizer=self.tokenizer or other.tokenizer)
+
+    def __rmul__(self, times: int):
+        total = {name: whole_number("weight", times) * number for name, number in self.numbers.items()}
+        return replace(self, **total)
+
 # %% ../../nbs/data/stats.ipynb #610620fe
 @dataclass
-class TokenStats(Saved):
+class TokenStats(Summed):
     """Token statistics of a corpus over the V rows of an embedding.
 
     `a + b` are the statistics of both corpora, and `3 * a` those of a corpus that is read three times.
@@ -183,11 +208,6 @@ class TokenStats(Saved):
         return len(self.counts)
 
     @property
-    def numbers(self) -> dict:
-        "All fields that add up."
-        return {name: value for name, value in vars(self).items() if name != "tokenizer"}
-
-    @property
     def seen(self) -> np.ndarray:
         "Whether each row occurs: bool (V,)."
         return self.counts > 0
@@ -196,19 +216,6 @@ class TokenStats(Saved):
     def tf_sum(self) -> np.ndarray:
         "Sum over documents of count / document length: float64 (V,)."
         return from_parts(self.shares)
-
-    def __add__(self, other: "TokenStats") -> "TokenStats":
-        if self.n_rows != other.n_rows:
-            raise ValueError(f"statistics over {self.n_rows} and {other.n_rows} rows do not add up; count with one "
-                             "tokenizer")
-        if self.tokenizer and other.tokenizer and self.tokenizer != other.tokenizer:
-            raise ValueError("statistics of two tokenizers do not add up; count with one")
-        total = {name: getattr(self, name) + getattr(other, name) for name in self.numbers}
-        return TokenStats(**total, tokenizer=self.tokenizer or other.tokenizer)
-
-    def __rmul__(self, times: int) -> "TokenStats":
-        total = {name: whole_number("weight", times) * number for name, number in self.numbers.items()}
-        return replace(self, **total)
 
 # %% ../../nbs/data/stats.ipynb #70a06a51
 PROBE = "Ein Test: naïve CAFÉ-s, 1,234.5 don't  東京 🙂 ok"

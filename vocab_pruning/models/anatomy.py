@@ -136,14 +136,14 @@ def _items(holder) -> dict | None:
     return holder if isinstance(holder, dict) else vars(holder) if hasattr(holder, "to_dict") else None
 
 
-def _walk(holder, path: str = "") -> Iterator[tuple]:
+def _entries(holder, path: str = "") -> Iterator[tuple]:
     "Yield (holder, name, path, value) for all fields of a configuration and inside it, but for another vocabulary's."
     for name, value in [*_items(holder).items()]:
         inside = None if _form(name) else _items(value)
         if inside is None:
             yield holder, name, f"{path}{name}", value
         elif "vocab_size" not in inside:
-            yield from _walk(value, f"{path}{name}.")
+            yield from _entries(value, f"{path}{name}.")
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def fields_of(configs: Iterable, further: Iterable[str] = ()) -> list[Field]:
         named = [(holder, path.split(".")[-1], path) for path in further if (holder := _holder(config, path))]
         for holder, name, path in named:
             found.setdefault((id(holder), name), Field(holder, name, path, _form(name) or _map_ids, True))
-        for holder, name, path, value in _walk(config):
+        for holder, name, path, value in _entries(config):
             if value is not None and (form := _form(name)):
                 found.setdefault((id(holder), name), Field(holder, name, path, form, is_special(name)))
     return [*found.values()]
@@ -277,7 +277,7 @@ def not_renumbered(
     configs = [*configs]
     known = {(id(field.holder), field.name) for field in fields_of(configs, further)}
     found = {}
-    for holder, name, path, value in (entry for config in configs for entry in _walk(config)):
+    for holder, name, path, value in (entry for config in configs for entry in _entries(config)):
         ids = [*value] if isinstance(value, list | tuple) else [value]
         if (id(holder), name) not in known and _looks_like_ids(name, ids, special):
             found |= {path: value} if any(new_id.get(i) != i for i in ids) else {}

@@ -751,10 +751,9 @@ def prune_checkpoint(
 ) -> dict:  # how it was made, as in `vocab_pruning.json`
     """Prune the vocabulary of a checkpoint for `texts`, from files to files.
 
-    No model is built and no code of the checkpoint is run. The directory is verified, and then moved into place whole.
-    Raises `FileNotFoundError` for a missing file, `ValueError` for a damaged one, for weights that are pickles and for
-    a tensor that may or may not be the vocabulary's, `FileExistsError` where `out` holds anything but an earlier save,
-    `OSError` where the disk has no room, and otherwise as `prune` does."""
+    No model is built and no code of the checkpoint is run. The directory is verified before it is moved into place.
+    Raises `FileNotFoundError` for a missing file, `ValueError` for a damaged one, for pickles and for a tensor that may
+    not be the vocabulary's, `FileExistsError` where `out` holds anything else, `OSError` on a full disk; see `prune`."""
     VERIFY.check("verify", verify)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options)

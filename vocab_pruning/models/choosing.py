@@ -26,10 +26,10 @@ from vocab_pruning.scorers.budget import (
 from ..scorers.keeping import KeepList, read_keep, reasons_to_keep
 from ..scorers.registry import check_scorer, check_scores, compute_token_scores, get_scorer
 
-# %% ../../nbs/models/choosing.ipynb #01115e82
+# %% ../../nbs/models/choosing.ipynb #01115e81
 SAMPLE = 16  # texts that a save is verified on
 
-
+# %% ../../nbs/models/choosing.ipynb #01115e82
 @dataclass
 class Request:
     "What `prune` or `prune_checkpoint` was asked for: the arguments by name."
@@ -109,7 +109,8 @@ def check_readings(asked: Request):
 def count_tokens(asked: Request, tokenizer, n_rows: int) -> TokenStats:
     """Return the statistics that were given, or those of the texts, over `n_rows` rows.
 
-    Raises `ValueError` for statistics over another number of rows or of another tokenizer, and as `token_stats` does."""
+    Raises `ValueError` for statistics over another number of rows or of another tokenizer, and otherwise as
+    `token_stats` does."""
     if asked.stats is None:
         return token_stats(asked.texts, tokenizer, n_rows, progress=asked.progress)
     if asked.stats.n_rows != n_rows:

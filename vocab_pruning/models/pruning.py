@@ -130,10 +130,8 @@ def prune_with_stats(
         rebuilt, now, made = _by_remap(model, tokenizer, choice, oov, oov_options, share)
     info = dict(base_model=base_model(model), architecture=type(model).__name__, **target.facts)
     info |= dict(oov=oov, oov_options=oov_options, seed=seed, **made, before=sizes(model), after=sizes(rebuilt))
-    if renumber:
-        info["renumber"] = list(renumber)
-    if beyond := without_row(model, tokenizer, renumber):
-        info["without_row"] = beyond
+    known = dict(renumber=list(renumber), without_row=without_row(model, tokenizer, renumber))
+    info |= {name: fact for name, fact in known.items() if fact}
     evidence = {"count": stats.counts, "rank": np.argsort(choice.ranked.order)}
     result = PrunedModel(rebuilt, now, info, original=(model, tokenizer), evidence=evidence)
     info |= choice.facts(result.keep.numpy())
@@ -179,23 +177,20 @@ def prune(
     share: bool = False,  # let the result share the encoder of `model`; do not train it then
     progress: bool = False,  # show a progress bar
     stats: TokenStats | None = None,  # statistics of the texts, counted before; then texts may be left out
-    renumber=(),  # fields of the configurations that hold token ids and are not known: "a_field", "text_config.a_field"
+    renumber=(),  # fields of configurations with token ids that are not known as such, e.g. "text_config.mask_index"
     **oov_options,  # options of `oov`, e.g. `n_bytes=8` for "pq"
 ) -> PrunedModel:  # the pruned model, its tokenizer, and `info`: how it was made
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1).
 
     Give one of `ratio`, `rows`, `coverage` and `min_count`. Rows that `keep` names count inside it. What a remap needs
     for itself (alphabet and merges, representatives) counts inside a ratio or a number of rows, and comes on top of the
-    tokens that `coverage` and `min_count` name. `p.provenance` says why each row stays. With `base="seen"`, rows that
-    no text uses are removed first, and `ratio` applies to the rest.
-    Tf-idf, attention and "resegment" read `texts` twice: give no generator. With `stats` alone, tf-idf has no norm.
+    tokens that `coverage` and `min_count` name. `p.provenance` says why each row stays. `base="seen"` first removes
+    rows that no text uses. Tf-idf, attention and "resegment" read `texts` twice. `stats` alone give tf-idf no norm.
 
     Options of `oov`: "cluster" takes `n_clusters`, `representative` and `outside_budget`; "sparse" takes `m`; "pq"
     takes `n_bytes`; "resegment" takes `lossless` and `pad_to_multiple_of`. All but "unk" and "resegment" take
     `only_seen=True`: pruned rows that no text reads go to the unknown token and are not searched, stored or coded.
-    "resegment" leaves out tokens without a row and those of `keep` that no text can reach; `info` lists both. Token ids
-    in the configurations follow; `info["not_renumbered"]` lists fields that may hold one. Those that do go to
-    `renumber`.
+    "resegment" leaves out tokens without a row and those of `keep` that no text can reach; `info` lists both.
 
     Raises `ValueError` for an unknown choice, a target that cannot be reached or is too small for `keep`, texts without
     a token or that can be read only once where they are read twice, and rows that are missing or not finite. Raises
