@@ -753,7 +753,7 @@ def prune_checkpoint(
 
     No model is built and no code of the checkpoint is run. The directory is verified before it is moved into place.
     Raises `FileNotFoundError` for a missing file, `ValueError` for a damaged one, for pickles and for a tensor that may
-    not be the vocabulary's, `FileExistsError` where `out` holds anything else, `OSError` on a full disk; see `prune`."""
+    not be the vocabulary's, `FileExistsError` where `out` holds anything else, `OSError` on a full disk."""
     VERIFY.check("verify", verify)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options)
