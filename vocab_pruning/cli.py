@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'RATIOS', 'FORMATS', 'Model', 'Texts', 'Columns', 'Data', 'Base', 'Ratio', 'Rows', 'Coverage', 'Unseen',
-           'MinCount', 'Keep', 'Scorer', 'Oov', 'Verify', 'Seed', 'Json', 'Notebook', 'RemapOptions', 'Stats',
-           'one_line', 'inspect_', 'preflight_', 'count', 'prune_', 'check', 'run', 'sweep_', 'report_']
+           'MinCount', 'Keep', 'Renumber', 'Scorer', 'Oov', 'Verify', 'Seed', 'Json', 'Notebook', 'RemapOptions',
+           'Stats', 'one_line', 'inspect_', 'preflight_', 'count', 'prune_', 'check', 'run', 'sweep_', 'report_']
 
 # %% ../nbs/cli.ipynb #788289a7
 import inspect
@@ -145,6 +145,11 @@ Keep = Annotated[
     list[str] | None,
     typer.Option(help="What must stay: a token, id:17, re:^##, script:Latin or texts:FILE. Repeatable.",
                  show_default=False),
+]
+Renumber = Annotated[
+    list[str] | None,
+    typer.Option(help="Field of the configuration that holds a token id and is not known as one, e.g. "
+                 "text_config.mask_index. Repeatable.", show_default=False),
 ]
 Scorer = Annotated[str, typer.Option(help="How tokens are ranked: {scorers}.")]
 Oov = Annotated[str, typer.Option(help="Remap, i.e. what becomes of a pruned token: {remaps}.")]
@@ -542,7 +547,7 @@ def prune_(
     ratio: Ratio = None, base: Base = "params", rows: Rows = None, coverage: Coverage = None,
     min_count: MinCount = None, keep: Keep = None, scorer: Scorer = "tfidf", oov: Oov = "pq",
     unseen: Unseen = "likely", option: RemapOptions = None, seed: Seed = 0, text: Columns = None, data: Data = "auto",
-    stats: Stats = None, verify: Verify = "files",
+    stats: Stats = None, renumber: Renumber = None, verify: Verify = "files",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be kept, and write nothing.")] = False,
 ):
     """Prune the vocabulary of a model for texts, from its files to new ones.
@@ -567,6 +572,7 @@ def prune_(
     options = _parse_pairs(option)
     _check_prune(target, base, scorer, oov, options, seed, out, verify)
     asked = target | dict(base=base, scorer=scorer, oov=oov, seed=seed, keep=keep, unseen=unseen) | options
+    asked["renumber"] = renumber or ()
     asked["stats"] = stats and TokenStats.load(_home(stats))
     documents, about, place = texts and _read(texts, text, data), _about(texts or stats, data), None if dry_run else out
     prune_it = _prune_in_memory if get_scorer(scorer).tuned else partial(_prune_files, verify=verify)

@@ -14,8 +14,8 @@ from itertools import islice
 
 import numpy as np
 
-from ..core import check_seed, check_texts, is_one_shot, truth_value
-from ..data.stats import TokenStats, token_stats
+from ..core import check_seed, check_texts, is_one_shot, list_of_names, truth_value
+from ..data.stats import TokenStats, token_stats, tokenizer_fingerprint
 from .anatomy import reserved_rows
 from ..remaps.kinds import Plan, check_remap, get_remap
 from ..remaps.pieces import letters_first, splitter
@@ -27,10 +27,10 @@ from ..scorers.keeping import KeepList, Tokens, read_keep, reasons_to_keep
 from ..scorers.registry import check_scorer, check_scores, compute_token_scores, get_scorer
 from ..scorers.unseen import UNSEEN, resemblance
 
-# %% ../../nbs/models/choosing.ipynb #01115e82
+# %% ../../nbs/models/choosing.ipynb #01115e81
 SAMPLE = 16  # texts that a save is verified on
 
-
+# %% ../../nbs/models/choosing.ipynb #01115e82
 @dataclass
 class Request:
     "What `prune` or `prune_checkpoint` was asked for: the arguments by name."
@@ -50,8 +50,10 @@ class Request:
     share: bool = False
     stats: TokenStats | None = None  # of the texts, where they were counted before
     unseen: str = "likely"  # how rows that no text uses are ranked: "likely" or "id"
+    renumber: Iterable[str] = ()  # further fields of the configurations that hold token ids
 
     def __post_init__(self):
+        self.renumber = list_of_names("renumber", self.renumber)
         if self.texts is None and self.scorer == "tfidf" and self.scorer_options is None:
             self.scorer_options = {"norm": None}  # the norm needs the texts
 
@@ -110,12 +112,16 @@ def check_readings(asked: Request):
 def count_tokens(asked: Request, tokenizer, n_rows: int) -> TokenStats:
     """Return the statistics that were given, or those of the texts, over `n_rows` rows.
 
-    Raises `ValueError` for statistics over another number of rows, and as `token_stats` does."""
+    Raises `ValueError` for statistics over another number of rows or of another tokenizer, and otherwise as
+    `token_stats` does."""
     if asked.stats is None:
         return token_stats(asked.texts, tokenizer, n_rows, progress=asked.progress)
     if asked.stats.n_rows != n_rows:
         raise ValueError(f"stats are over {asked.stats.n_rows} rows but the embedding has {n_rows}; count the corpus "
                          "with this model's tokenizer")
+    if asked.stats.tokenizer and asked.stats.tokenizer != tokenizer_fingerprint(tokenizer):
+        raise ValueError("stats were counted with another tokenizer; count the corpus with this model's: "
+                         "vocab-prune count … --model …")
     return asked.stats
 
 # %% ../../nbs/models/choosing.ipynb #58811d9d

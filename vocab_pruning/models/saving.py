@@ -396,14 +396,17 @@ def write_pruned(pruned: PrunedModel, directory: Path):
     "Write model, tokenizer, companions, `vocab_pruning.json` and card; return the tokenizer as read back."
     from vocab_pruning.models.card import make_card
     from vocab_pruning.models.hub import companions
+    from vocab_pruning.models.sentencepiece import is_piece_file, save_pieces
     from vocab_pruning.models.tokenizer import write_tokenizer
 
     pruned.model.save_pretrained(directory)
     tokenizer = None if pruned.tokenizer is None else write_tokenizer(pruned.tokenizer, directory)
     for file, name in companions(getattr(pruned.model, "name_or_path", "")):
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, directory / name)
+        if "original_ids" not in pruned.info or not is_piece_file(file):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, directory / name)
     now = {"after": sizes(pruned.model)} if "before" in pruned.info else {}
+    now |= save_pieces(pruned, tokenizer, directory)
     written = to_json(pruned.info | now | {"versions": library_versions()})
     (directory / MARKER).write_text(written)
     (directory / "README.md").write_text(make_card(json.loads(written)), encoding="utf-8")
