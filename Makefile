@@ -35,11 +35,12 @@ NEWEST := .venv-newest
 EXTRAS := dev
 RUN_EXTRAS := run
 
-.PHONY: help run sweep grid dist test test-all e2e gpu test-portable test-lowest test-newest page readme docs lint clean
+.PHONY: help run sweep grid languages dist test test-all e2e gpu test-portable test-lowest test-newest page readme docs lint clean
 help:
 	@echo "make run                                                    a first look: prune, fine-tune and score on generated text"
 	@echo "make run task=cola [ratio=0.2 scorer=tfidf oov=pq …]        the same for a task of GLUE or of your own"
 	@echo "make grid recipe=FILE [workers=2]                           every run of a recipe that prunes after fine-tuning"
+	@echo "make languages [recipe=FILE]                                a multilingual encoder, pruned for many languages"
 	@echo "make sweep recipe=FILE [engine=ray workers=4 retry=1]   every run of a recipe that is not there yet"
 	@echo "make test                                                   everything that must hold, without slow tests"
 	@echo "make test-all                                               the slow tests, too"
@@ -76,6 +77,10 @@ sweep: $(RUN_READY)
 # A recipe that prunes after fine-tuning: one fine-tuned model for each task and seed serves every cut.
 grid: $(RUN_READY)
 	$(BIN)/python -c "from vocab_pruning.runs.after import evaluate_grid; evaluate_grid('$(recipe)', workers=$(or $(workers),1))"
+
+# A multilingual encoder, pruned for each of many languages, without training.
+languages: $(RUN_READY)
+	$(BIN)/python -c "from vocab_pruning.runs.languages import run_languages; run_languages('$(or $(recipe),recipes/languages.yaml)')"
 
 test: $(READY) lint
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2

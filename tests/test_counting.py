@@ -1,8 +1,9 @@
 """Counting by chunks gives what counting whole texts gives, in any order, after a kill and in shards."""
 
+import os
 import random
-from dataclasses import astuple
-from functools import cache
+import signal
+from functools import cache, partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -13,15 +14,18 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
+from vocab_pruning import prune
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.data import stats as stats_module
 from vocab_pruning.data.chunks import ChunkEncoder, CrossesWords, choose_encoder, is_word_local
 from vocab_pruning.data.corpora import Source, find_sources
-from vocab_pruning.data.stats import TokenStats, backend, cells, from_parts, in_parts, sum_by_row, token_stats
+from vocab_pruning.data.stats import TokenStats, backend, cells, from_parts, in_parts, sum_by_row, token_stats, tokenizer_fingerprint
+from vocab_pruning.models.bare import read_bare
+from vocab_pruning.models.checkpoint import prune_checkpoint
 from vocab_pruning.runs import counting
 from vocab_pruning.runs.counting import count_corpora
 from vocab_pruning.scorers.tfidf import tfidf_scores
-from vocab_pruning.testing.families import tiny_tokenizer
+from vocab_pruning.testing.families import tiny_model, tiny_tokenizer
 
 LOCAL = ["BertTokenizer", "RobertaTokenizer", "GPT2Tokenizer", "XLMRobertaTokenizer"]
 ODD = ["\u00a0", "\u200b", "\u200c", "\u2009", "\u3000", "\u0085", "\x00", "\x1c", "\ufeff", "\u00ad", "\u0301", "\u0338", "\u00b4", "\u2581",
@@ -138,7 +142,7 @@ def test_a_text_with_the_separator_counts_whole_texts(monkeypatch):
 
 def same(a: TokenStats, b: TokenStats) -> bool:
     "Whether two statistics are equal, bit for bit."
-    return all(map(np.array_equal, astuple(a), astuple(b)))
+    return all(np.array_equal(a.numbers[name], b.numbers[name]) for name in a.numbers)
 
 
 @given(values=st.lists(st.floats(0, 1), min_size=1, max_size=20), seed=st.integers(0, 9))
@@ -183,8 +187,9 @@ def counted(shards, out=None, **options) -> TokenStats:
     return count_corpora(find_sources(shards), FAMILIES["wordpiece"].tokenizer, FAMILIES["wordpiece"].config().vocab_size, out, **options)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks")
 def test_a_count_goes_on_after_a_kill(shards, tmp_path, monkeypatch):
-    "The process ends in the second file, after some of its texts were counted."
+    "SIGKILL, in the second file, after some of its texts were counted; the result is that of a count in one go."
     monkeypatch.setattr(counting, "SECONDS", 0)
     monkeypatch.setattr(stats_module, "MOST_DOCUMENTS", 1)
     read, texts_of = [], Source.__iter__
@@ -193,12 +198,16 @@ def test_a_count_goes_on_after_a_kill(shards, tmp_path, monkeypatch):
         for text in texts_of(source):
             read.append(text)
             if len(read) == 3 + len(TEXTS[0::3]) + 4:  # three are the first texts, which are read to check the sources
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGKILL)
             yield text
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Source, "__iter__", dies)
-        counted(shards, tmp_path / "stats.npz")
+    if not (child := os.fork()):
+        try:
+            Source.__iter__ = dies
+            counted(shards, tmp_path / "stats.npz")
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
     assert sorted(file.name for file in (tmp_path / ".stats.npz.parts").iterdir()) == ["0.npz", "1.begun.npz", "count.json"]
     tokenized, batches = [], counting.token_batches
 
@@ -251,3 +260,28 @@ def test_a_file_of_statistics_holds_no_pickle(tmp_path):
         TokenStats.load(tmp_path / "bad.npz")
     with pytest.raises(FileNotFoundError, match="gone.npz"):
         TokenStats.load(tmp_path / "gone.npz")
+
+
+def test_statistics_know_their_tokenizer(shards, tmp_path):
+    "Another one with as many rows is refused, in memory and from files, and not added; a class of transformers is the same."
+    model, tokenizer = tiny_model("BERT", "AutoModel")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    stats = count_corpora(find_sources(shards), tokenizer, len(tokenizer))
+    assert stats.tokenizer == tokenizer_fingerprint(read_bare(tmp_path)) == (2 * stats + stats).tokenizer
+    assert prune_checkpoint(tmp_path, None, None, 0.2, "vocab", stats=stats)["train"]["occurrences"] == stats.n_tokens
+    tokenizer.backend_tokenizer.normalizer = None
+    other = count_corpora(find_sources(shards), tokenizer, len(tokenizer))
+    for run in (partial(prune, model, AutoTokenizer.from_pretrained(tmp_path)), partial(prune_checkpoint, tmp_path, out=None)):
+        with pytest.raises(ValueError, match="^stats were counted with another tokenizer; count the corpus with this model's"):
+            run(texts=None, base="vocab", stats=other)
+    with pytest.raises(ValueError, match="statistics of two tokenizers do not add up"):
+        stats + other
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_fingerprint_is_that_of_the_files(name, tmp_path):
+    tokenizer = tiny_tokenizer(name)
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert len({tokenizer_fingerprint(one) for one in (tokenizer, again, read_bare(tmp_path))}) == 1

@@ -7,26 +7,17 @@
 import base64
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
 
 from tools.nbfilter import apply_options
 from tools.notebooks import read_notebook
-from tools.publish import NO_RESULTS, percent, run_page, write_whole
+from tools.publish import percent, run_page, write_whole
 from vocab_pruning.models.card import markdown_table
-from vocab_pruning.report.summary import (
-    at_cut,
-    averages,
-    check_provenance,
-    cut_label,
-    cuts,
-    evaluations,
-    score_means,
-    sort_columns,
-    task_title,
-)
-from vocab_pruning.report.tables import method_order
+from vocab_pruning.report.kept import kept_by_rows
+from vocab_pruning.report.summary import ALL_TASKS, check_provenance, evaluations, sort_columns, task_title
 from vocab_pruning.runs.record import read_rows
 
 # Each figure of the README, with the page that shows it and its place among that page's figures.
@@ -75,38 +66,50 @@ def write_readme(root: str | Path = "."):
         write_whole(Path(root) / name, content)
 
 
-def readme_results(results: str | Path) -> str:
-    """Return the README's paragraph and table of the sweep in `results`: the cut with most runs, a mean over the seeds.
+KINDS = ("int4", "pq", "nearest", "cluster", "resegment", "unk")  # remaps that the README compares
 
-    Returns one sentence if the sweep has no cut. Raises `ValueError` for rows that differ in model, data or recipe,
-    since they do not belong in one table."""
-    rows = read_rows(Path(results).absolute() / "rows")
-    if "ratio" not in rows or rows.ratio.isna().all():
-        return NO_RESULTS
+
+def readme_results(
+    results: str | Path,  # a directory that `pack_runs` wrote, of runs that prune after fine-tuning
+    ratios: Sequence[float] = (0.9, 0.95, 0.975),  # of the vocabulary; the second is shown in full
+) -> str:
+    """Return the README's paragraph and table of what fine-tuned models keep when they are pruned.
+
+    It has the tasks that have every remap and ratio. Raises `ValueError` for rows that differ in model, data or recipe,
+    and for a directory without such tasks."""
+    rows = read_rows(Path(results).absolute())
     check_provenance(rows)
     lines = evaluations(rows)
-    made = cuts(lines)
-    if not made:
-        return NO_RESULTS
-    (base, ratio), *_ = made
-    seeds = ", ".join(map(str, sorted(rows.seed.unique())))
-    return (
-        f"Retention with {cut_label(base, ratio)} removed: the pruned model's dev score in per cent of the full "
-        f"model's, same weights, data, recipe and seed (`{rows.model_id[0]}`, {rows.data_id[0]}, seeds {seeds}; more "
-        f"than one is a mean).\n\n{_results_table(at_cut(lines, base, ratio))}"
-    )
+    labels = {f"tf-idf + {kind}, after fine-tuning": kind for kind in KINDS}
+    wanted = lines[lines.label.isin(labels) & lines.ratio.isin(ratios)]
+    cells = wanted.groupby("column")[["label", "ratio"]].apply(lambda some: len(some.drop_duplicates()))
+    columns = sort_columns(cells[cells == len(KINDS) * len(ratios)].to_frame().T)
+    if not columns:
+        raise ValueError(f"{results} holds no task with every one of {', '.join(KINDS)} at {ratios}; make more runs")
+    kept = kept_by_rows(lines, Path(results).absolute(), columns)
+    kept = kept[(kept.column == ALL_TASKS) & kept.label.isin(labels)].assign(remap=kept.label.map(labels))
+    seeds = wanted[wanted.column.isin(columns)].groupby("column").seed.nunique()
+    told = ", ".join(f"{task_title(column)} {seeds[column]}" for column in columns)
+    return (f"`{rows.model_id[0]}`; a mean over tasks (seeds: {told}), with its 95 % interval over seeds and examples.\n\n"
+            f"{_results_table(kept, ratios)}")
 
 
-def _results_table(lines) -> str:
-    "Return Markdown with the retention of each method in `lines`, all of one cut, by task, and its mean over tasks."
-    kept = score_means(lines, "retention").pivot(index="label", columns="column", values="mean")
-    sizes = averages(lines).set_index("label")
-    columns = sort_columns(kept)
-    cells = []
-    for label, size in sizes.loc[sorted(kept.index, key=method_order)].iterrows():
-        removed, mebibytes = f"{size.params_removed:.0%}", f"{size.bytes / 2**20:.1f}"
-        cells.append([label, removed, mebibytes, *map(percent, kept.loc[label, columns]), percent(size["mean"])])
-    return markdown_table(["method", "parameters removed", "MiB", *map(task_title, columns), "mean"], cells)
+def _results_table(kept, ratios: Sequence[float]) -> str:
+    "Return Markdown with the agreement of each remap at each of `ratios`, and its size and retention at the second."
+    rows = []
+    for kind in KINDS:
+        some = kept[kept.remap == kind].set_index(["value", "ratio"])
+        agreement = [_with_interval(some.loc["agreement", ratio]) for ratio in ratios]
+        middle = some.loc["retention", ratios[1]]
+        rows.append([f"`{kind}`", f"{middle.bytes / 2**20:.1f}", *agreement, _with_interval(middle)])
+    shares = [f"{1 - ratio:.1%}".replace(".0", "") for ratio in ratios]
+    names = [f"agreement, {share} of rows" for share in shares] + [f"retention, {shares[1]}"]
+    return markdown_table(["remap", f"MiB, {shares[1]}", *names], rows)
+
+
+def _with_interval(some) -> str:
+    "Return a mean and its interval in per cent."
+    return f"{percent(some['mean'])} ({percent(some.low)} to {percent(some.high)})"
 
 
 if __name__ == "__main__":

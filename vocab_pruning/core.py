@@ -185,8 +185,8 @@ OURS = [  # files that an earlier save of a model may have left
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "model.onnx", "model.onnx.data",
     "config.json", "generation_config.json", MARKER, "README.md", "modeling_vocab_pruning.py",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "*.model", "*.jinja", "additional_chat_templates/*.jinja",
-    "modules.json", "*sentence*.json", "[0-9]_*/*.json", "[0-9]_*/*.safetensors", "[0-9]_*/*.bin",
+    "vocab.txt", "merges.txt", "*.model", "*.spm", "*.jinja", "additional_chat_templates/*.jinja",
+    "modules.json", "*sentence*.json", "[0-9]_*/*.json", "[0-9]_*/*.safetensors", "[0-9]_*/*.bin", "[0-9]_*/*.model",
 ]
 
 

@@ -7,6 +7,7 @@ __all__ = ['SECTIONS', 'base_model', 'markdown_table', 'make_card']
 
 # %% ../../nbs/models/card.ipynb #442248c8
 import math
+import re
 from pathlib import Path
 
 from .anatomy import size_change
@@ -80,7 +81,23 @@ def _sizes_section(info: dict) -> str:
     ]
     return "## Sizes\n\n" + markdown_table(("", "before", "after", ""), rows)
 
+# %% ../../nbs/models/card.ipynb #c90d11e2
+def _in_cell(text: str) -> str:
+    "Return `text` as a cell of a Markdown table shows it."
+    return re.sub(r"([|`*<\\])", r"\\\1", text)
 
+
+def _tokenizer_rows(info: dict) -> list[tuple]:
+    "Say what a rewritten tokenizer no longer reads, and what became of fields with ids and of SentencePiece files."
+    named = {"renumbered on demand": info.get("renumber"), "look like ids, but unchanged": info.get("not_renumbered")}
+    rows = [(what, ", ".join(f"`{path}`" for path in fields)) for what, fields in named.items() if fields]
+    if "unknown_letters" in info:
+        shown = _in_cell(" ".join(info["unknown_letters"][:40]))
+        more = " …" if info["n_unknown_letters"] > 40 else ""
+        rows.append(("unknown letters", f"{info['n_unknown_letters']:,} become the unknown token: {shown}{more}"))
+    return rows + [(f"`{name}`", _in_cell(became)) for name, became in info.get("sentencepiece", {}).items()]
+
+# %% ../../nbs/models/card.ipynb #c90d11e3
 def _making_section(info: dict) -> str:
     "Say how the rows were chosen, what became of the others, and what that cost the texts."
     train = info["train"]
@@ -103,6 +120,7 @@ def _making_section(info: dict) -> str:
         rows.append(("texts", f"{train['documents']:,} documents, {train['occurrences']:,} tokens"))
     lost = f"{train['tokens']:,} distinct tokens of the texts, {train['share']:.2%} of their occurrences"
     rows.append(("lost tokens", lost))
+    rows += _tokenizer_rows(info)
     if "unseen" in train:
         rows.append(("unseen tokens", f"{train['unseen']:,} of the pruned tokens do not occur in the texts"))
     break_even = f"{info['break_even']:.2%}: at a lower ratio, a ranking by counts loses no token of the texts"

@@ -33,15 +33,18 @@ from vocab_pruning.core import (
     one_of, real_path, to_json, whole_directory,
 )
 from ..data.stats import TokenStats
-from .anatomy import ids_named_in, renumber_all, special_ids, warn_of_dropped
+from vocab_pruning.models.anatomy import (
+    check_further, ids_named_in, not_renumbered, renumber_all, special_ids, warn_of_dropped, warn_of_fields,
+)
 from .bare import BareTokenizer, read_bare, read_mapping, write_bare
 from .card import make_card
 from vocab_pruning.models.choosing import (
     Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, score_rows, tokens_beyond,
 )
+from .sentencepiece import carry_pieces, is_piece_file, piece_files
 from vocab_pruning.models.tensors import (
-    DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, blocks_of, check_written, from_floats, made_of,
-    read_header, read_tensor, same_bytes, write_tensors,
+    DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, blocks_of, check_written, floats_of, from_floats,
+    made_of, read_header, read_tensor, same_bytes, write_tensors,
 )
 from ..remaps.kinds import RowByRow, get_remap
 from ..remaps.table import FLOOR, Remap
@@ -305,17 +308,20 @@ class Job:
     @cached_property
     def subject(self) -> Subject:
         "The vocabulary that is pruned."
-        n_rows, named = self.found.n_rows, [i for _, i in ids_named_in(self.checkpoint.configs(self.found.n_rows))]
+        n_rows = self.found.n_rows
+        named = [i for _, i in ids_named_in(self.checkpoint.configs(n_rows), self.asked.renumber)]
         special = np.isin(np.arange(n_rows), special_ids(self.tokenizer, named, n_rows))
         rows = partial(read_tensor, self.found.tables[0]) if get_remap(self.asked.oov).reads_rows else None
-        return Subject(self.tokenizer, self.size, special, rows)
+        blocks = partial(floats_of, self.found.tables[0])
+        return Subject(self.tokenizer, self.size, special, rows, blocks)
 
     def choose(self, stats: TokenStats) -> Choice:
         "Return the rows that stay for the texts of `stats`."
         asked = self.asked
         clusters = asked.scores is None and get_scorer(asked.scorer).reads_rows
         scores = score_rows(self.subject, stats, asked, _RowsOnly(self.found.tables[0]) if clusters else None)
-        return choose_rows(self.subject, stats, scores, asked.target, asked.keep, asked.oov, asked.seed)
+        choices = (asked.target, asked.keep, asked.oov, asked.seed, asked.unseen)
+        return choose_rows(self.subject, stats, scores, *choices)
 
 # %% ../../nbs/models/checkpoint.ipynb #946e3d70
 def check_finite(table: Stored, rewrites: bool):
@@ -338,7 +344,9 @@ def open_job(source: str | Path, asked: Request, include, leave) -> Job:
     copies = found.copies()
     tokenizer = read_bare(checkpoint.directory)
     size = size_of(checkpoint, found, copies, get_remap(asked.oov).trains(found.width))
-    beyond = tokens_beyond(tokenizer, found.n_rows, ids_named_in(checkpoint.configs(found.n_rows)))
+    configs = checkpoint.configs(found.n_rows)
+    check_further(asked.renumber, configs, found.n_rows)
+    beyond = tokens_beyond(tokenizer, found.n_rows, ids_named_in(configs, asked.renumber))
     job = Job(checkpoint, found, tokenizer, asked, size, copies, beyond)
     job.subject.check(asked)
     check_padding_rows(job) if asked.rewrites else check_one_table(job)
@@ -380,10 +388,10 @@ def _name_moved(config: dict, tokenizer: BareTokenizer, new_id: dict[int, int]):
 
 
 def renumbered_configs(job: Job, rows: np.ndarray, n_rows: int) -> tuple[dict, dict | None, dict]:
-    """Return the configurations for the original `rows`, int64 (K,), padded to `n_rows`, and the ids they lose.
+    """Return the configurations for the original `rows`, int64 (K,), padded to `n_rows`, and facts for `info`.
 
-    Raises `CannotPrune` where a special token of theirs is pruned or the padding id of a model that counts from it
-    would move."""
+    Warns of ids that they lose and of fields that look like ids and do not follow. Raises `CannotPrune` where a token
+    they need is pruned or the padding id of a model that counts from it would move."""
     old, found = job.checkpoint, job.found
     new_id = {old_id: new for new, old_id in enumerate(rows.tolist())}
     new = copy.deepcopy(old)
@@ -394,11 +402,14 @@ def renumbered_configs(job: Job, rows: np.ndarray, n_rows: int) -> tuple[dict, d
                           f"{new_id.get(pad)}; choose another oov, e.g. 'sparse'")
     _name_moved(new.config, job.tokenizer, new_id)
     configs = new.configs(found.n_rows)
-    dropped = renumber_all(configs, new_id, found.n_rows)
+    facts = dict(not_renumbered=not_renumbered(configs, new_id, job.subject.special, job.asked.renumber))
+    facts["dropped_ids"] = renumber_all(configs, new_id, found.n_rows, job.asked.renumber)
+    warn_of_fields(facts["not_renumbered"])
+    warn_of_dropped(facts["dropped_ids"])
     sized = [config for config in configs if "vocab_size" in config] or [new.config]
     for config in sized:
         config["vocab_size"] = n_rows
-    return new.config, new.generation, dropped
+    return new.config, new.generation, {name: fact for name, fact in facts.items() if fact}
 
 # %% ../../nbs/models/checkpoint.ipynb #1a988d50
 def gathered(found: Vocabulary, rows: np.ndarray, n_rows: int) -> dict[str, Part]:
@@ -503,7 +514,7 @@ STALE = [
 WRITTEN_ANEW = ["config.json", "generation_config.json", "README.md", MARKER]
 WRITTEN_WITH_TOKENIZER = [
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "*.model", "*.tiktoken",
+    "vocab.txt", "merges.txt", "*.vocab", "*.tiktoken",
 ]
 MODULES = re.compile(r"\d+_\w+")  # folders of sentence-transformers
 EXPORTS = ("onnx", "openvino", "coreml", "original", "checkpoint-*")  # folders with other copies of the weights
@@ -512,6 +523,8 @@ EXPORTS = ("onnx", "openvino", "coreml", "original", "checkpoint-*")  # folders 
 def _goes_along(name: Path, rewrites: bool) -> bool:
     "Return whether the file with the relative `name` is copied."
     folder = name.parts[0] if len(name.parts) > 1 else ""
+    if rewrites and is_piece_file(name):
+        return False
     if MODULES.fullmatch(folder) or name.name == "modules.json" or fnmatch(name.name, "*sentence*.json"):
         return True
     if any(fnmatch(folder, pattern) for pattern in EXPORTS):
@@ -608,9 +621,11 @@ def _facts(job: Job, new: "NewFiles") -> dict:
     info = dict(base_model=checkpoint.directory.name)
     if checkpoint.architecture:
         info["architecture"] = checkpoint.architecture
-    info |= asked.target.facts | dict(oov=asked.oov, oov_options=asked.oov_options, seed=asked.seed)
+    asked_for = dict(oov=asked.oov, oov_options=asked.oov_options, seed=asked.seed, unseen=asked.unseen)
+    info |= asked.target.facts | asked_for
     info |= new.made | dict(before=before, after=after) | new.choice.facts(new.keep) | asked.ranked_by
-    return info | ({"without_row": job.beyond} if job.beyond else {})
+    known = dict(renumber=list(asked.renumber), without_row=job.beyond)
+    return info | {name: fact for name, fact in known.items() if fact}
 
 # %% ../../nbs/models/checkpoint.ipynb #fb0adc97
 @dataclass
@@ -632,13 +647,9 @@ def by_resegmenting(job: Job, choice: Choice, pad_to_multiple_of: int = 1, **opt
     texts = job.asked.texts_again
     new = choice.resegmented(texts, job.asked.progress, pad_to_multiple_of=pad_to_multiple_of, **options)
     n_rows = ceil(len(new.rows) / pad_to_multiple_of) * pad_to_multiple_of
-    config, generation, dropped = renumbered_configs(job, new.rows, n_rows)
-    made = new.facts
-    if dropped:
-        made["dropped_ids"] = dropped
-        warn_of_dropped(dropped)
+    config, generation, facts = renumbered_configs(job, new.rows, n_rows)
     parts = shards(job.checkpoint, job.found, gathered(job.found, new.rows, n_rows))
-    return NewFiles(choice, config, generation, parts, new.rows, made, new.tokenizer, new.lossless)
+    return NewFiles(choice, config, generation, parts, new.rows, new.facts | facts, new.tokenizer, new.lossless)
 
 
 def by_remap(job: Job, choice: Choice, **options) -> NewFiles:
@@ -673,6 +684,8 @@ def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], director
         write_bare(new.tokenizer, directory)
         again = read_bare(directory)
         check_segments(job, again, sample, new.keep, new.config["vocab_size"], new.lossless)
+        files = piece_files(checkpoint.directory)
+        info = info | carry_pieces(files, directory, job.tokenizer, again, sample)
     _write_config(new.config, directory / "config.json")
     _write_config(new.generation, directory / "generation_config.json")
     write_weights(checkpoint, new.shards, directory)
@@ -733,21 +746,22 @@ def prune_checkpoint(
     scores: np.ndarray | None = None,  # scores to use in place of a scorer's: float (V,), larger = keep
     scorer_options: dict | None = None,  # options of `scorer`
     verify: str = "files",  # "forward": also load both models with transformers and compare their outputs
+    renumber=(),  # fields of the configurations that hold token ids and are not known, as in `prune`
     about: dict | None = None,  # further facts for `vocab_pruning.json` and the card, e.g. `task`
     progress: bool = False,  # show a progress bar
     stats: TokenStats | None = None,  # statistics of the texts, counted before
+    unseen: str = "likely",  # how rows that no text uses are ranked, as in `prune`
     **oov_options,  # options of `oov`, as `prune` takes them
 ) -> dict:  # how it was made, as in `vocab_pruning.json`
-    """Prune the vocabulary of a checkpoint for `texts`, from files to files.
+    """Prune the vocabulary of a checkpoint for `texts`, from files to files; no model is built, no code of it is run.
 
-    No model is built and no code of the checkpoint is run. The directory is verified, and then moved into place whole.
-    Raises `FileNotFoundError` for a missing file, `ValueError` for a damaged one, for weights that are pickles and for
-    a tensor that may or may not be the vocabulary's, `FileExistsError` where `out` holds anything but an earlier save,
-    `OSError` where the disk has no room, and otherwise as `prune` does."""
+    The directory is verified before it is moved into place. Raises `FileNotFoundError`, `ValueError` for a damaged file,
+    for pickles and for a tensor that may not be the vocabulary's, `FileExistsError` where `out` holds anything but an
+    earlier save, `OSError` on a full disk, and otherwise as `prune` does."""
     VERIFY.check("verify", verify)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options)
-    asked = Request(texts, target, *choices, stats=stats)
+    asked = Request(texts, target, *choices, stats=stats, unseen=unseen, renumber=renumber)
     check_request(asked)
     out = out and _place(real_path(source), out)
     job = open_job(source, asked, include, leave)

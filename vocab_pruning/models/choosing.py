@@ -14,8 +14,8 @@ from itertools import islice
 
 import numpy as np
 
-from ..core import check_seed, check_texts, is_one_shot, truth_value
-from ..data.stats import TokenStats, token_stats
+from ..core import check_seed, check_texts, is_one_shot, list_of_names, truth_value
+from ..data.stats import TokenStats, token_stats, tokenizer_fingerprint
 from .anatomy import reserved_rows
 from ..remaps.kinds import Plan, check_remap, get_remap
 from ..remaps.pieces import letters_first, splitter
@@ -23,13 +23,14 @@ from ..remaps.resegmenting import Resegmented, read_tokenizer, resegment, token_
 from vocab_pruning.scorers.budget import (
     Ranked, Size, Target, break_even, check_target, max_ratio, rank_rows, rows_for,
 )
-from ..scorers.keeping import KeepList, read_keep, reasons_to_keep
+from ..scorers.keeping import KeepList, Tokens, read_keep, reasons_to_keep
 from ..scorers.registry import check_scorer, check_scores, compute_token_scores, get_scorer
+from ..scorers.unseen import UNSEEN, resemblance
 
-# %% ../../nbs/models/choosing.ipynb #01115e82
+# %% ../../nbs/models/choosing.ipynb #01115e81
 SAMPLE = 16  # texts that a save is verified on
 
-
+# %% ../../nbs/models/choosing.ipynb #01115e82
 @dataclass
 class Request:
     "What `prune` or `prune_checkpoint` was asked for: the arguments by name."
@@ -48,8 +49,11 @@ class Request:
     examples: Iterable | None = None
     share: bool = False
     stats: TokenStats | None = None  # of the texts, where they were counted before
+    unseen: str = "likely"  # how rows that no text uses are ranked: "likely" or "id"
+    renumber: Iterable[str] = ()  # further fields of the configurations that hold token ids
 
     def __post_init__(self):
+        self.renumber = list_of_names("renumber", self.renumber)
         if self.texts is None and self.scorer == "tfidf" and self.scorer_options is None:
             self.scorer_options = {"norm": None}  # the norm needs the texts
 
@@ -81,6 +85,7 @@ def check_choices(asked: Request):
     truth_value("progress", asked.progress)
     check_remap(asked.oov, asked.oov_options)
     check_seed(asked.seed)
+    UNSEEN.check("unseen", asked.unseen)
     check_scorer(asked.scorer, asked.scorer_options)
     if asked.scores is not None and asked.scorer_options:
         raise ValueError(
@@ -107,12 +112,16 @@ def check_readings(asked: Request):
 def count_tokens(asked: Request, tokenizer, n_rows: int) -> TokenStats:
     """Return the statistics that were given, or those of the texts, over `n_rows` rows.
 
-    Raises `ValueError` for statistics over another number of rows, and as `token_stats` does."""
+    Raises `ValueError` for statistics over another number of rows or of another tokenizer, and otherwise as
+    `token_stats` does."""
     if asked.stats is None:
         return token_stats(asked.texts, tokenizer, n_rows, progress=asked.progress)
     if asked.stats.n_rows != n_rows:
         raise ValueError(f"stats are over {asked.stats.n_rows} rows but the embedding has {n_rows}; count the corpus "
                          "with this model's tokenizer")
+    if asked.stats.tokenizer and asked.stats.tokenizer != tokenizer_fingerprint(tokenizer):
+        raise ValueError("stats were counted with another tokenizer; count the corpus with this model's: "
+                         "vocab-prune count … --model …")
     return asked.stats
 
 # %% ../../nbs/models/choosing.ipynb #58811d9d
@@ -147,6 +156,7 @@ class Subject:
     size: Size  # of the model, with what the remap trains
     special: np.ndarray  # which rows are special: bool (V,)
     rows: Callable | None = None  # returns the embedding, float (V, d); None where no remap reads it
+    blocks: Callable | None = None  # returns the embedding, block after block: arrays of float32 (., d)
 
     @cached_property
     def reserved(self) -> np.ndarray:
@@ -168,10 +178,15 @@ class Subject:
         if asked.scores is not None:
             asked.scores = check_scores(asked.scores, self.size.rows)
 
-    def rank(self, stats: TokenStats, scores: np.ndarray, target: Target, asked: np.ndarray) -> Ranked:
+    def resemblance(self, stats: TokenStats) -> np.ndarray:
+        "Return how much each unseen row looks like those that the texts use: float64 (V,)."
+        return resemblance(stats, self.blocks, Tokens(self.tokenizer, self.size.rows, self.reserved))
+
+    def rank(self, stats: TokenStats, scores: np.ndarray, target: Target, asked: np.ndarray,
+             likely: np.ndarray | None = None) -> Ranked:
         "Rank the rows by `scores`, behind the special ones and those `asked` for: bool (V,)."
         often = target.value if target.name == "min_count" else 0
-        order = rank_rows(scores, stats, self.special, target.base, asked, often)
+        order = rank_rows(scores, stats, self.special, target.base, asked, often, likely)
         return Ranked(self.size, self.special, asked, stats.counts, order)
 
 # %% ../../nbs/models/choosing.ipynb #9fbb1264
@@ -247,10 +262,17 @@ def choose_rows(
     wanted: KeepList,  # rows that must stay
     oov: str,  # what becomes of pruned tokens, a key of `REMAPS`
     seed: int = 0,  # random seed of the remap
+    unseen: str = "likely",  # how rows that no text uses are ranked: "likely" or "id"
 ) -> Choice:
-    "Rank the rows and count how many stay. Raises as `rank_rows` and `rows_for` do."
+    """Rank the rows and count how many stay.
+
+    Unseen rows are compared with the others only where some of them stay. Raises as `rank_rows` and `rows_for` do."""
+    UNSEEN.check("unseen", unseen)
     ranked = subject.rank(stats, scores, target, wanted.rows)
-    order, n_keep = ranked.order, rows_for(target, ranked)
+    n_keep = rows_for(target, ranked)
+    if unseen == "likely" and n_keep > (ranked.fixed | stats.seen).sum():
+        ranked = subject.rank(stats, scores, target, wanted.rows, subject.resemblance(stats))
+    order = ranked.order
     letters = np.zeros(len(order), bool)
     remap = get_remap(oov)
     if remap.keeps_letters:

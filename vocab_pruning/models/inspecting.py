@@ -25,7 +25,7 @@ def is_pruned(directory: str | Path) -> bool:
 
 
 def cut_facts(info: dict) -> dict:
-    "Return what a user wants to know of a cut, by name: target, rows by reason, sizes, what the texts lost."
+    "Return what a user wants to know of a cut, by name: target, rows by reason, sizes, losses, files."
     target, oov = target_of(info), info.get("oov")
     facts = {"target": target and target.in_words, "kept rows": info.get("provenance", {}).get("counts")}
     after = info.get("after", {})
@@ -35,6 +35,8 @@ def cut_facts(info: dict) -> dict:
         facts |= {"lost tokens of the texts": lost["tokens"], "lost share of the texts": lost["share"]}
     if oov in REMAPS:
         facts["a pruned token"] = f"{REMAPS[oov].becomes} ({oov})"
+    facts |= info.get("sentencepiece", {})
+    facts["look like ids, but unchanged"] = ", ".join(info.get("not_renumbered", ())) or None
     return {name: value for name, value in facts.items() if value is not None}
 
 

@@ -8,13 +8,14 @@ __all__ = ['dropped_ids', 'rebuild_plain']
 # %% ../../nbs/models/plain.ipynb #90987c1a
 import copy
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..core import CannotPrune
-from .anatomy import configurations, renumber_all, renumber_tokens, warn_of_dropped
+from .anatomy import configurations, renumber_all, warn_of_dropped
 from vocab_pruning.models.embedding import (
     _check_reached,
     _copy,
@@ -57,19 +58,20 @@ def _install_plain_head(model, head: nn.Linear, rows: torch.Tensor, n_old: int):
             setattr(parent, name, _gather(buffer.mT, rows, head.out_features, FLOOR).detach().mT.contiguous())
 
 # %% ../../nbs/models/plain.ipynb #15aa9140
-def dropped_ids(model, rows: np.ndarray) -> dict[str, list]:
+def dropped_ids(model, rows: np.ndarray, further: Iterable[str] = ()) -> dict[str, list]:
     """Return the ids that the configurations of `model` lose where only `rows`, int64 (K,), stay, by field.
 
     Words of several ids are lists. Raises `ValueError` for a special token that does not stay."""
     n_old = len(model.get_input_embeddings().weight)
     new_id = {old_id: new for new, old_id in enumerate(np.asarray(rows).tolist())}
-    return renumber_all(map(copy.deepcopy, configurations(model, n_old)), new_id, n_old)
+    return renumber_all(copy.deepcopy(configurations(model, n_old)), new_id, n_old, further)
 
 
-def _renumber(model, new_id: dict[int, int], n_old: int, n_rows: int):
+def _renumber(model, new_id: dict[int, int], n_old: int, n_rows: int, further: Iterable[str]):
     "Set `vocab_size` and the token ids in all configurations of `model` to the new numbers."
-    for config in configurations(model, n_old):
-        renumber_tokens(config, new_id, n_old)
+    configs = configurations(model, n_old)
+    renumber_all(configs, new_id, n_old, further)
+    for config in configs:
         if "vocab_size" in vars(config):
             config.vocab_size = n_rows
 
@@ -114,6 +116,7 @@ def rebuild_plain(
     rows: np.ndarray,  # original rows in the order of the new ids: int64 (K,)
     pad_to_multiple_of: int = 1,  # append rows of zeros up to a multiple of this
     share: bool = False,  # let the result share the encoder of `model`; do not train it then
+    further: Iterable[str] = (),  # fields of the configurations that hold token ids and are not known by name
 ):
     """Return a copy of `model` whose embedding (and head) has only `rows`.
 
@@ -129,12 +132,12 @@ def rebuild_plain(
     _check_rows(model, rows, n_old, old.padding_idx, padding_idx)
     if head is not None and n_rows > len(rows):
         _check_padding(model, head, n_old)
-    warn_of_dropped(dropped_ids(model, rows))
+    warn_of_dropped(dropped_ids(model, rows, further))
     new = _plain_rows(old, rows, n_rows, padding_idx)
     result = _copy(model, without=[old, head], share=share)
     result.set_input_embeddings(in_manner_of(old, new))
     if head is not None:
         _install_plain_head(result, _plain_head(head, old, new, rows), rows, n_old)
     _check_reached(model, result)
-    _renumber(result, new_id, n_old, n_rows)
+    _renumber(result, new_id, n_old, n_rows, further)
     return result

@@ -6,13 +6,17 @@
 __all__ = ['without_row', 'lost', 'size_with', 'subject_of', 'prune_with_stats', 'prune']
 
 # %% ../../nbs/models/pruning.ipynb #788289a7
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
-from ..core import check_seed
+
+from ..core import check_seed, list_of_names
 from ..data.stats import TokenStats
-from .anatomy import named_ids, sizes, special_mask
+from vocab_pruning.models.anatomy import (
+    check_further, configurations, named_ids, not_renumbered, sizes, special_mask, warn_of_fields,
+)
 from .card import base_model
 from vocab_pruning.models.choosing import (
     Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, lost_by, score_rows,
@@ -26,13 +30,13 @@ from ..scorers.budget import Size, get_target, model_size
 from ..scorers.registry import get_scorer
 
 # %% ../../nbs/models/pruning.ipynb #7dc8cb74
-def without_row(model, tokenizer) -> dict[str, int]:
-    "Return the `tokens_beyond` the embedding of `model`."
+def without_row(model, tokenizer, further: Iterable[str] = ()) -> dict[str, int]:
+    "Return the `tokens_beyond` the embedding of `model`; `further` fields of its configurations hold ids, too."
     n_rows = len(plain_embedding(model).weight)
-    return tokens_beyond(tokenizer, n_rows, named_ids(model, n_rows))
+    return tokens_beyond(tokenizer, n_rows, named_ids(model, n_rows, further))
 
 # %% ../../nbs/models/pruning.ipynb #9926c7b4
-def _check_model(model, tokenizer):
+def _check_model(model, tokenizer, further: Iterable[str] = ()):
     """Check that `model` and `tokenizer` can be pruned at all.
 
     Raises `TypeError` for something that is not a model, a model that is pruned already and a slow tokenizer,
@@ -47,7 +51,8 @@ def _check_model(model, tokenizer):
         )
     if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise ValueError(f"{empty[0]} is on the device meta, which holds no numbers; load the weights before pruning")
-    without_row(model, tokenizer)
+    check_further(further, configurations(model, len(rows)), len(rows))
+    without_row(model, tokenizer, further)
     finite = torch.isfinite(torch.stack(rows.aminmax(dim=1))).all(dim=0)
     if not finite.all():
         row = int((~finite).nonzero()[0])
@@ -66,13 +71,18 @@ def _by_remap(model, tokenizer, choice: Choice, oov: str, options: dict, share: 
     return rebuild_model_with_vocab(model, remap, share), tokenizer, facts
 
 
-def _by_resegmenting(model, choice: Choice, texts, share: bool, pad_to_multiple_of: int = 1, **options):
+def _by_resegmenting(
+    model, choice: Choice, texts, share: bool, further: Iterable[str], pad_to_multiple_of: int = 1, **options,
+):
     "Return the plain model of a rewritten tokenizer, that tokenizer, and facts for `info`."
     new = choice.resegmented(texts, pad_to_multiple_of=pad_to_multiple_of, **options)
-    info = new.facts
-    if dropped := dropped_ids(model, new.rows):
-        info["dropped_ids"] = dropped
-    return rebuild_plain(model, new.rows, pad_to_multiple_of, share), new.tokenizer, info
+    special = choice.subject.special
+    new_id = {old_id: i for i, old_id in enumerate(new.rows.tolist())}
+    left = not_renumbered(configurations(model, len(special)), new_id, special, further)
+    warn_of_fields(left)
+    facts = dict(not_renumbered=left, dropped_ids=dropped_ids(model, new.rows, further))
+    rebuilt = rebuild_plain(model, new.rows, pad_to_multiple_of, share, further)
+    return rebuilt, new.tokenizer, new.facts | {name: fact for name, fact in facts.items() if fact}
 
 # %% ../../nbs/models/pruning.ipynb #53b90a18
 def size_with(model, oov: str) -> Size:
@@ -82,10 +92,16 @@ def size_with(model, oov: str) -> Size:
     return model_size(model, get_remap(oov).trains(plain_embedding(model).embedding_dim))
 
 
-def subject_of(model, tokenizer, oov: str) -> Subject:
+def _blocks_of_rows(rows: torch.Tensor) -> Iterator[np.ndarray]:
+    "Yield `rows` (V, d) block after block, as float32."
+    return (some.float().cpu().numpy() for some in rows.split(4096))
+
+
+def subject_of(model, tokenizer, oov: str, further: Iterable[str] = ()) -> Subject:
     "Return what the remap `oov` would prune of `model`. Raises as `plain_embedding` does."
     rows = plain_embedding(model).weight.detach()
-    return Subject(tokenizer, size_with(model, oov), special_mask(model, tokenizer), rows.cpu)
+    special = special_mask(model, tokenizer, further)
+    return Subject(tokenizer, size_with(model, oov), special, rows.cpu, partial(_blocks_of_rows, rows))
 
 # %% ../../nbs/models/pruning.ipynb #c8591464
 def prune_with_stats(
@@ -104,6 +120,8 @@ def prune_with_stats(
     keep=None,  # tokens that must stay, as in `prune`
     texts: Iterable[str] | None = None,  # the texts of `stats`, which "resegment" reads again
     share: bool = False,  # let the result share the encoder of `model`; do not train it then
+    unseen: str = "likely",  # how rows that no text uses are ranked, as in `prune`
+    renumber=(),  # fields of the configurations that hold token ids and are not known, as in `prune`
     **oov_options,  # options of `oov`
 ) -> PrunedModel:
     """Prune once statistics and scores are known: budget, ranking, remap, rebuild (paper Algorithm 1, lines 8-16).
@@ -112,16 +130,18 @@ def prune_with_stats(
     check_remap(oov, oov_options)
     check_seed(seed)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
-    subject = subject_of(model, tokenizer, oov)
-    choice = choose_rows(subject, stats, scores, target, subject.keep_list(keep), oov, seed)
+    renumber = list_of_names("renumber", renumber)
+    subject = subject_of(model, tokenizer, oov, renumber)
+    choice = choose_rows(subject, stats, scores, target, subject.keep_list(keep), oov, seed, unseen)
     if get_remap(oov).rewrites_tokenizer:
-        rebuilt, now, made = _by_resegmenting(model, choice, texts, share, **oov_options)
+        rebuilt, now, made = _by_resegmenting(model, choice, texts, share, renumber, **oov_options)
     else:
         rebuilt, now, made = _by_remap(model, tokenizer, choice, oov, oov_options, share)
     info = dict(base_model=base_model(model), architecture=type(model).__name__, **target.facts)
-    info |= dict(oov=oov, oov_options=oov_options, seed=seed, **made, before=sizes(model), after=sizes(rebuilt))
-    if beyond := without_row(model, tokenizer):
-        info["without_row"] = beyond
+    info |= dict(oov=oov, oov_options=oov_options, seed=seed, unseen=unseen, **made)
+    info |= dict(before=sizes(model), after=sizes(rebuilt))
+    known = dict(renumber=list(renumber), without_row=without_row(model, tokenizer, renumber))
+    info |= {name: fact for name, fact in known.items() if fact}
     evidence = {"count": stats.counts, "rank": np.argsort(choice.ranked.order)}
     result = PrunedModel(rebuilt, now, info, original=(model, tokenizer), evidence=evidence)
     info |= choice.facts(result.keep.numpy())
@@ -132,14 +152,14 @@ def _prune_as(asked: Request, model, tokenizer) -> PrunedModel:
     "Check the request, read the texts, and prune (paper Algorithm 1)."
     check_choices(asked)
     check_readings(asked)
-    _check_model(model, tokenizer)
-    subject = subject_of(model, tokenizer, asked.oov)
+    _check_model(model, tokenizer, asked.renumber)
+    subject = subject_of(model, tokenizer, asked.oov, asked.renumber)
     subject.check(asked)
     stats = count_tokens(asked, tokenizer, subject.size.rows)
     tuned = get_scorer(asked.scorer).tuned and asked.scorer_model is not None
     scores = score_rows(subject, stats, asked, asked.scorer_model if tuned else model)
-    choices = asked.target.facts | dict(oov=asked.oov, seed=asked.seed, share=asked.share, keep=asked.keep)
-    choices["texts"] = asked.texts_again
+    choices = dict(oov=asked.oov, seed=asked.seed, share=asked.share, keep=asked.keep, unseen=asked.unseen)
+    choices |= asked.target.facts | dict(texts=asked.texts_again, renumber=asked.renumber)
     result = prune_with_stats(model, tokenizer, stats, scores, **choices, **asked.oov_options)
     result.info |= asked.ranked_by
     result.sample = asked.sample()
@@ -167,15 +187,16 @@ def prune(
     share: bool = False,  # let the result share the encoder of `model`; do not train it then
     progress: bool = False,  # show a progress bar
     stats: TokenStats | None = None,  # statistics of the texts, counted before; then texts may be left out
+    unseen: str = "likely",  # rank rows that no text uses by likeness to those that are used, or by "id"
+    renumber=(),  # fields of configurations with token ids that are not known as such, e.g. "text_config.mask_index"
     **oov_options,  # options of `oov`, e.g. `n_bytes=8` for "pq"
 ) -> PrunedModel:  # the pruned model, its tokenizer, and `info`: how it was made
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1).
 
     Give one of `ratio`, `rows`, `coverage` and `min_count`. Rows that `keep` names count inside it. What a remap needs
     for itself (alphabet and merges, representatives) counts inside a ratio or a number of rows, and comes on top of the
-    tokens that `coverage` and `min_count` name. `p.provenance` says why each row stays. With `base="seen"`, rows that
-    no text uses are removed first, and `ratio` applies to the rest.
-    Tf-idf, attention and "resegment" read `texts` twice: give no generator. With `stats` alone, tf-idf has no norm.
+    tokens that `coverage` and `min_count` name. `base="seen"` is of the rows that the texts use.
+    Tf-idf, attention and "resegment" read `texts` twice. With `stats` alone, tf-idf has no norm.
 
     Options of `oov`: "cluster" takes `n_clusters`, `representative` and `outside_budget`; "sparse" takes `m`; "pq"
     takes `n_bytes`; "resegment" takes `lossless` and `pad_to_multiple_of`. All but "unk" and "resegment" take
@@ -187,4 +208,4 @@ def prune(
     `TypeError` for a pruned model, texts that are not strings, a slow tokenizer, an unknown option, a wrong type."""
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options, scorer_model, examples)
-    return _prune_as(Request(texts, target, *choices, share, stats), model, tokenizer)
+    return _prune_as(Request(texts, target, *choices, share, stats, unseen, renumber), model, tokenizer)

@@ -423,6 +423,7 @@ def write_pruned(pruned: PrunedModel, directory: Path, self_contained: bool = Fa
     "Write model, tokenizer, companions, `vocab_pruning.json`, card, code if asked; return the tokenizer read back."
     from vocab_pruning.models.card import make_card
     from vocab_pruning.models.hub import companions
+    from vocab_pruning.models.sentencepiece import is_piece_file, save_pieces
     from vocab_pruning.models.tokenizer import write_tokenizer
 
     pruned.model.save_pretrained(directory)
@@ -432,9 +433,11 @@ def write_pruned(pruned: PrunedModel, directory: Path, self_contained: bool = Fa
         write_code(pruned.model, directory)
     tokenizer = None if pruned.tokenizer is None else write_tokenizer(pruned.tokenizer, directory)
     for file, name in companions(getattr(pruned.model, "name_or_path", "")):
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, directory / name)
+        if "original_ids" not in pruned.info or not is_piece_file(file):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, directory / name)
     now = {"after": sizes(pruned.model)} if "before" in pruned.info else {}
+    now |= save_pieces(pruned, tokenizer, directory)
     facts = {name: value for name, value in pruned.info.items() if name != "self_contained"} | now
     facts |= {"self_contained": True} if own_code else {}
     written = to_json(facts | {"versions": library_versions()})

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'DTYPES', 'Part', 'Stored', 'read_header', 'read_exactly', 'read_chunks', 'joined', 'same_bytes', 'Gathered',
-           'Numbers', 'blocks_of', 'are_finite', 'to_floats', 'from_floats', 'runs', 'Rounded', 'Made', 'read_tensor',
-           'made_of', 'write_tensors', 'check_written', 'equal_streams']
+           'Numbers', 'blocks_of', 'floats_of', 'are_finite', 'to_floats', 'from_floats', 'runs', 'Rounded', 'Made',
+           'read_tensor', 'made_of', 'write_tensors', 'check_written', 'equal_streams']
 
 # %% ../../nbs/models/tensors.ipynb #64133173
 import json
@@ -191,6 +191,12 @@ def blocks_of(part: Gathered) -> Iterator[np.ndarray]:
     for first in range(0, len(part.rows), step):
         some = Gathered(part.source, part.rows[first : first + step])
         yield np.frombuffer(b"".join(some.chunks()), DTYPES[part.dtype].bits).reshape(some.shape)
+
+
+def floats_of(stored: Stored) -> Iterator[np.ndarray]:
+    "Yield the rows of a tensor of floats, a megabyte at a time, as float32: (n, …)."
+    whole = Gathered(stored, np.arange(stored.shape[0]))
+    return (to_floats(bits, stored.dtype) for bits in blocks_of(whole))
 
 
 def are_finite(bits: np.ndarray, dtype: str) -> np.ndarray:

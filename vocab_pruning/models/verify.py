@@ -239,8 +239,9 @@ def check_numbers(pruned: PrunedModel):
         raise ValueError(f"the tokenizer ({len(now)} tokens) is not the one this model was pruned with; set it back")
     n_old = len(model.get_input_embeddings().weight)
     n_new = len(pruned.model.get_input_embeddings().weight) if pruned.plain else n_old
+    further = pruned.info.get("renumber", ())
     for old, new in zip(configurations(model, n_old), configurations(pruned.model, n_new), strict=False):
-        _check_fields(pruned, token_ids(old), token_ids(new))
+        _check_fields(pruned, token_ids(old, further), token_ids(new, further))
 
 
 def _as_before(pruned: PrunedModel) -> bool:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'SEEN_WEIGHT', 'REMAPS', 'Plan', 'targets', 'looked_for', 'RowByRow', 'rows_of_unk', 'remap_to_unk',
            'nearest_rows', 'remap_to_nearest', 'remap_to_sparse', 'remap_to_pieces', 'cluster_pruned_tokens',
-           'map_pruned_to_representatives', 'remap_to_clusters', 'density_clusters', 'remap_to_product_codes',
-           'rows_rounded', 'remap_to_rounded', 'RemapSpec', 'get_remap', 'check_remap', 'add_remap']
+           'map_pruned_to_representatives', 'remap_to_clusters', 'density_clusters', 'seen_weight',
+           'remap_to_product_codes', 'rows_rounded', 'remap_to_rounded', 'RemapSpec', 'get_remap', 'check_remap',
+           'add_remap']
 
 # %% ../../nbs/remaps/kinds.ipynb #4a522ea0
 from collections.abc import Callable, Mapping
@@ -337,10 +338,17 @@ def density_clusters(
 
     return cluster_rows(rows, n_clusters, "dbscan")
 
+# %% ../../nbs/remaps/kinds.ipynb #067de3bf
+SEEN_WEIGHT = 4  # a row that the texts use counts as so many others in the codebooks of `pq`, at least
+
+
+def seen_weight(seen: np.ndarray) -> int:
+    """Return how many unseen rows a seen one counts as.
+
+    It is `SEEN_WEIGHT` at least, and lets the `seen` ones, bool (n,), count twice as much as all others together."""
+    return max(SEEN_WEIGHT, round(2 * (~seen).sum() / max(seen.sum(), 1)))
+
 # %% ../../nbs/remaps/kinds.ipynb #933b8ada
-SEEN_WEIGHT = 4  # a row that the texts use counts as so many in the codebooks of `pq`
-
-
 def remap_to_product_codes(
     plan: Plan,
     *,
@@ -350,7 +358,7 @@ def remap_to_product_codes(
 ) -> Remap:
     """Send every pruned id to its row in product codes.
 
-    Rows that the texts use count `SEEN_WEIGHT` times when codebooks and rotation are learned. Raises `ValueError` if
+    Rows that the texts use count `seen_weight` times when codebooks and rotation are learned. Raises `ValueError` if
     `n_bytes` does not divide the width."""
     from vocab_pruning.remaps.codes import product_codes
 
@@ -359,7 +367,7 @@ def remap_to_product_codes(
     near = min((p for p in range(1, width + 1) if width % p == 0), key=lambda p: abs(p - 32))
     settings = dict(parts=near if n_bytes is None else n_bytes, seed=plan.seed, rotate=rotate)
     ids, rest = looked_for(plan, only_seen)
-    weights = None if plan.seen is None else np.where(plan.seen[ids], SEEN_WEIGHT, 1)
+    weights = None if plan.seen is None else np.where(plan.seen[ids], seen_weight(plan.seen[ids]), 1)
     coded = product_codes(plan.rows[ids], weights=weights, **settings) if len(ids) else None
     numbers = plan.n_keep + np.arange(len(ids))
     return table_of(plan.keep, len(plan.order), ids, numbers, rest=rest, coded=coded)

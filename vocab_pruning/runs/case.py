@@ -171,6 +171,7 @@ def cut(
         spec.seed,
         texts=documents(case.dataset["train"]),
         share=share,
+        unseen="id",
         **spec.oov_options,
     )
 

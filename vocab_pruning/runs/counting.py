@@ -10,13 +10,13 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
-from ..core import choose, fingerprint, real_path, to_json, whole_number
+from ..core import choose, real_path, to_json, whole_number
 from ..data.corpora import Source
-from ..data.stats import TokenStats, batch_stats, token_batches, twice_if_needed
+from ..data.stats import TokenStats, batch_stats, token_batches, tokenizer_fingerprint, twice_if_needed
 from .engines import ENGINES, read_engine_options
 
 # %% ../../nbs/runs/counting.ipynb #bdc884a3
@@ -53,7 +53,7 @@ def _description(sources: Sequence[Source], tokenizer, n_rows: int) -> str:
     for source in sources:
         file = Path(source.name).stat() if source.is_file else None
         told.append(asdict(source) | {"size and time": file and [file.st_size, file.st_mtime_ns]})
-    return to_json(dict(sources=told, tokenizer=fingerprint(tokenizer.backend_tokenizer.to_str()), n_rows=n_rows))
+    return to_json(dict(sources=told, tokenizer=tokenizer_fingerprint(tokenizer), n_rows=n_rows))
 
 
 def _open_parts(out: Path, description: str) -> Path:
@@ -98,7 +98,7 @@ def _total(sources: Sequence[Source], tokenizer, n_rows: int, parts: Path | None
            workers: int, options: dict) -> TokenStats:
     "Return the weighted sum of the statistics of all sources. Raises `ValueError` if they hold no token."
     shards = (sources, tokenizer, n_rows, parts)
-    total = TokenStats.empty(n_rows)
+    total = replace(TokenStats.empty(n_rows), tokenizer=tokenizer_fingerprint(tokenizer))
     here = engine == "local"
     with nullcontext() if here else ENGINES[engine](workers, 1, work=count_source, **options) as submit:
         counted = _count_here(*shards, progress) if here else _count_there(*shards, submit)

@@ -143,6 +143,7 @@ def rank_rows(
     base: str = "params",  # with "seen", rows never seen come last
     asked: np.ndarray | None = None,  # rows that come right after the special ones: bool (V,)
     min_count: int = 0,  # rows seen less often come last
+    resemblance: np.ndarray | None = None,  # ranks rows of one score and count, larger = keep; None: ids do: (V,)
 ) -> np.ndarray:  # int64 (V,)
     """Return all V row ids, from the first to keep to the first to go.
 
@@ -150,7 +151,8 @@ def rank_rows(
     scores = check_scores(scores, stats.n_rows)
     rare = stats.counts < max(min_count, base == "seen")
     free = ~special if asked is None else ~special * 2 - (asked & ~special)
-    return np.lexsort((np.arange(stats.n_rows), -stats.counts, -scores, rare, free))
+    ties = np.zeros(stats.n_rows) if resemblance is None else -resemblance
+    return np.lexsort((np.arange(stats.n_rows), ties, -stats.counts, -scores, rare, free))
 
 # %% ../../nbs/scorers/budget.ipynb #81c8d7c5
 RATIO = 0.2  # fraction of the parameters that goes where no target is given
