@@ -755,8 +755,8 @@ def prune_checkpoint(
 ) -> dict:  # how it was made, as in `vocab_pruning.json`
     """Prune the vocabulary of a checkpoint for `texts`, from files to files; no model is built, no code of it is run.
 
-    The directory is verified before it is moved into place. Raises `FileNotFoundError`, `ValueError` for a damaged file,
-    for pickles and for a tensor that may not be the vocabulary's, `FileExistsError` where `out` holds anything but an
+    The directory is verified before it is moved into place. Raises `FileNotFoundError`, `ValueError` for damage, for
+    pickles and for a tensor that may not be the vocabulary's, `FileExistsError` where `out` holds anything but an
     earlier save, `OSError` on a full disk, and otherwise as `prune` does."""
     VERIFY.check("verify", verify)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
