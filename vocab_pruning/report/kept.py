@@ -52,8 +52,15 @@ def _draws(lines: pd.DataFrame, out: str | Path, n_draws: int) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def _spread(values: pd.DataFrame) -> tuple[float, int]:
+    """Return the standard deviation over seeds of a mean over columns, and its degrees of freedom.
+
+    `values` (seeds, columns): the trainings of different tasks do not depend on each other, so their variances add."""
+    return float(np.sqrt(values.var().sum()) / values.shape[1]), values.shape[1] * (len(values) - 1)
+
+
 def _over_columns(draws: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    "Return the means of `draws` over `columns`, for the cuts and seeds that have all of them."
+    "Return the means of `draws` over `columns`, for the cuts and seeds that have all of them, and their `spread`."
     by = [*CUT, "seed", "value"]
     whole = draws[draws.column.isin(columns)].groupby(by, sort=False).filter(lambda some: len(some) == len(columns))
     if whole.empty:
@@ -63,7 +70,10 @@ def _over_columns(draws: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         bytes=("bytes", "mean"),
         draws=("draws", lambda some: np.mean(np.stack([*some]), axis=0)),
     )
-    return means.reset_index().assign(column=ALL_TASKS)
+    means = means.reset_index().assign(column=ALL_TASKS)
+    firsts = whole.assign(first=whole.draws.str[0]).groupby([*CUT, "value"], sort=False)
+    spreads = {cut: _spread(some.pivot(index="seed", columns="column", values="first")) for cut, some in firsts}
+    return means.assign(spread=[*map(spreads.get, means[[*CUT, "value"]].itertuples(index=False, name=None))])
 
 # %% ../../nbs/report/kept.ipynb #646ba7e3
 def kept_by_rows(
@@ -75,13 +85,15 @@ def kept_by_rows(
     """Return what each method keeps of the full model at each cut: a line for each value, task and the average of all.
 
     Columns: `label`, `base`, `ratio`, `column`, `value` (a member of `VALUES`), `rows` and `bytes` (means), `mean`, the
-    ends of its 95 % interval `low` and `high`, and `seeds`. The average has the seeds with every column."""
+    ends of its 95 % interval `low` and `high`, and `seeds`. The average has the seeds with every column, and its noise
+    over seeds is pooled over the tasks."""
     draws = _draws(lines, out, n_draws)
     columns = [*(lines.column[lines.main].unique() if columns is None else columns)]
     found = []
-    every = pd.concat([draws, _over_columns(draws, columns)])
+    every = pd.concat([draws.assign(spread=None), _over_columns(draws, columns)])
     for (*cut, column, value), some in every.groupby([*CUT, "column", "value"], sort=False):
-        mean, low, high = interval_of_draws(dict(zip(some.seed, some.draws, strict=True)))
+        by_seed = dict(zip(some.seed, some.draws, strict=True))
+        mean, low, high = interval_of_draws(by_seed, some.spread.iloc[0])
         place = dict(zip([*CUT, "column", "value"], [*cut, column, value], strict=True))
         found.append(place | dict(rows=some.rows.mean(), bytes=some.bytes.mean(), mean=mean, low=low, high=high,
                                   seeds=len(some)))
@@ -162,5 +174,5 @@ def plot_kept(
     ax.minorticks_off()
     ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     ax.spines[["top", "right"]].set_visible(False)
-    ax.margins(x=0.3)
+    ax.margins(x=0.42)
     return ax

@@ -422,12 +422,14 @@ def _drawn_scores(lines: pd.DataFrame, out: str | Path, n_draws: int, seed: int)
     return dict(zip(lines.run, drawn.T, strict=True))
 
 # %% ../../nbs/report/summary.ipynb #1cdb6b77
-def interval_of_draws(by_seed: dict[int, np.ndarray]) -> tuple[float, float, float]:
+def interval_of_draws(
+    by_seed: dict[int, np.ndarray],  # for each seed float64 (n_draws + 1,): the value, then on resampled examples
+    spread: tuple[float, int] | None = None,  # its standard deviation over seeds, and degrees of freedom; None: theirs
+) -> tuple[float, float, float]:
     """Return the mean over seeds and the ends of its 95 % interval, over seeds and examples.
 
-    `by_seed`: for each seed float64 (n_draws + 1,), the value as it is, then on resampled examples. With one seed, the
-    interval is the middle of its draws. With several, the squares of two half widths are added: that of Student's t and
-    that of the draws."""
+    With one seed, the interval is the middle of its draws. With several, the squares of two half widths are added: that
+    of Student's t and that of the draws."""
     with needs("report"):
         from scipy.stats import norm, t
 
@@ -437,7 +439,8 @@ def interval_of_draws(by_seed: dict[int, np.ndarray]) -> tuple[float, float, flo
     draws = values[:, 1:].mean(axis=0)
     if n == 1:
         return mean, *map(float, np.quantile(draws, [0.025, 0.975]))
-    of_seeds = t.ppf(0.975, n - 1) * values[:, 0].std(ddof=1) / n**0.5
+    deviation, free = spread or (values[:, 0].std(ddof=1), n - 1)
+    of_seeds = t.ppf(0.975, free) * deviation / n**0.5
     half = float(np.hypot(of_seeds, norm.ppf(0.975) * draws.std()))
     return mean, mean - half, mean + half
 
