@@ -209,7 +209,7 @@ def test_every_python_that_is_promised_is_tested():
     promised = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.py").read_text(encoding="utf-8"))
     assert tested[0] == lowest and tested == promised
     runs = {step["run"] for job in jobs.values() for step in job["steps"] if "run" in step}
-    assert runs == {"make test", "make test-lowest", "make test-newest"}
+    assert runs == {"make test", "make test-lowest", "make test-newest", "make e2e"}
 
 
 def test_slow_tests_are_left_out_by_test_and_run_by_test_all(tmp_path):

@@ -202,7 +202,7 @@ def test_after_fine_tuning_nothing_is_trained(first, model, grid):
     tuned = AutoModelForSequenceClassification.from_pretrained(first / "runs" / full["run"] / "model")
     data = load_task("cola", "sample")
     pruned = prune(tuned, AutoTokenizer.from_pretrained(model), documents(data["train"].select(range(64))), 0.45,
-                   base="vocab", oov="unk")
+                   base="vocab", oov="unk", unseen="id")
     with torch.no_grad():
         logits = pruned.model(**pruned.tokenizer(data["dev"]["text"][:], padding=True, return_tensors="pt")).logits
     assert logits.argmax(1).tolist() == guesses[row["run"]].tolist()

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from tools.publish import publish_run
+from vocab_pruning.core import parse_yaml
 from vocab_pruning.data.tasks import get_task
 from vocab_pruning.evaluate.finetune import FineTuned
 from vocab_pruning.runs import record as results
 from vocab_pruning.runs.cells import CELL, PAGE, _error_of
+from vocab_pruning.runs.languages import language_cuts
 from vocab_pruning.runs.record import read_row, read_rows, record_run
 from vocab_pruning.runs.sweep import _keep_recipe, _outcome, sweep, sweep_cells, sweep_status
 
@@ -170,9 +172,16 @@ def test_a_run_that_two_want_is_made_once(tmp_path, monkeypatch):
     assert len(made) == 1 and read_row(tmp_path / "run")["score"] == 0.5
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+LANGUAGES = ROOT / "recipes" / "languages.yaml"
+
+
+@pytest.mark.parametrize("recipe", sorted({*(ROOT / "recipes").glob("*.yaml")} - {LANGUAGES}), ids=lambda path: path.stem)
 def test_the_recipes_of_the_project_can_be_run(recipe):
     assert len(sweep_cells(recipe)) > 100
+
+
+def test_the_recipe_of_languages_can_be_run():
+    assert len(language_cuts(parse_yaml(LANGUAGES.read_text(encoding="utf-8"))["grids"])) > 100
 
 
 OWN = "text,label\n" + "".join(f"text {i},{('no', 'yes')[i % 2]}\n" for i in range(20))

@@ -106,8 +106,8 @@ def train_by_trainer(model, directory: str, **options) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def work(rank: int, directory: str, models: dict):
-    "One of two processes: a step of a copy of each model, and a Trainer; what came of it goes into `directory`."
+def work(rank: int, directory: str, models: dict, masked):
+    "One of two processes: a step of a copy of each model, and a Trainer of `masked`; the results go into `directory`."
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -121,11 +121,11 @@ def work(rank: int, directory: str, models: dict):
         model = copy.deepcopy(model)  # whose numbers are shared
         step(nn.parallel.DistributedDataParallel(model), examples_of(model)[rank])
         found[name] = state(model)
-    p = pruned(auto=MASKED)
+    masked = copy.deepcopy(masked)
     losses = train_by_trainer(
-        p.model, f"{directory}/run", per_device_train_batch_size=1, max_steps=4, ddp_backend="gloo"
+        masked, f"{directory}/run", per_device_train_batch_size=1, max_steps=4, ddp_backend="gloo"
     )
-    found["Trainer"] = state(p.model)
+    found["Trainer"] = state(masked)
     torch.save((found, losses), f"{directory}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -134,7 +134,7 @@ def work(rank: int, directory: str, models: dict):
 def two(tmp_path_factory):
     "What two processes made of `parallel_models`, and the models after one step here, on both examples."
     directory, models = tmp_path_factory.mktemp("two"), parallel_models()
-    mp.spawn(work, (str(directory), models), nprocs=2)
+    mp.spawn(work, (str(directory), models, pruned(auto=MASKED).model), nprocs=2)
     for model in models.values():
         step(model, *examples_of(model))
     return *(torch.load(directory / f"{rank}.pt") for rank in (0, 1)), {

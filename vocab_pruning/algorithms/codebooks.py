@@ -28,7 +28,7 @@ def product_quantize(
     """Return codebooks for `rows` and the codes of each row.
 
     There are 256 entries, or n if there are fewer rows. They are learned by k-means (`kmeans_clusters`) from at most
-    `LEARNED_ROWS` rows, drawn by weight; each row then has the code of the entry that is nearest."""
+    `LEARNED_ROWS` rows, drawn by weight; each row then has the code of the nearest entry, or of its own."""
     entries = min(ENTRIES, len(rows))
     codebooks = []
     codes = []
@@ -40,8 +40,10 @@ def product_quantize(
     for piece in tqdm(pieces, unit="codebook", desc="codes", disable=not progress):
         piece = piece.float().cpu().contiguous()  # a slice of each row is read many times over
         some = piece[which]
-        codebook = centroids(some, kmeans_clusters(some, entries, seed, max_iter=max_iter))
-        codes.append(nearest_centers(piece, codebook.float()).to(torch.uint8))
+        labels = kmeans_clusters(some, entries, seed, max_iter=max_iter)
+        codebook = centroids(some, labels)
+        nearest = torch.from_numpy(labels) if len(rows) == entries else nearest_centers(piece, codebook.float())
+        codes.append(nearest.to(torch.uint8))
         codebooks.append(codebook)
     return torch.stack(codebooks), torch.stack(codes, dim=1)
 

@@ -52,7 +52,7 @@ def _draws(lines: pd.DataFrame, out: str | Path, n_draws: int) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _spread(values: pd.DataFrame) -> tuple[float, int]:
+def _pooled_spread(values: pd.DataFrame) -> tuple[float, int]:
     """Return the standard deviation over seeds of a mean over columns, and its degrees of freedom.
 
     `values` (seeds, columns): the trainings of different tasks do not depend on each other, so their variances add."""
@@ -72,7 +72,7 @@ def _over_columns(draws: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     )
     means = means.reset_index().assign(column=ALL_TASKS)
     firsts = whole.assign(first=whole.draws.str[0]).groupby([*CUT, "value"], sort=False)
-    spreads = {cut: _spread(some.pivot(index="seed", columns="column", values="first")) for cut, some in firsts}
+    spreads = {cut: _pooled_spread(some.pivot(index="seed", columns="column", values="first")) for cut, some in firsts}
     return means.assign(spread=[*map(spreads.get, means[[*CUT, "value"]].itertuples(index=False, name=None))])
 
 # %% ../../nbs/report/kept.ipynb #646ba7e3
