@@ -71,6 +71,11 @@ def test_readme_is_the_index():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == readme_text(ROOT / "nbs" / "index.ipynb"), "run make readme"
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
+def test_exported_cells_are_short(notebook):
+    assert max(map(lines, exported(notebook)), default=0) <= 40
+
+
 def test_expected_errors_are_really_expected():
     "fastcore's `expect_fail` is a context manager: called any other way it checks nothing (`test_fail` is the one to call)."
     cells = ["".join(cell["source"]) for n in NOTEBOOKS for cell in json.loads(n.read_text())["cells"] if cell["cell_type"] == "code"]

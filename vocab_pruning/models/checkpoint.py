@@ -39,7 +39,8 @@ from vocab_pruning.models.anatomy import (
 from .bare import BareTokenizer, read_bare, read_mapping, write_bare
 from .card import make_card
 from vocab_pruning.models.choosing import (
-    Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, score_rows, tokens_beyond,
+    Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens,
+    request_facts, sample_of, score_rows, tokens_beyond,
 )
 from .sentencepiece import carry_pieces, is_piece_file, piece_files
 from vocab_pruning.models.tensors import (
@@ -621,11 +622,9 @@ def _facts(job: Job, new: "NewFiles") -> dict:
     info = dict(base_model=checkpoint.directory.name)
     if checkpoint.architecture:
         info["architecture"] = checkpoint.architecture
-    asked_for = dict(oov=asked.oov, oov_options=asked.oov_options, seed=asked.seed, unseen=asked.unseen)
-    info |= asked.target.facts | asked_for
+    info |= request_facts(asked)
     info |= new.made | dict(before=before, after=after) | new.choice.facts(new.keep) | asked.ranked_by
-    known = dict(renumber=list(asked.renumber), without_row=job.beyond)
-    return info | {name: fact for name, fact in known.items() if fact}
+    return info | ({"without_row": job.beyond} if job.beyond else {})
 
 # %% ../../nbs/models/checkpoint.ipynb #fb0adc97
 @dataclass
@@ -717,7 +716,7 @@ def _place(source: Path, out: str | Path) -> Path:
 def _write_as(job: Job, new: NewFiles, info: dict, out: Path, forward: bool) -> dict:
     "Write the pruned checkpoint to `out`, verified and whole; return its `info`."
     check_room(out, new.shards)
-    sample = job.asked.sample()
+    sample = sample_of(job.asked)
     with whole_directory(out, MARKER, unlike="*.onnx", ours=OURS) as directory:
         info = write_files(job, new, info, sample, directory)
         if forward:
@@ -755,9 +754,8 @@ def prune_checkpoint(
 ) -> dict:  # how it was made, as in `vocab_pruning.json`
     """Prune the vocabulary of a checkpoint for `texts`, from files to files; no model is built, no code of it is run.
 
-    The directory is verified before it is moved into place. Raises `FileNotFoundError`, `ValueError` for damage, for
-    pickles and for a tensor that may not be the vocabulary's, `FileExistsError` where `out` holds anything but an
-    earlier save, `OSError` on a full disk, and otherwise as `prune` does."""
+    The directory is verified, then moved into place. Raises `ValueError` for damaged files, pickles, tensors that may
+    not be the vocabulary's, `OSError` where files are missing or in the way or the disk is full; else as `prune`."""
     VERIFY.check("verify", verify)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options)

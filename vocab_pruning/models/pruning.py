@@ -12,15 +12,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..core import check_seed, list_of_names
+from ..core import check_seed
 from ..data.stats import TokenStats
 from vocab_pruning.models.anatomy import (
     check_further, configurations, named_ids, not_renumbered, sizes, special_mask, warn_of_fields,
 )
 from .card import base_model
 from vocab_pruning.models.choosing import (
-    Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, lost_by, score_rows,
-    tokens_beyond,
+    Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, lost_by,
+    request_facts, sample_of, score_rows, tokens_beyond,
 )
 from .embedding import plain_embedding, rebuild_model_with_vocab
 from .plain import dropped_ids, rebuild_plain
@@ -103,6 +103,32 @@ def subject_of(model, tokenizer, oov: str, further: Iterable[str] = ()) -> Subje
     special = special_mask(model, tokenizer, further)
     return Subject(tokenizer, size_with(model, oov), special, rows.cpu, partial(_blocks_of_rows, rows))
 
+# %% ../../nbs/models/pruning.ipynb #b122aa96
+def _prune_scored(
+    asked: Request,
+    subject: Subject,  # of model and tokenizer
+    model,
+    tokenizer,
+    stats: TokenStats,  # token statistics over the V rows
+    scores: np.ndarray,  # importance of each row: float64 (V,), larger = keep
+    texts: Iterable[str] | None,  # those of `stats`, which "resegment" reads again
+) -> PrunedModel:
+    "Prune once statistics and scores are known: budget, ranking, remap, rebuild."
+    wanted = subject.keep_list(asked.keep)
+    choice = choose_rows(subject, stats, scores, asked.target, wanted, asked.oov, asked.seed, asked.unseen)
+    if asked.rewrites:
+        rebuilt, now, made = _by_resegmenting(model, choice, texts, asked.share, asked.renumber, **asked.oov_options)
+    else:
+        rebuilt, now, made = _by_remap(model, tokenizer, choice, asked.oov, asked.oov_options, asked.share)
+    info = dict(base_model=base_model(model), architecture=type(model).__name__, **request_facts(asked), **made)
+    info |= dict(before=sizes(model), after=sizes(rebuilt))
+    if beyond := without_row(model, tokenizer, asked.renumber):
+        info["without_row"] = beyond
+    evidence = {"count": stats.counts, "rank": np.argsort(choice.ranked.order)}
+    result = PrunedModel(rebuilt, now, info, original=(model, tokenizer), evidence=evidence)
+    info |= choice.facts(result.keep.numpy())
+    return result
+
 # %% ../../nbs/models/pruning.ipynb #c8591464
 def prune_with_stats(
     model,  # Hugging Face encoder; it is not changed
@@ -130,22 +156,10 @@ def prune_with_stats(
     check_remap(oov, oov_options)
     check_seed(seed)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
-    renumber = list_of_names("renumber", renumber)
-    subject = subject_of(model, tokenizer, oov, renumber)
-    choice = choose_rows(subject, stats, scores, target, subject.keep_list(keep), oov, seed, unseen)
-    if get_remap(oov).rewrites_tokenizer:
-        rebuilt, now, made = _by_resegmenting(model, choice, texts, share, renumber, **oov_options)
-    else:
-        rebuilt, now, made = _by_remap(model, tokenizer, choice, oov, oov_options, share)
-    info = dict(base_model=base_model(model), architecture=type(model).__name__, **target.facts)
-    info |= dict(oov=oov, oov_options=oov_options, seed=seed, unseen=unseen, **made)
-    info |= dict(before=sizes(model), after=sizes(rebuilt))
-    known = dict(renumber=list(renumber), without_row=without_row(model, tokenizer, renumber))
-    info |= {name: fact for name, fact in known.items() if fact}
-    evidence = {"count": stats.counts, "rank": np.argsort(choice.ranked.order)}
-    result = PrunedModel(rebuilt, now, info, original=(model, tokenizer), evidence=evidence)
-    info |= choice.facts(result.keep.numpy())
-    return result
+    choices = ("given", oov, seed, scores, None, False, keep, oov_options)
+    asked = Request(texts, target, *choices, share=share, unseen=unseen, renumber=renumber)
+    subject = subject_of(model, tokenizer, oov, asked.renumber)
+    return _prune_scored(asked, subject, model, tokenizer, stats, scores, texts)
 
 # %% ../../nbs/models/pruning.ipynb #c8198ab8
 def _prune_as(asked: Request, model, tokenizer) -> PrunedModel:
@@ -158,11 +172,9 @@ def _prune_as(asked: Request, model, tokenizer) -> PrunedModel:
     stats = count_tokens(asked, tokenizer, subject.size.rows)
     tuned = get_scorer(asked.scorer).tuned and asked.scorer_model is not None
     scores = score_rows(subject, stats, asked, asked.scorer_model if tuned else model)
-    choices = dict(oov=asked.oov, seed=asked.seed, share=asked.share, keep=asked.keep, unseen=asked.unseen)
-    choices |= asked.target.facts | dict(texts=asked.texts_again, renumber=asked.renumber)
-    result = prune_with_stats(model, tokenizer, stats, scores, **choices, **asked.oov_options)
+    result = _prune_scored(asked, subject, model, tokenizer, stats, scores, asked.texts_again)
     result.info |= asked.ranked_by
-    result.sample = asked.sample()
+    result.sample = sample_of(asked)
     return result
 
 # %% ../../nbs/models/pruning.ipynb #f9db316b
@@ -186,21 +198,20 @@ def prune(
     examples: Iterable | None = None,  # tuples of texts that these two read together (None: `texts`)
     share: bool = False,  # let the result share the encoder of `model`; do not train it then
     progress: bool = False,  # show a progress bar
-    stats: TokenStats | None = None,  # statistics of the texts, counted before; then texts may be left out
+    stats: TokenStats | None = None,  # statistics of the texts, counted before; without texts, tf-idf has no norm
     unseen: str = "likely",  # rank rows that no text uses by likeness to those that are used, or by "id"
     renumber=(),  # fields of configurations with token ids that are not known as such, e.g. "text_config.mask_index"
     **oov_options,  # options of `oov`, e.g. `n_bytes=8` for "pq"
 ) -> PrunedModel:  # the pruned model, its tokenizer, and `info`: how it was made
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1).
 
-    Give one of `ratio`, `rows`, `coverage` and `min_count`. Rows that `keep` names count inside it. What a remap needs
-    for itself (alphabet and merges, representatives) counts inside a ratio or a number of rows, and comes on top of the
-    tokens that `coverage` and `min_count` name. `base="seen"` is of the rows that the texts use.
-    Tf-idf, attention and "resegment" read `texts` twice. With `stats` alone, tf-idf has no norm.
+    Give one of `ratio`, `rows`, `coverage` and `min_count`. Rows that `keep` names count inside it; what a remap needs
+    for itself (alphabet, merges, representatives) counts inside a ratio or a number of rows, and comes on top of the
+    others. `p.provenance` says why each row stays. With `base="seen"`, rows that no text uses are removed first, and
+    `ratio` applies to the rest. Tf-idf, attention and "resegment" read `texts` twice: give no generator.
 
-    Options of `oov`: "cluster" takes `n_clusters`, `representative` and `outside_budget`; "sparse" takes `m`; "pq"
-    takes `n_bytes`; "resegment" takes `lossless` and `pad_to_multiple_of`. All but "unk" and "resegment" take
-    `only_seen=True`: pruned rows that no text reads go to the unknown token and are not searched, stored or coded.
+    Options of `oov` are in `REMAPS` ("pq" takes `n_bytes` and `rotate`). With `only_seen=True`, which all but "unk" and
+    "resegment" take, pruned rows that no text reads go to the unknown token and are not searched, stored or coded.
     "resegment" leaves out tokens without a row and those of `keep` that no text can reach; `info` lists both.
 
     Raises `ValueError` for an unknown choice, a target that cannot be reached or is too small for `keep`, texts without
