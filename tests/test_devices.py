@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import assert_near
 from transformers import PreTrainedModel
 
 from vocab_pruning import PrunedModel, load, prune
@@ -83,7 +84,8 @@ def assert_close_to(found: dict, wanted: dict):
     "The same names, and numbers that only rounding tells apart."
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+        scale = max([1, *tensor.abs().flatten().tolist()])
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4 * scale, msg=name)
 
 
 def step(model, batch: dict) -> dict[str, torch.Tensor]:
@@ -113,7 +115,7 @@ def test_pruned_saved_and_loaded(oov, place, tmp_path):
     assert torch.equal(p.keep, q.keep)
     with torch.no_grad():
         wanted = p.model(**batch_of(p)).logits
-        torch.testing.assert_close(q.model(**batch_of(q, place.device)).logits.cpu(), wanted, rtol=1e-3, atol=1e-4)
+        assert_near(q.model(**batch_of(q, place.device)).logits.cpu(), wanted, rel=1e-3)
     q.save_pretrained(tmp_path / "model")
     assert all(tensor.device == place.device for tensor in q.model.parameters())
     assert_close_to(here(load(tmp_path / "model").model.state_dict()), here(q.model.state_dict()))
@@ -136,7 +138,7 @@ def test_low_rank_layers(place, tmp_path):
         compact(p.model)
         with torch.no_grad():
             results.append(p.model(**batch_of(p, device)).logits.cpu())
-    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+    assert_near(*results, rel=1e-3)
     q = PrunedModel(p.model, p.tokenizer, p.info)
     q.save_pretrained(tmp_path / "model")
     assert_close_to(here(load(tmp_path / "model").model.state_dict()), here(q.model.state_dict()))

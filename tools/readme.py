@@ -14,9 +14,9 @@ import nbformat
 
 from tools.nbfilter import apply_options
 from tools.notebooks import read_notebook
-from tools.publish import percent, run_page, write_whole
+from tools.publish import run_page, write_whole
 from vocab_pruning.models.card import markdown_table
-from vocab_pruning.report.kept import kept_by_rows
+from vocab_pruning.report.kept import kept_by_rows, remap_of, with_interval
 from vocab_pruning.report.summary import ALL_TASKS, check_provenance, evaluations, sort_columns, task_title
 from vocab_pruning.runs.record import read_rows
 
@@ -80,14 +80,13 @@ def readme_results(
     rows = read_rows(Path(results).absolute())
     check_provenance(rows)
     lines = evaluations(rows)
-    labels = {f"tf-idf + {kind}, after fine-tuning": kind for kind in KINDS}
-    wanted = lines[lines.label.isin(labels) & lines.ratio.isin(ratios)]
+    wanted = lines[lines.label.map(remap_of).isin(KINDS) & lines.ratio.isin(ratios)]
     cells = wanted.groupby("column")[["label", "ratio"]].apply(lambda some: len(some.drop_duplicates()))
     columns = sort_columns(cells[cells == len(KINDS) * len(ratios)].to_frame().T)
     if not columns:
         raise ValueError(f"{results} holds no task with every one of {', '.join(KINDS)} at {ratios}; make more runs")
     kept = kept_by_rows(lines, Path(results).absolute(), columns)
-    kept = kept[(kept.column == ALL_TASKS) & kept.label.isin(labels)].assign(remap=kept.label.map(labels))
+    kept = kept[kept.column == ALL_TASKS].assign(remap=kept.label.map(remap_of))
     seeds = wanted[wanted.column.isin(columns)].groupby("column").seed.nunique()
     told = ", ".join(f"{task_title(column)} {seeds[column]}" for column in columns)
     return (f"`{rows.model_id[0]}`; a mean over tasks (seeds: {told}), with its 95 % interval over seeds and examples.\n\n"
@@ -99,17 +98,12 @@ def _results_table(kept, ratios: Sequence[float]) -> str:
     rows = []
     for kind in KINDS:
         some = kept[kept.remap == kind].set_index(["value", "ratio"])
-        agreement = [_with_interval(some.loc["agreement", ratio]) for ratio in ratios]
+        agreement = [with_interval(some.loc["agreement", ratio]) for ratio in ratios]
         middle = some.loc["retention", ratios[1]]
-        rows.append([f"`{kind}`", f"{middle.bytes / 2**20:.1f}", *agreement, _with_interval(middle)])
+        rows.append([f"`{kind}`", f"{middle.bytes / 2**20:.1f}", *agreement, with_interval(middle)])
     shares = [f"{1 - ratio:.1%}".replace(".0", "") for ratio in ratios]
     names = [f"agreement, {share} of rows" for share in shares] + [f"retention, {shares[1]}"]
     return markdown_table(["remap", f"MiB, {shares[1]}", *names], rows)
-
-
-def _with_interval(some) -> str:
-    "Return a mean and its interval in per cent."
-    return f"{percent(some['mean'])} ({percent(some.low)} to {percent(some.high)})"
 
 
 if __name__ == "__main__":

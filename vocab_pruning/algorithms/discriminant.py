@@ -16,7 +16,7 @@ SHRINK = 0.01  # what is added to the diagonal of the covariance, as a share of 
 
 def linear_discriminant(
     blocks: Iterable[np.ndarray],  # the features of all rows, block after block: float (., f)
-    groups: np.ndarray,  # group of each row, 1 or 0; other rows are not learned from: int (n,)
+    groups: np.ndarray,  # group of each row, 1 or 0; rows of -1 are not learned from: int (n,)
 ) -> np.ndarray:  # float64 (f,)
     """Return the direction that separates group 1 from group 0 best; features @ direction is larger in group 1.
 
@@ -26,8 +26,8 @@ def linear_discriminant(
     for block in blocks:
         group = groups[first : first + len(block)]
         first += len(block)
-        used = np.isin(group, (0, 1))
-        block = block[used].astype(np.float64)
+        used = group >= 0
+        block = np.asarray(block[used], np.float64)
         member = np.eye(2)[group[used]]
         size += member.sum(axis=0)
         sums += member.T @ block

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..core import fingerprint, model_fingerprint, needs, parse_yaml, under_root
+from ..core import fingerprint, model_fingerprint, parse_yaml, under_root
 from ..data.stats import token_stats
-from ..data.tasks import filled_in
+from ..data.tasks import documents, examples, filled_in, load_task, own_task
 from ..evaluate.bootstrap import resampled_scores, retention_interval
 from ..evaluate.frozen import sentence_vectors
 from ..models.anatomy import sizes
@@ -57,14 +57,12 @@ def read_pairs(
     language: str,
     prefix: str = "",  # what the encoder expects in front of a sentence
 ) -> Pairs:
-    "Read the pairs of a language. Raises `FileNotFoundError`."
-    with needs("data"):
-        import pandas as pd
-
-    train, dev = (pd.read_csv(Path(directory) / language / f"{split}.csv") for split in ("train", "dev"))
-    sentences = [prefix + text for text in [*train.sentence1, *train.sentence2]]
-    first, second = ([prefix + text for text in dev[name]] for name in ("sentence1", "sentence2"))
-    return Pairs(sentences, first, second, dev.score.to_numpy(float))
+    "Read the pairs of a language. Raises as `own_task` does."
+    files = {split: Path(directory) / language / f"{split}.csv" for split in ("train", "dev")}
+    columns = dict(text="sentence1", pair="sentence2", label="score", regression=True)
+    read = load_task(own_task(**files, **columns))
+    first, second = ([prefix + text for text in texts] for texts in zip(*examples(read["dev"]), strict=True))
+    return Pairs([prefix + text for text in documents(read["train"])], first, second, np.array(read["dev"]["label"]))
 
 # %% ../../nbs/runs/languages.ipynb #aa3bf47e
 @dataclass(frozen=True)

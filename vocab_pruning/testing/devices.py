@@ -114,9 +114,6 @@ def another_device() -> Iterator[None]:
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(False)
 
-
-
-
 # %% ../../nbs/testing/devices.ipynb #de71ce08
 def _tagged(tensor: torch.Tensor) -> torch.Tensor:
     "Return a copy of a parameter or buffer on `ELSEWHERE`."
