@@ -946,7 +946,7 @@ def test_own_code_is_this_packages_source(tmp_path):
 
     code = standalone_code(BertConfig())
     (tmp_path / "code.py").write_text(code)
-    run = subprocess.run(["ruff", "check", "--isolated", "--select", "F,E9", tmp_path / "code.py"], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F,E9", tmp_path / "code.py"], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
     tree = ast.parse(code)
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
