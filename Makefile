@@ -87,7 +87,7 @@ test: $(READY) lint
 	$(BIN)/python -m pytest
 
 test-all: $(READY) lint
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --flags notest
 	$(BIN)/python -m pytest -m ""
 
 # A client that is not Python: transformers.js, in Node, reads exported graphs with its own tokenizer.

@@ -47,8 +47,8 @@ settings.load_profile("tiny")
 
 
 # What takes longest, first: then no worker is left alone with it at the end. Modules that are not named follow in their own order.
-SLOWEST = ["docs", "first_law", "budget_targets", "export", "run", "sweep", "site", "surgery", "losparse", "ship", "checkpoint",
-           "families", "report", "training", "benchmark", "paper_facts", "resegment", "search", "extras", "scorers", "retrieval", "own_data"]
+SLOWEST = ["docs", "ship", "first_law", "run", "site", "sweep", "export", "training", "surgery", "losparse", "budget_targets",
+           "checkpoint", "families", "resegment", "retrieval", "report", "benchmark", "search", "extras", "scorers", "own_data", "cli"]
 
 
 def pytest_collection_modifyitems(items):

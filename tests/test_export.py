@@ -22,7 +22,7 @@ from vocab_pruning.testing.families import tiny_model
 
 TEXTS = documents(load_task("cola", "sample")["train"])[:20]
 KINDS = {"mapped": dict(oov="nearest"), "coded": dict(oov="pq", n_bytes=4), "int4": dict(oov="int4"), "mixed": dict(oov="sparse", m=3),
-         "split anew": dict(oov="resegment")}
+         "int8": dict(oov="int8"), "split anew": dict(oov="resegment")}
 GRAPHS = [("BERT", "mapped"), ("BERT", "coded"), ("ModernBERT", "split anew"), ("RoBERTa", "int4")]
 CLASSIFIER = "AutoModelForSequenceClassification"
 BATCHES = [TEXTS[:1], TEXTS[3:5], TEXTS[5:12], ["a"]]
@@ -173,6 +173,22 @@ def test_what_an_onnx_directory_holds(exported):
     assert len(tables) == (0 if p.plain else 1)
     for table in tables:
         assert table.dims[0] == len(p.tokenizer) and [node.op_type for node in graph.node if table.name in node.input] == ["Gather"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "mixed"])
+def test_every_id_is_read_as_the_model_reads_it(kind, tmp_path):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    import onnx
+
+    p = pruned("BERT", kind)
+    report = export_onnx(p, tmp_path / "graph", TEXTS[:2], every_id=True)
+    assert report["max_difference"] <= rounding(p.model) * 10
+    nodes = [node.op_type for node in onnx.load(tmp_path / "graph" / "model.onnx").graph.node]
+    assert nodes.count("DequantizeLinear") == (kind == "int8")
+    other = copy.deepcopy(p)
+    other.model.get_input_embeddings().index[-1] = 0
+    with pytest.raises(ValueError, match="differs by"):
+        compare_onnx(other, onnx_session(tmp_path / "graph"), TEXTS[:2], every_id=True)
 
 
 def test_onnx_with_pairs_of_texts(exported):

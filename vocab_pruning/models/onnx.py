@@ -9,6 +9,7 @@ __all__ = ['encode', 'export_program', 'onnx_session', 'run_onnx', 'compare_onnx
 import copy
 import inspect
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ def _runtime():
         ) from error
     return onnxruntime
 
-# %% ../../nbs/models/onnx.ipynb #e357e829
+# %% ../../nbs/models/onnx.ipynb #0bc2149c
 def _axis_names(program) -> dict[str, str]:
     "Return the names of the free sizes of an ONNX program, batch and sequence, by their symbols."
     shapes = [value.shape for value in program.model.graph.inputs]
@@ -90,9 +91,24 @@ def _axis_names(program) -> dict[str, str]:
         if not isinstance(size, int)
     }
 
+# %% ../../nbs/models/onnx.ipynb #12e4c310
+def _rounded(op, codes, scale, numbers):
+    "Match the graph of `RoundedRows` at 8 bits."
+    return op.Mul(op.Cast(op.Gather(codes, numbers)), op.Gather(scale, numbers))
 
+
+def _dequantized(op, codes, scale, numbers):
+    "Return the same rows by the operator for quantized numbers, which takes one scale a row of a matrix."
+    gathered = op.Gather(codes, numbers)
+    matrix = op.Reshape(gathered, op.Constant(value_ints=[-1, codes.shape[-1]]))
+    scales = op.Reshape(op.Gather(scale, numbers), op.Constant(value_ints=[-1]))
+    return op.Reshape(op.DequantizeLinear(matrix, scales, axis=0), op.Shape(gathered))
+
+# %% ../../nbs/models/onnx.ipynb #af94be1b
 def _onnx_program(pruned: PrunedModel):
     "Return the model of `pruned` as an ONNX program."
+    from onnxscript.rewriter import pattern, rewrite
+
     program = export_program(pruned)
     (example,), outputs = program.example_inputs[0], list(program.call_spec.out_spec.context)
     with _silence("torch.onnx"), warnings.catch_warnings():
@@ -101,6 +117,7 @@ def _onnx_program(pruned: PrunedModel):
             program, (example,), input_names=[*example], output_names=outputs, dynamo=True, verbose=False
         )
     result.rename_axes(_axis_names(result))
+    result.model = rewrite(result.model, [pattern.RewriteRule(_rounded, _dequantized)])
     return result
 
 # %% ../../nbs/models/onnx.ipynb #0c9555d9
@@ -129,11 +146,23 @@ def _of_text(outputs: dict[str, torch.Tensor], mask: torch.Tensor, n_labels: int
 
     return {name: value.cpu()[mask.bool()] if has_positions(value) else value.cpu() for name, value in outputs.items()}
 
-# %% ../../nbs/models/onnx.ipynb #71fa9a9c
-def _compare_batch(pruned: PrunedModel, session, texts: list, tolerance: float) -> float:
-    "Return the largest difference for `texts` as one batch. Raises `ValueError` where it is above `tolerance`."
-    batch = encode(pruned, texts)
-    mask = _encoded(pruned, texts)["attention_mask"]
+# %% ../../nbs/models/onnx.ipynb #51ec3dee
+def _batches(pruned: PrunedModel, texts: list, every_id: bool) -> Iterator[tuple[dict, torch.Tensor]]:
+    "Yield batches of inputs with their attention masks: each text, all texts, and sequences of all ids if asked for."
+    together = [texts] if pruned.tokenizer.pad_token is not None else []
+    for some in [*([text] for text in texts), *together]:
+        yield encode(pruned, some), _encoded(pruned, some)["attention_mask"]
+    if every_id:
+        rows, length = pruned.model.get_input_embeddings(), trial_length(pruned.model.config)
+        n_ids = rows.num_embeddings if pruned.plain else len(rows.index)
+        ids = torch.arange(-(-n_ids // length) * length) % n_ids
+        for some in ids.view(-1, length).split(16):
+            filled = {name: torch.full_like(some, name == "attention_mask") for name in encode(pruned, texts[:1])}
+            yield filled | {"input_ids": some}, torch.ones_like(some)
+
+
+def _compare_batch(pruned: PrunedModel, session, batch: dict, mask: torch.Tensor, tolerance: float) -> float:
+    "Return the largest difference where `mask` is 1. Raises `ValueError` where it is above `tolerance`."
     there = {name: value.to(pruned.model.device) for name, value in batch.items()}
     with evaluating(pruned.model):
         wanted = pruned.model(**there, return_dict=True)
@@ -145,12 +174,13 @@ def _compare_batch(pruned: PrunedModel, session, texts: list, tolerance: float) 
     what = f"the ONNX graph compared with the model, ids {batch['input_ids'][0, :8].tolist()} …"
     return difference(ours, theirs, what, tolerance)
 
-
+# %% ../../nbs/models/onnx.ipynb #7d37e666
 def compare_onnx(
     pruned: PrunedModel,  # the model that was exported, with its tokenizer
     session,  # its graph, as `onnx_session` opens it
     texts: list,  # strings or pairs of strings
     tolerance: float | None = None,  # difference relative to the largest output or 1 (None: `rounding` of the model)
+    every_id: bool = False,  # also compare sequences that hold all ids, which takes as long as reading so many tokens
 ) -> float:
     """Return the largest difference between the outputs of the graph and the model.
 
@@ -158,10 +188,8 @@ def compare_onnx(
 
     Raises `ValueError` where a difference is above `tolerance` times the largest output or 1, whichever is more."""
     tolerance = rounding(pruned.model) if tolerance is None else tolerance
-    batches = [[text] for text in texts]
-    if pruned.tokenizer.pad_token is not None:
-        batches.append(texts)
-    return max([0.0, *(_compare_batch(pruned, session, batch, tolerance) for batch in batches)])
+    batches = _batches(pruned, texts, every_id)
+    return max([0.0, *(_compare_batch(pruned, session, *batch, tolerance) for batch in batches)])
 
 # %% ../../nbs/models/onnx.ipynb #67991da8
 def export_onnx(
@@ -169,6 +197,7 @@ def export_onnx(
     directory: str | Path,  # where to write; a new path or an earlier save
     texts: list | None = None,  # texts to compare graph and model on (None: its own sample, at most 16)
     tolerance: float | None = None,  # as in `compare_onnx`
+    every_id: bool = False,  # as in `compare_onnx`
 ) -> dict:  # `bytes` of the graph, `texts` compared and their `max_difference`
     """Write a directory with `model.onnx`, tokenizer, `config.json` and `vocab_pruning.json`, whole or not at all.
 
@@ -192,7 +221,7 @@ def export_onnx(
         report = dict(
             bytes=sum(file.stat().st_size for file in new.glob("model.onnx*")),
             texts=len(texts),
-            max_difference=compare_onnx(pruned, onnx_session(new), texts, tolerance),
+            max_difference=compare_onnx(pruned, onnx_session(new), texts, tolerance, every_id),
         )
         info = pruned.info | {"onnx": report, "versions": library_versions()}
         (new / MARKER).write_text(to_json(info))
