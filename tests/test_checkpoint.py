@@ -251,16 +251,20 @@ def custom(directory: Path, model_type: str = "giant") -> Path:
 
 
 def test_a_class_that_cannot_be_imported(tmp_path):
-    "It is carried along, and nothing is imported: neither it, nor transformers, nor torch but for a remap that computes with it."
+    "It is carried along, and nothing is imported, by the command neither: not it, nor transformers, nor torch but for a remap that computes with it."
     sources = {model_type: custom(tmp_path / model_type, model_type) for model_type in ("giant", "bert")}
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     code = f"""
 import sys
+from vocab_pruning.cli import app
 from vocab_pruning.models.checkpoint import prune_checkpoint
 for oov in ("resegment", "unk", "int8", "int4", "pq"):
     assert not {{"torch", "transformers", "pandas"}} & sys.modules.keys(), oov
     for name in ("giant", "bert"):
         options = dict(n_bytes=4) if oov == "pq" else {{}}
         prune_checkpoint(f"{tmp_path}/{{name}}", {[*TEXTS]!r}, f"{tmp_path}/{{oov}} {{name}}", 0.2, "vocab", oov=oov, **options)
+    if oov == "int4":
+        app(["prune", "{tmp_path}/bert", "{tmp_path}/texts.txt", "{tmp_path}/command", "--rows", "90", "--oov", "resegment"], standalone_mode=False)
 assert "torch" in sys.modules and "transformers" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -291,10 +291,17 @@ def _check_file(path: Path | None):
         raise OSError(f"{path} cannot be written; name a file in an existing directory")
 
 # %% ../nbs/cli.ipynb #3e1ed35d
+def _fact_text(value) -> str:
+    "Return a value as text: digits in groups of three, fractions with four significant digits."
+    if value is None:
+        return "not known"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def _print(facts: dict, as_json: bool = False):
     "Print facts, one a line, including those of an inner dict; lists of dicts follow as tables."
-    from vocab_pruning.runs.record import shown_value
-
     if as_json:
         return typer.echo(json.dumps(facts, indent=2))
     flat = {
@@ -305,7 +312,7 @@ def _print(facts: dict, as_json: bool = False):
     }
     width = max(map(len, flat))
     for name, value in flat.items():
-        typer.echo(f"{name.replace('_', ' '):<{width}}  {'not known' if value is None else shown_value(value)}")
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {_fact_text(value)}")
     for name, rows in facts.items():
         if isinstance(rows, list) and rows:
             _print_table(name, rows)

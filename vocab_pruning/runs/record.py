@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW', 'PACKED_ROWS', 'subset', 'train_documents', 'shared_parameters', 'asked_for', 'run_name', 'run_directory',
            'provenance', 'read_row', 'read_rows', 'read_history', 'pruned_facts', 'record_run', 'pack_runs',
-           'shown_row', 'row_of_notebook', 'shown_value', 'summarize_notebook']
+           'shown_row', 'row_of_notebook', 'summarize_notebook']
 
 # %% ../../nbs/runs/record.ipynb #788289a7
 import json
@@ -356,13 +356,6 @@ def row_of_notebook(notebook: str | Path) -> dict:
     if (row := shown_row(json.loads(Path(notebook).read_text(encoding="utf-8")))) is None:
         raise ValueError(f"{notebook} shows no result row; did its run finish?")
     return row
-
-# %% ../../nbs/runs/record.ipynb #3e1ed35d
-def shown_value(value) -> str:
-    "Return a value of a row as text: digits in groups of three, fractions with four significant digits."
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 # %% ../../nbs/runs/record.ipynb #af7320d6
 def _score_line(row: dict) -> str:

@@ -1,0 +1,123 @@
+"""How long does a pruned checkpoint take to write, and how much memory, beside `cp -r` and beside trimbed?
+
+    GLUE_DIR=… MODERNBERT_TOKENIZER=… python benchmarks/checkpoint_speed.py [--also DIRECTORY …] [--trimbed PYTHON]
+
+Whole processes in turn, all for CoLA's train texts: a plain directory of the tokens that occur in them, and the same
+rows with `pq`. The models are MiniLM, a ModernBERT-base with random weights, and what `--also` names. `--trimbed` is
+an interpreter that has trimbed. Nothing is random but those weights."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+OURS = Path(sys.executable).with_name("vocab-prune")
+TRIMBED = """
+import json, sys
+from trimbed.cli.__main__ import main
+model, texts, out, *options = sys.argv[1:]
+corpus = [{"path": "json", "data_files": texts, "split": "train"}]
+sys.argv = ["trimbed", "trim", "--model", model, "--output-dir", out, "--min-count", "1", "--quiet", *options,
+            f"corpus.datasets={json.dumps(corpus)}"]
+main()
+"""
+UNVERIFIED = "--no-verify-model"  # trimbed's comparison of the models takes an encoder's outputs for a vocabulary's
+
+
+def write_inputs(directory: str):
+    "Write the two models, and the texts as a JSON object a line, to `directory`."
+    import torch
+    from transformers import AutoTokenizer, ModernBertConfig, ModernBertForSequenceClassification
+
+    from vocab_pruning.core import MODERNBERT, minilm_directory
+    from vocab_pruning.data.tasks import documents, load_task
+
+    torch.manual_seed(0)
+    out = Path(directory)
+    (out / "MiniLM").symlink_to(minilm_directory(), target_is_directory=True)
+    ModernBertForSequenceClassification(ModernBertConfig()).save_pretrained(out / "ModernBERT-base")
+    tokenizer = AutoTokenizer.from_pretrained(os.environ.get("MODERNBERT_TOKENIZER", MODERNBERT))
+    tokenizer.save_pretrained(out / "ModernBERT-base")
+    lines = (json.dumps({"text": text}) + "\n" for text in documents(load_task("cola")["train"]))
+    (out / "texts.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def commands(model: Path, texts: Path, out: Path, trimbed: str | None) -> dict[str, list]:
+    "Return the programs that are compared, by name; each writes to `out`."
+    ours = [OURS, "prune", model, texts, out, "--min-count", "1", "--oov"]
+    result = {"cp -r": ["cp", "-rL", model, out], "ours, resegment": [*ours, "resegment"], "ours, pq": [*ours, "pq"]}
+    if trimbed:
+        result["trimbed"] = [trimbed, "-c", TRIMBED, model, texts, out]
+        result["trimbed, not verified"] = [*result["trimbed"], UNVERIFIED]
+    return result
+
+
+def measured(command: list) -> dict:
+    "Return seconds, processor seconds and peak MiB of `command` as a process of its own, and whether it failed."
+    start = perf_counter()
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    process = subprocess.Popen([*map(str, command)], **quiet)
+    _, status, used = os.wait4(process.pid, 0)
+    processor = used.ru_utime + used.ru_stime
+    return dict(seconds=perf_counter() - start, processor=processor, mib=used.ru_maxrss / 1024, failed=status != 0)
+
+
+def embedding_rows(directory: Path) -> int | None:
+    "Return the rows of the embedding in `directory`, from its configuration."
+    config = directory / "config.json"
+    return json.loads(config.read_text())["vocab_size"] if config.is_file() else None
+
+
+def compare(model: Path, texts: Path, given) -> list[dict]:
+    "Return a row for each program: medians over the rounds, and the medians of the ratios to trimbed."
+    taken, rows = {}, {}
+    for number in range(given.rounds):
+        programs = [*commands(model, texts, Path("out"), given.trimbed)]
+        for name in programs[:: -1 if number % 2 else 1]:
+            with TemporaryDirectory(dir=texts.parent) as scratch:
+                out = Path(scratch) / "out"
+                taken.setdefault(name, []).append(measured(commands(model, texts, out, given.trimbed)[name]))
+                rows[name] = embedding_rows(out)
+    rival = next((name for name in ("trimbed", "trimbed, not verified") if name in taken and not failed(taken[name])), None)
+    return [summary(model.name, name, rows[name], runs, taken.get(rival)) for name, runs in taken.items()]
+
+
+def failed(runs: list[dict]) -> bool:
+    "Return whether any of `runs` failed."
+    return any(run["failed"] for run in runs)
+
+
+def summary(model: str, name: str, rows: int | None, runs: list[dict], rivals: list[dict] | None) -> dict:
+    "Return the row of the program `name`."
+    row = dict(model=model, program=name, rows=rows, failed=failed(runs))
+    for what in ("seconds", "processor", "mib"):
+        row[what] = round(median(run[what] for run in runs), 2)
+        if rivals and not failed(runs):
+            ratio = median(run[what] / rival[what] for run, rival in zip(runs, rivals, strict=True))
+            row[f"{what} / trimbed"] = round(ratio, 3)
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--also", nargs="*", type=Path, default=[])
+    parser.add_argument("--trimbed", metavar="PYTHON")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write-inputs", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.write_inputs:
+        return write_inputs(given.write_inputs)
+    with TemporaryDirectory() as scratch:  # in a process of its own, so that this one stays small
+        subprocess.run([sys.executable, __file__, "--write-inputs", scratch], check=True)
+        for model in (Path(scratch) / "MiniLM", Path(scratch) / "ModernBERT-base", *given.also):
+            for row in compare(model, Path(scratch) / "texts.jsonl", given):
+                print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
