@@ -147,7 +147,7 @@ def _of_text(outputs: dict[str, torch.Tensor], mask: torch.Tensor, n_labels: int
     return {name: value.cpu()[mask.bool()] if has_positions(value) else value.cpu() for name, value in outputs.items()}
 
 # %% ../../nbs/models/onnx.ipynb #51ec3dee
-def _batches(pruned: PrunedModel, texts: list, every_id: bool) -> Iterator[tuple[dict, torch.Tensor]]:
+def _compared_batches(pruned: PrunedModel, texts: list, every_id: bool) -> Iterator[tuple[dict, torch.Tensor]]:
     "Yield batches of inputs with their attention masks: each text, all texts, and sequences of all ids if asked for."
     together = [texts] if pruned.tokenizer.pad_token is not None else []
     for some in [*([text] for text in texts), *together]:
@@ -188,7 +188,7 @@ def compare_onnx(
 
     Raises `ValueError` where a difference is above `tolerance` times the largest output or 1, whichever is more."""
     tolerance = rounding(pruned.model) if tolerance is None else tolerance
-    batches = _batches(pruned, texts, every_id)
+    batches = _compared_batches(pruned, texts, every_id)
     return max([0.0, *(_compare_batch(pruned, session, *batch, tolerance) for batch in batches)])
 
 # %% ../../nbs/models/onnx.ipynb #67991da8
