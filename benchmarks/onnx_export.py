@@ -56,7 +56,7 @@ def measure(name: str, options) -> dict:
     task, (full, tokenizer) = load_task(options.task), full_model(name)
     train, dev = documents(task["train"]), documents(task["dev"])[: options.texts]
     kinds = {"full": PrunedModel(full, tokenizer)}
-    kinds |= {kind: prune(full, tokenizer, train, options.ratio, share=True, **cut) for kind, cut in CUTS.items() if kind in options.cuts}
+    kinds |= {kind: prune(full, tokenizer, train, options.ratio, share_encoder=True, **cut) for kind, cut in CUTS.items() if kind in options.cuts}
     result, sessions = {}, {}
     with TemporaryDirectory() as scratch:
         for kind, p in kinds.items():

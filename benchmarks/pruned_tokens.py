@@ -62,7 +62,7 @@ def pruned_models(model, share: float) -> dict:
     order = np.concatenate([[embedding.padding_idx], order[order != embedding.padding_idx]])  # [PAD] is always kept
     plan = Plan(rows, order, round(share * len(rows)))
     remaps = {oov: get_remap(oov).make(plan, **options) for oov, options in PRUNED.items()}
-    return {"full": model} | {oov: rebuild_model_with_vocab(model, remap, share=True).eval() for oov, remap in remaps.items()}
+    return {"full": model} | {oov: rebuild_model_with_vocab(model, remap, share_encoder=True).eval() for oov, remap in remaps.items()}
 
 
 def forward(name: str, share: float, batch: int, length: int, rounds: int) -> dict:
@@ -125,7 +125,7 @@ model, tokenizer = model_class.from_pretrained(directory), transformers.AutoToke
 stats, special = token_stats(texts, tokenizer, model.get_input_embeddings().num_embeddings), special_mask(model, tokenizer)
 rows = rows_for_lossless(tokenizer, stats, special=special, texts=texts)
 ratio = (stats.n_rows - rows) / (stats.n_rows - int(special.sum()))
-pruned = prune_with_stats(model, tokenizer, stats, stats.counts.astype(float), ratio, "vocab", "resegment", texts=texts, share=True)
+pruned = prune_with_stats(model, tokenizer, stats, stats.counts.astype(float), ratio, "vocab", "resegment", texts=texts, share_encoder=True)
 pruned.sample = texts[:SAMPLE]
 assert pruned.info["lossless"]
 pruned.save_pretrained(result, verify=verify == "yes")

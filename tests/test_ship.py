@@ -1993,5 +1993,5 @@ def test_minilm_keeps_what_it_kept_on_stsb(rows, oov, options, expected):
     "Spearman's correlation of the sentence encoder on dev, ranked by tf-idf on train, in per cent of the full model's 0.8672: within half a point."
     minilm(), glue_texts()
     encoder, dataset = AutoModel.from_pretrained(minilm_directory()).eval(), load_task("stsb", "auto")
-    p = prune(encoder, minilm(), documents(dataset["train"]), 1 - (rows - 5) / (30522 - 5), "vocab", oov=oov, share=True, **options)
+    p = prune(encoder, minilm(), documents(dataset["train"]), 1 - (rows - 5) / (30522 - 5), "vocab", oov=oov, share_encoder=True, **options)
     assert 100 * sts_score(p.model, p.tokenizer, dataset["dev"]) / 0.8672 == pytest.approx(expected, abs=0.5)

@@ -516,7 +516,7 @@ def _prune_in_memory(model: str, documents: list[str] | None, out: Path | None, 
     from vocab_pruning.models.pruning import prune
 
     typer.echo(f"note: the model is loaded, because the scorer {asked['scorer']!r} runs it", err=True)
-    pruned = prune(*_load_pretrained(model), documents, share=True, progress=_progress(), **asked)
+    pruned = prune(*_load_pretrained(model), documents, share_encoder=True, progress=_progress(), **asked)
     pruned.info |= about
     if out is not None:
         pruned.save_pretrained(out)

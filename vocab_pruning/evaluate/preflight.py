@@ -126,7 +126,7 @@ class _Setting:
         except CannotPrune as error:
             return dict(reason=str(error))
         scores = self.scores(n_rows)
-        options = dict(texts=self.texts, share=True)
+        options = dict(texts=self.texts, share_encoder=True)
         try:
             pruned = prune_with_stats(
                 self.model, self.tokenizer, self.train, scores, ratio, self.base, oov, self.seed, **options

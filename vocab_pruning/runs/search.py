@@ -189,7 +189,7 @@ def _looker(ranked: _Ranked, ratios: list[float], n_texts: int) -> Callable[[int
 
     @cache
     def look(number: int) -> dict:
-        pruned = cut(case, replace(ranked.spec, ratio=ratios[number]), ranked.scores, share=True)
+        pruned = cut(case, replace(ranked.spec, ratio=ratios[number]), ranked.scores, share_encoder=True)
         return dict(ratio=ratios[number], rows=pruned.info["after"]["rows"], drift=drift(pruned, texts, vectors))
 
     return look
