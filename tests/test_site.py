@@ -33,6 +33,7 @@ from tools.website import (
     render_pages,
     render_site,
     site_pages,
+    stage_site,
 )
 from vocab_pruning._modidx import d as index
 
@@ -576,7 +577,7 @@ def test_pages_are_named_after_their_notebooks(site):
         ("echo 'WARN: Unable to resolve link target'", 1),
         ("printf '\\033[33mWARN: Unable to resolve link target\\033[39m'", 1),
         ("echo 'ERROR: no' >&2; exit 1", 1),
-        ("PATH=$PATH:/bin:/usr/bin command -v vocab-pruning-filter", 0),
+        ("test -f look.scss && test -f nbs/00_part.ipynb && test -f _quarto.yml", 0),
         ("", 127),
     ],
 )
@@ -585,8 +586,31 @@ def test_how_a_rendering_ends(site, monkeypatch, script, code):
     (quarto := site / "quarto").write_text(f"#!/bin/sh\n{script}\n")
     quarto.chmod(0o755 if script else 0o644)
     monkeypatch.setenv("PATH", str(site))
-    monkeypatch.setattr(sys, "executable", str(site / "python"))
     assert render_site(site) == code
+
+
+def test_quarto_reads_pages_that_are_filtered_already(site):
+    "Left to start the filter itself, it would do so once for each of some two hundred pages."
+    edit(site, "website:", "ipynb-filters: [a-filter]\nwebsite:")
+    (site / "_proc").mkdir()
+    (site / "_proc" / "left.ipynb").touch()
+    staged = stage_site(site)
+    files = {path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()}
+    assert files == {"_quarto.yml", "look.scss", "nbs/index.ipynb", "nbs/00_part.ipynb"}
+    assert "show_doc(Thing)" in (staged / "nbs" / "00_part.ipynb").read_text()
+    given = read_config(site)
+    assert given.pop("ipynb-filters") and read_config(staged) == given
+
+
+def test_what_quarto_prints_is_shown_and_its_site_is_moved_into_place(site, monkeypatch, capsys):
+    (quarto := site / "quarto").write_text("#!/bin/sh\necho '[1/2] nbs/index.ipynb' >&2\nmkdir _site\necho new > _site/index.html\n")
+    quarto.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{site}{os.pathsep}{os.environ['PATH']}")
+    (site / "_site").mkdir()
+    (site / "_site" / "old.html").touch()
+    assert render_site(site) == 0
+    assert capsys.readouterr().err == "[1/2] nbs/index.ipynb\n"
+    assert [path.name for path in (site / "_site").iterdir()] == ["index.html"]
 
 
 def test_a_site_with_a_problem_is_not_rendered(site, capsys):
