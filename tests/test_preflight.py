@@ -33,7 +33,7 @@ def test_without_ratios_each_cut_is_what_prune_makes_of_the_same_numbers():
 
 
 def test_a_ratio_has_one_base_unless_another_is_given():
-    counting = (prune, prune_checkpoint, preflight, cli.prune_, cli.preflight_, cli.run)
+    counting = (prune, prune_checkpoint, preflight, cli._prune_command, cli._preflight_command, cli._run_command)
     assert [inspect.signature(one).parameters["base"].default for one in counting] == ["params"] * 6
     assert RunSpec().base == "params"
 

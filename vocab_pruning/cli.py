@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'FORMATS', 'Model', 'Texts', 'Columns', 'Data', 'Base', 'Ratio', 'Ratios', 'Rows', 'Coverage', 'Unseen',
            'MinCount', 'Keep', 'Renumber', 'Scorer', 'Oov', 'Verify', 'Seed', 'Json', 'Notebook', 'RemapOptions',
-           'Stats', 'one_line', 'inspect_', 'preflight_', 'count', 'prune_', 'check', 'run', 'sweep_', 'report_']
+           'Stats', 'one_line']
 
 # %% ../nbs/cli.ipynb #788289a7
 import inspect
@@ -70,7 +70,7 @@ class _Command(TyperCommand):
 
 
 def _command(function):
-    "Make `function` a command of `app`, with `--debug`, whose errors are one line and exit code 1."
+    "Make `_NAME_command` the command NAME of `app`, with `--debug`, whose errors are one line and exit code 1."
 
     @wraps(function)
     def run(*, debug: bool = False, **given):
@@ -87,7 +87,8 @@ def _command(function):
     signature = inspect.signature(function)
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), _DEBUG])
     run.__annotations__ = function.__annotations__ | {"debug": bool}
-    return app.command(function.__name__.rstrip("_"), cls=_Command)(run)
+    name = function.__name__.removeprefix("_").removesuffix("_command")
+    return app.command(name, cls=_Command)(run)
 
 # %% ../nbs/cli.ipynb #21d30afb
 FORMATS = ["md", "tex", "html"]  # of a report's tables
@@ -334,7 +335,7 @@ def _print_pruned(directory: str, top: int, csv: Path | None, as_json: bool):
 
 # %% ../nbs/cli.ipynb #5e1e449a
 @_command
-def inspect_(
+def _inspect_command(
     model: Model,
     texts: Annotated[
         str | None,
@@ -397,7 +398,7 @@ def _split_texts(texts: str, held_out: str | None, columns: list[str] | None, da
 
 # %% ../nbs/cli.ipynb #3a6497da
 @_command
-def preflight_(
+def _preflight_command(
     model: Model,
     texts: Texts,
     held_out: Annotated[
@@ -452,7 +453,7 @@ def _read_tokenizer(name: str) -> tuple:
 
 # %% ../nbs/cli.ipynb #5ea73bec
 @_command
-def count(
+def _count_command(
     corpora: Annotated[
         list[str],
         typer.Argument(
@@ -543,7 +544,7 @@ def _texts_and_out(texts: str | None, out: Path | None, stats: Path | None, dry_
 
 # %% ../nbs/cli.ipynb #f52b347c
 @_command
-def prune_(
+def _prune_command(
     model: Model,
     texts: Annotated[str | None, typer.Argument(help="Texts, or OUT with --stats.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Argument(help="Directory of the pruned model.", show_default=False)] = None,
@@ -591,7 +592,7 @@ def _note_unknown(found: dict):
 
 # %% ../nbs/cli.ipynb #76838eff
 @_command
-def check(directory: Annotated[Path, typer.Argument(help="Directory of a pruned model.", show_default=False)],
+def _check_command(directory: Annotated[Path, typer.Argument(help="Directory of a pruned model.", show_default=False)],
           texts: Texts,
           at_least: Annotated[float | None, typer.Option(
               help="Exit with 1 if the share of tokens with their own row is smaller.")] = None,
@@ -636,7 +637,7 @@ def check(directory: Annotated[Path, typer.Argument(help="Directory of a pruned 
 
 # %% ../nbs/cli.ipynb #7c82f5b8
 @_command
-def run(
+def _run_command(
     task: Annotated[
         str,
         typer.Argument(help="A GLUE task, a table of texts and labels, or a description (.yaml).", show_default=False),
@@ -719,7 +720,7 @@ def _note_model_of(recipe: Path, engine: str, notebook: Path | None):
 
 # %% ../nbs/cli.ipynb #3d77a01e
 @_command
-def sweep_(
+def _sweep_command(
     recipe: Annotated[Path, typer.Argument(help="A recipe (.yaml).", show_default=False)],
     engine: Annotated[str, typer.Option(help="Where runs execute: local or ray.")] = "local",
     workers: Annotated[
@@ -758,7 +759,7 @@ def sweep_(
 
 # %% ../nbs/cli.ipynb #c2fa0a20
 @_command
-def report_(
+def _report_command(
     out: Annotated[Path, typer.Argument(help="Directory of the report.", show_default=False)],
     runs: Annotated[str, typer.Option(help="Directory of the runs.")] = "runs",
     formats: Annotated[
