@@ -67,6 +67,36 @@ def test_no_page_shows_a_directive_or_a_traceback(pages):
         assert "Traceback (most recent call last)" not in text, name
 
 
+def test_every_image_has_an_alternative_text(pages):
+    for name, page in pages.items():
+        for image in re.findall(r"<img[^>]*>", page):
+            assert re.search(r'alt="[^"]{8,}"', image) and "No description has been provided" not in image, name
+
+
+ONLY_PYTHON_READS = {
+    "a default of typer": "OptionInfo",
+    "a page's own module": r"__main__\.",
+    "a control character": "[\x08\x0b\x1b]",
+    "a dataclass": r"Found\(ratio",
+    "a whole number with decimals": r">\d{1,3}(,\d{3})+\.0+<",
+    "a ratio to six places": r"row_heading[^>]*>0\.\d*000<",
+    "NaN under a gradient": r"background-color: #000000;\s+color: #f1f1f1;\s+}",
+    "a script from elsewhere": r"<script[^>]* src=",
+}
+
+
+@pytest.mark.parametrize("shown", ONLY_PYTHON_READS.values(), ids=ONLY_PYTHON_READS.keys())
+def test_no_page_shows_what_only_python_reads(pages, shown):
+    assert [name for name, page in pages.items() if re.search(shown, html.unescape(page))] == []
+
+
+def test_the_page_of_the_command_line_has_the_help_of_every_command(pages):
+    from vocab_pruning.cli import app
+
+    for command in app.registered_commands:
+        assert f"Usage: vocab-prune {command.name} [OPTIONS]" in pages["nbs/cli.ipynb"]
+
+
 def test_pages_document_what_they_export(pages):
     assert "<h3" in pages["nbs/core.ipynb"] and "resolve_model" in pages["nbs/core.ipynb"]
     assert "show_doc(" not in pages["nbs/core.ipynb"]
@@ -111,6 +141,17 @@ def test_quarto_renders_without_a_warning(capfd):
 def test_the_home_page_comes_first():
     "Quarto leads the site's root to the first page that it renders."
     assert site_pages(ROOT, read_config(ROOT))[0] == ROOT / "nbs" / "index.ipynb"
+
+
+def test_the_site_has_what_visitors_expect():
+    "Both themes, a way to the source, and the files that the configuration names."
+    config = read_config(ROOT)
+    look, website = config["format"]["html"], config["website"]
+    assert {*look["theme"]} == {"light", "dark"}
+    assert website["repo-url"] and website["site-url"] and website["page-footer"] and "source" in website["repo-actions"]
+    for name in (look["css"], website["favicon"], website["open-graph"]["image"], "404.qmd"):
+        assert (ROOT / name).is_file()
+    assert "404.qmd" in config["project"]["render"]
 
 
 def test_the_bar_leads_to_the_five_parts():
@@ -173,6 +214,34 @@ def test_an_output_that_only_programs_read_is_left_out():
     row = new_output("display_data", {"application/json": {"score": 1}})
     nb = filtered(new_markdown_cell("# made\n\n> A row."), new_code_cell("row", outputs=[row]))
     assert nb.cells[-1].outputs == []
+
+
+def test_a_figure_is_described_by_the_text_before_it_unless_its_cell_says_more():
+    drawn = new_output("display_data", {"image/png": "aQ=="})
+    prose = new_markdown_cell("## Curves\n\nFirst.\n\nOne `line` [for](a.ipynb) each method:")
+    two = [new_output("display_data", {"text/markdown": "**The front**"}), drawn, drawn]
+    own = '#| fig-alt: "A rising line."\nplot(2)'
+    cells = [prose, new_code_cell("plot(1)", outputs=[drawn]), new_code_cell(own, outputs=[drawn]), new_code_cell("both()", outputs=two)]
+    nb = filtered(new_markdown_cell("# demo\n\n> A page."), *cells)
+    sources = [cell.source for cell in nb.cells if cell.cell_type == "code"]
+    assert sources[0] == '#| fig-alt: "One line for each method:"\nplot(1)'
+    assert sources[1].count("fig-alt") == 1 and "A rising line." in sources[1]
+    assert sources[2] == '#| fig-alt: ["The front", "The front"]\nboth()'
+    shown = [output.metadata.get("alt") for cell in nb.cells[2:] for output in apply_options(cell).get("outputs", [])]
+    assert shown == ["One line for each method:", "A rising line.", None, "The front", "The front"]
+
+
+def test_headings_tables_and_checks_are_as_the_page_needs_them():
+    heading = new_output("display_data", {"text/markdown": "## Table 1"})
+    table = new_output("execute_result", {"text/html": "<table></table>", "text/plain": "t"})
+    cells = [new_code_cell("show()", outputs=[heading]), new_code_cell("table", outputs=[table]),
+             new_code_cell("from a import b\ntest_eq(b, 1)\nassert b"), new_code_cell("b = 2\nassert b")]
+    nb = filtered(new_markdown_cell("# demo\n\n> A page."), *cells)
+    shown = [cell for cell in nb.cells if cell.cell_type == "code"]
+    assert shown[0].source.startswith("#| output: asis\n")
+    assert shown[1].outputs[0].data["text/markdown"] == "`````{=html}\n<table></table>\n`````\n"
+    assert ["code-fold: true" in cell.source for cell in shown] == [False, False, True, False]
+    assert apply_options(shown[1]).outputs[0].data["text/html"].strip() == "<table></table>"
 
 
 def test_options_are_obeyed_where_quarto_is_missing():

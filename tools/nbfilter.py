@@ -49,9 +49,19 @@ def filter_notebook(text: str) -> str:
     _describe_figures(nb.cells)
     for cell in nb.cells:
         _correct(cell)
+        if is_run:
+            _round_counts(cell)
         if is_run and cell.cell_type == "raw":
             cell.source = cell.source.replace("---\n", "---\nsearch: false\ncode-fold: true\n", 1)
     return json.dumps(nb2dict(nb))
+
+
+def _round_counts(cell):
+    "Write whole numbers in the tables of an executed run as such: early runs wrote 5,585.00."
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if "text/markdown" in data:
+            data["text/markdown"] = re.sub(r">([\d,]+)\.00<", r">\1<", "".join(data["text/markdown"]))
 
 
 def shows_row(nb: dict) -> bool:
