@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import nbformat
@@ -36,6 +37,7 @@ from tools.website import (
     stage_site,
 )
 from vocab_pruning._modidx import d as index
+from vocab_pruning.runs.spec import RunSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -96,6 +98,13 @@ def test_the_page_of_the_command_line_has_the_help_of_every_command(pages):
 
     for command in app.registered_commands:
         assert f"Usage: vocab-prune {command.name} [OPTIONS]" in pages["nbs/cli.ipynb"]
+
+
+def test_the_page_of_a_run_has_every_parameter_in_a_table():
+    cells = read_notebook(ROOT / "nbs" / "run.ipynb")["cells"]
+    table = re.findall(r"^\| `(\w+)` \| `(.*?)` \| (.*) \|$", "\n".join("".join(cell["source"]) for cell in cells), re.MULTILINE)
+    given = RunSpec()
+    assert table == [(field.name, repr(getattr(given, field.name)), field.metadata["says"]) for field in fields(RunSpec)]
 
 
 def test_pages_document_what_they_export(pages):
