@@ -57,7 +57,7 @@ def pruned_models(model, share: float) -> dict:
     order = np.concatenate([[embedding.padding_idx], order[order != embedding.padding_idx]])  # [PAD] is always kept
     plan = Plan(rows, order, round(share * len(rows)))
     remaps = {oov: get_remap(oov).make(plan, **options) for oov, options in PRUNED.items()}
-    return {"full": model} | {oov: rebuild_model_with_vocab(model, remap, share=True).eval() for oov, remap in remaps.items()}
+    return {"full": model} | {oov: rebuild_model_with_vocab(model, remap, share_encoder=True).eval() for oov, remap in remaps.items()}
 
 
 def forward(name: str, share: float, batch: int, length: int, rounds: int) -> dict:

@@ -41,14 +41,14 @@ def modernbert(options) -> tuple[dict, list]:
     draw = torch.Generator().manual_seed(options.seed)
     batches = [dict(input_ids=torch.randint(len(rows), (options.batch, options.length), generator=draw), labels=torch.arange(options.batch) % 2)
                for _ in range(4)]
-    return {"full": full} | {oov: rebuild_model_with_vocab(full, remap, share=True) for oov, remap in remaps.items()}, batches
+    return {"full": full} | {oov: rebuild_model_with_vocab(full, remap, share_encoder=True) for oov, remap in remaps.items()}, batches
 
 
 def minilm(options) -> tuple[dict, dict]:
     "A classifier on MiniLM, what is left of it for CoLA's texts, and batches of CoLA's dev sentences."
     full, tokenizer = load_classifier(minilm_directory(), "cola", options.seed)
     data = load_task("cola")
-    made = {oov: prune(full, tokenizer, documents(data["train"]), 0.773, "vocab", "frequency", oov, options.seed, share=True)
+    made = {oov: prune(full, tokenizer, documents(data["train"]), 0.773, "vocab", "frequency", oov, options.seed, share_encoder=True)
             for oov in (*options.oovs, "resegment")}
     dev = data["dev"].select(range(256))
     texts, tokenizers = documents(dev), {"full": tokenizer} | {oov: p.tokenizer for oov, p in made.items()}

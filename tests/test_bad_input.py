@@ -80,7 +80,7 @@ BAD_CHOICES = {
     "seed of a fraction": (dict(seed=1.5), ValueError, ["seed=1.5"]),
     "seed None": (dict(seed=None), ValueError, ["seed=None"]),
     "negative seed": (dict(seed=-1), ValueError, ["seed=-1"]),
-    "share as text": (dict(share="no"), ValueError, ["share='no'"]),
+    "share_encoder as text": (dict(share_encoder="no"), ValueError, ["share_encoder='no'"]),
     "progress None": (dict(progress=None), ValueError, ["progress=None"]),
     "unknown oov": (dict(oov="subword"), ValueError, ["subword", "cluster"]),
     "oov None": (dict(oov=None), ValueError, ["None", "resegment"]),

@@ -27,7 +27,8 @@ KINDS = {"unk": {}, "cluster": dict(n_clusters=7), "dbscan": dict(n_clusters=7),
 def models_and_batches(family: str) -> tuple[dict, dict]:
     "The full classifier of a family, what every kind of pruning leaves of it, and batches with labels for each."
     full, tokenizer = shared(family, "classification"), FAMILIES[family].tokenizer
-    made = {oov: prune(full, tokenizer, TEXTS, 0.02 if oov == "resegment" else 0.5, "vocab", oov=oov, share=True, **options) for oov, options in KINDS.items()}
+    made = {oov: prune(full, tokenizer, TEXTS, 0.02 if oov == "resegment" else 0.5, "vocab", oov=oov, share_encoder=True, **options)
+            for oov, options in KINDS.items()}
     tokenizers = {"full": tokenizer} | {oov: p.tokenizer for oov, p in made.items()}
     labels = [i % 2 for i in range(len(TEXTS))]
     return {"full": full} | {oov: p.model for oov, p in made.items()}, {name: text_batches(TEXTS, t, 16, 12, labels) for name, t in tokenizers.items()}

@@ -112,11 +112,12 @@ def test_inspect(tiny):
 
 def test_preflight(tiny, tmp_path):
     table = tmp_path / "cuts.csv"
-    shown = call("preflight", tiny / "model", tiny / "texts.txt", "--ratio", 0.3, "--ratio", 0.5, "--oov", "nearest", "--oov", "unk", "--csv", table).output
+    cuts = ["--base", "vocab", "--ratio", 0.3, "--ratio", 0.5]
+    shown = call("preflight", tiny / "model", tiny / "texts.txt", *cuts, "--oov", "nearest", "--oov", "unk", "--csv", table).output
     rows = pd.read_csv(table)
     assert rows[["ratio", "oov"]].values.tolist() == [[0.3, "nearest"], [0.3, "unk"], [0.5, "nearest"], [0.5, "unk"]]
     assert rows.rows.notna().all() and len(shown.splitlines()) == 5
-    call("preflight", tiny / "model", tiny / "texts.csv", "-t", "said", "--held-out", tiny / "texts.csv", "--ratio", 0.3, "--oov", "unk", "--csv", table)
+    call("preflight", tiny / "model", tiny / "texts.csv", "-t", "said", "--held-out", tiny / "texts.csv", *cuts, "--oov", "unk", "--csv", table)
     again = pd.read_csv(table).iloc[0]
     assert again.coverage_held_out == again.coverage_train
 
@@ -439,7 +440,7 @@ def test_preflight_holds_out_a_described_tasks_dev_split(tiny, tmp_path):
     for split, seed in (("train", 1), ("dev", 2)):
         pd.DataFrame({"text": [text or "none" for text in make_texts(30, seed=seed)], "label": [0, 1] * 15}).to_csv(tmp_path / f"{split}.csv", index=False)
     (tmp_path / "mine.yaml").write_text("train: train.csv\ndev: dev.csv\n")
-    cut = ["--ratio", 0.4, "--oov", "unk"]
+    cut = ["--ratio", 0.3, "--oov", "unk"]
     shown = call("preflight", tiny / "model", tmp_path / "mine.yaml", *cut).output
     assert shown == call("preflight", tiny / "model", tmp_path / "train.csv", "--held-out", tmp_path / "dev.csv", *cut).output
 

@@ -3,6 +3,8 @@
 The environment makes it quick, not the text: `GLUE_DIR` names a task of a few examples, the package of the offline weights
 holds a model of one narrow layer, and make is told (`MAKEFLAGS`) that the virtual environment is this one."""
 
+import ast
+import builtins
 import json
 import os
 import re
@@ -94,7 +96,8 @@ def run(command: list[str], project: Path, **kwargs) -> subprocess.CompletedProc
         "PYTHONPATH": f"{project.with_name('packages')}{os.pathsep}{ROOT}", "GLUE_DIR": str(project.with_name("glue")),
         "MAKEFLAGS": f" -- BIN={BIN} READY=", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
     }
-    return subprocess.run(command, cwd=project, env=env, check=False, capture_output=True, text=True, **kwargs)
+    options = dict(cwd=project, env=env, check=False, capture_output=True, text=True) | kwargs
+    return subprocess.run(command, **options)
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +152,41 @@ def test_what_the_commands_left_is_what_they_say(project, ran):
 
 @needs_weights
 @pytest.mark.parametrize("document", sorted({name for name, _ in blocks("python")}))
-def test_the_python_of_a_document_runs_as_written(project, document):
-    "All blocks of a document, one after the other, as somebody who copies them would."
+def test_the_python_of_a_document_runs_as_written(project, document, tmp_path):
+    "All blocks of a document, one after the other, as somebody would who copies them beside a file of texts."
     code = "\n".join(block for name, block in blocks("python") if name == document)
-    done = run([sys.executable, "-W", "ignore", "-c", code], project)
+    shutil.copy(project / "texts.txt", tmp_path)
+    (tmp_path / "sentence-transformers").symlink_to(project / "sentence-transformers", target_is_directory=True)
+    done = run([sys.executable, "-W", "ignore", "-c", code], project, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+# Each page of the guide is executed by nbdev_test, in a process of its own. That it stands alone can be read.
+
+
+def bound(tree: ast.AST) -> set[str]:
+    "Names that a cell defines: variables, imports, functions, their parameters, exceptions."
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {(node.asname or node.name).partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.alias)}
+    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    named = (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)
+    return names | {node.name for node in ast.walk(tree) if isinstance(node, named)}
+
+
+@pytest.mark.parametrize("page", ["nbs/index.ipynb", *(f"nbs/guide/{path.name}" for path in sorted((ROOT / "nbs/guide").glob("*.ipynb")))])
+def test_what_a_guide_shows_can_be_copied_and_needs_no_other_page(page):
+    "No cell that is shown reads a name that only a hidden one defines; files are made in a directory of the page's own."
+    cells = [cell for cell in json.loads((ROOT / page).read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    known, touched, own = set(dir(builtins)), set(), False
+    for source in ("".join(cell["source"]) for cell in cells):
+        tree = ast.parse(source)
+        own |= "os.chdir(tempfile.mkdtemp())" in source
+        touched |= set(re.findall(r"open\(|_text\(|save_pretrained\(|symlink_to\(", source)) if not own else set()
+        if not re.search(r"^#\| *(hide|echo: *false)", source, re.MULTILINE):
+            read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+            known |= bound(tree)
+            assert not read - known, source
+    assert not touched, "change to a directory of the page's own first"
 
 
 def test_commands_in_the_middle_of_a_sentence_name_targets_that_exist(project):

@@ -1,14 +1,17 @@
 """What preflight checks as prune does, what it takes for a reason, and what it raises."""
 
+import inspect
 import math
 
 import pytest
 import torch
 from conftest import FAMILIES, ODD_FAMILIES, TEXTS, build, make_texts, shared
 
-from vocab_pruning import preflight, prune
+from vocab_pruning import cli, preflight, prune
 from vocab_pruning.core import CannotPrune
 from vocab_pruning.evaluate.preflight import quick_remaps
+from vocab_pruning.models.checkpoint import prune_checkpoint
+from vocab_pruning.runs.spec import RunSpec
 
 HELD_OUT = make_texts(20, seed=5)
 
@@ -16,8 +19,23 @@ HELD_OUT = make_texts(20, seed=5)
 def look(model=None, tokenizer=None, **options):
     "`preflight` of the small WordPiece model with one mild cut, unless asked otherwise."
     model, tokenizer = model or shared("wordpiece"), tokenizer or FAMILIES["wordpiece"].tokenizer
-    given = dict(texts=TEXTS, held_out=HELD_OUT, ratios=[0.3], oovs=["nearest"], scorer="frequency")
+    given = dict(texts=TEXTS, held_out=HELD_OUT, ratios=[0.3], base="vocab", oovs=["nearest"], scorer="frequency")
     return preflight(model, tokenizer, **given | options)
+
+
+def test_without_ratios_each_cut_is_what_prune_makes_of_the_same_numbers():
+    "Both count a ratio of all parameters where no base is given."
+    model, tokenizer = shared("wordpiece"), FAMILIES["wordpiece"].tokenizer
+    table = preflight(model, tokenizer, TEXTS, HELD_OUT, oovs="unk", scorer="frequency")
+    assert len(table) == 4 and table.reason.isna().all() and set(table.base) == {"params"}
+    for cut in table.itertuples():
+        assert prune(model, tokenizer, TEXTS, cut.ratio, oov=cut.oov, scorer="frequency").info["after"]["rows"] == cut.rows
+
+
+def test_a_ratio_has_one_base_unless_another_is_given():
+    counting = (prune, prune_checkpoint, preflight, cli._prune_command, cli._preflight_command, cli._run_command)
+    assert [inspect.signature(one).parameters["base"].default for one in counting] == ["params"] * 6
+    assert RunSpec().base == "params"
 
 
 def damaged(value: float):

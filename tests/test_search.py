@@ -101,7 +101,10 @@ def test_noise_is_what_rises():
 
 
 def test_a_fine_ratio_is_shown_as_it_is():
-    assert str(Found(0.945, 0.99, 0.99, "vocab", 0.95, 3, 0.0, None)).startswith("Found(ratio 0.945 of vocab: retention 0.990, wanted 0.99; 0.95 fails;")
+    found = Found(0.945, 0.99, 0.99, "vocab", 0.95, 3, 0.0, None)
+    assert str(found).startswith("Found(ratio 0.945 of vocab: retention 0.990, wanted 0.99; 0.95 fails;")
+    assert found.in_words() == ("**94.5 %** of the rows can go: retention is 0.990, and 0.99 was wanted; a cut of 95 % failed. "
+                                "3 models were trained.")
 
 
 @pytest.fixture(scope="module")

@@ -1734,10 +1734,10 @@ def test_a_look_costs_nothing_and_tells_the_truth(family, task="masked"):
     full, old = build(family, task), FAMILIES[family].tokenizer
     before, mode, config = state(full), full.training, full.config.to_dict()
     kinds, ratios = ["nearest", "int8", "resegment"], [LOSSLESS[family], LOSSY[family]]
-    table = preflight(full, old, TEXTS, make_texts(20, seed=5), ratios, oovs=kinds)
+    table = preflight(full, old, TEXTS, make_texts(20, seed=5), ratios, "vocab", oovs=kinds)
     assert same(before, state(full)) == [] and (full.training, full.config.to_dict()) == (mode, config)
     assert [*zip(table.ratio, table.oov, strict=True)] == [(ratio, kind) for ratio in ratios for kind in kinds]
-    columns = ["ratio", "oov", "rows", "coverage_train", "coverage_held_out", "mapped_held_out", "error", "growth", "params", "params_removed", "bytes"]
+    columns = ["ratio", "base", "oov", "rows", "coverage_train", "coverage_held_out", "mapped_held_out", "error", "growth", "params", "params_removed", "bytes"]
     assert [*table.columns][: len(columns)] == columns
     for row in table.itertuples():
         p = prune(full, old, TEXTS, row.ratio, "vocab", oov=row.oov)
@@ -1763,15 +1763,15 @@ def test_scores_are_computed_once_where_they_do_not_depend_on_the_rows(scorer, t
     made = []
     monkeypatch.setattr(import_module("vocab_pruning.evaluate.preflight"), "compute_token_scores",
                         lambda *args, **options: made.append(1) or compute_token_scores(*args, **options))
-    preflight(shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer, TEXTS, TEXTS, [0.2, 0.5], oovs=["unk", "nearest"], scorer=scorer)
+    preflight(shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer, TEXTS, TEXTS, [0.2, 0.5], "vocab", oovs=["unk", "nearest"], scorer=scorer)
     assert len(made) == times
 
 
 @pytest.mark.parametrize("ratios, oovs", [([0.2], ["unk"]), ([0.999], ["resegment"])])
 def test_the_columns_are_always_the_same(ratios, oovs):
     full, old = shared("wordpiece", "classification"), FAMILIES["wordpiece"].tokenizer
-    table = preflight(full, old, TEXTS, TEXTS, ratios, oovs=oovs)
-    assert [*table.columns] == ["ratio", "oov", "rows", "coverage_train", "coverage_held_out", "mapped_held_out", "error", "growth", "params",
+    table = preflight(full, old, TEXTS, TEXTS, ratios, "vocab", oovs=oovs)
+    assert [*table.columns] == ["ratio", "base", "oov", "rows", "coverage_train", "coverage_held_out", "mapped_held_out", "error", "growth", "params",
                                 "params_removed", "bytes", "reason"]
     plot_preflight(table)
 
@@ -1993,5 +1993,5 @@ def test_minilm_keeps_what_it_kept_on_stsb(rows, oov, options, expected):
     "Spearman's correlation of the sentence encoder on dev, ranked by tf-idf on train, in per cent of the full model's 0.8672: within half a point."
     minilm(), glue_texts()
     encoder, dataset = AutoModel.from_pretrained(minilm_directory()).eval(), load_task("stsb", "auto")
-    p = prune(encoder, minilm(), documents(dataset["train"]), 1 - (rows - 5) / (30522 - 5), "vocab", oov=oov, share=True, **options)
+    p = prune(encoder, minilm(), documents(dataset["train"]), 1 - (rows - 5) / (30522 - 5), "vocab", oov=oov, share_encoder=True, **options)
     assert 100 * sts_score(p.model, p.tokenizer, dataset["dev"]) / 0.8672 == pytest.approx(expected, abs=0.5)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import nbformat
@@ -33,8 +34,10 @@ from tools.website import (
     render_pages,
     render_site,
     site_pages,
+    stage_site,
 )
 from vocab_pruning._modidx import d as index
+from vocab_pruning.runs.spec import RunSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -64,6 +67,44 @@ def test_no_page_shows_a_directive_or_a_traceback(pages):
         text = html.unescape(re.sub(r"<[^>]+>", "", page))
         assert not re.search(r"^\s*#\|", text, re.MULTILINE), name
         assert "Traceback (most recent call last)" not in text, name
+
+
+def test_every_image_has_an_alternative_text(pages):
+    "Apart from drawings: nbconvert drops theirs, and Quarto takes it from the cell."
+    for name, page in pages.items():
+        for image in re.findall(r"<img(?![^>]*data:image/svg)[^>]*>", page):
+            assert re.search(r'alt="[^"]{8,}"', image) and "No description has been provided" not in image, name
+
+
+ONLY_PYTHON_READS = {
+    "a default of typer": "OptionInfo",
+    "a page's own module": r"__main__\.",
+    "a control character": "[\x08\x0b\x1b]",
+    "a dataclass": r"Found\(ratio",
+    "a whole number with decimals": r">\d{1,3}(,\d{3})+\.0+<",
+    "a ratio to six places": r"row_heading[^>]*>0\.\d*000<",
+    "NaN under a gradient": r"background-color: #000000;\s+color: #f1f1f1;\s+}",
+    "a script from elsewhere": r"<script[^>]* src=",
+}
+
+
+@pytest.mark.parametrize("shown", ONLY_PYTHON_READS.values(), ids=ONLY_PYTHON_READS.keys())
+def test_no_page_shows_what_only_python_reads(pages, shown):
+    assert [name for name, page in pages.items() if re.search(shown, html.unescape(page))] == []
+
+
+def test_the_page_of_the_command_line_has_the_help_of_every_command(pages):
+    from vocab_pruning.cli import app
+
+    for command in app.registered_commands:
+        assert f"Usage: vocab-prune {command.name} [OPTIONS]" in pages["nbs/cli.ipynb"]
+
+
+def test_the_page_of_a_run_has_every_parameter_in_a_table():
+    cells = read_notebook(ROOT / "nbs" / "run.ipynb")["cells"]
+    table = re.findall(r"^\| `(\w+)` \| `(.*?)` \| (.*) \|$", "\n".join("".join(cell["source"]) for cell in cells), re.MULTILINE)
+    given = RunSpec()
+    assert table == [(field.name, repr(getattr(given, field.name)), field.metadata["says"]) for field in fields(RunSpec)]
 
 
 def test_pages_document_what_they_export(pages):
@@ -110,6 +151,17 @@ def test_quarto_renders_without_a_warning(capfd):
 def test_the_home_page_comes_first():
     "Quarto leads the site's root to the first page that it renders."
     assert site_pages(ROOT, read_config(ROOT))[0] == ROOT / "nbs" / "index.ipynb"
+
+
+def test_the_site_has_what_visitors_expect():
+    "Both themes, a way to the source, and the files that the configuration names."
+    config = read_config(ROOT)
+    look, website = config["format"]["html"], config["website"]
+    assert {*look["theme"]} == {"light", "dark"}
+    assert website["repo-url"] and website["site-url"] and website["page-footer"] and "source" in website["repo-actions"]
+    for name in (look["css"], website["favicon"], website["open-graph"]["image"], "404.qmd"):
+        assert (ROOT / name).is_file()
+    assert "404.qmd" in config["project"]["render"]
 
 
 def test_the_bar_leads_to_the_five_parts():
@@ -172,6 +224,34 @@ def test_an_output_that_only_programs_read_is_left_out():
     row = new_output("display_data", {"application/json": {"score": 1}})
     nb = filtered(new_markdown_cell("# made\n\n> A row."), new_code_cell("row", outputs=[row]))
     assert nb.cells[-1].outputs == []
+
+
+def test_a_figure_is_described_by_the_text_before_it_unless_its_cell_says_more():
+    drawn = new_output("display_data", {"image/png": "aQ=="})
+    prose = new_markdown_cell("## Curves\n\nFirst.\n\nOne `line` [for](a.ipynb) each method:")
+    two = [new_output("display_data", {"text/markdown": "**The front**"}), drawn, drawn]
+    own = '#| fig-alt: "A rising line."\nplot(2)'
+    cells = [prose, new_code_cell("plot(1)", outputs=[drawn]), new_code_cell(own, outputs=[drawn]), new_code_cell("both()", outputs=two)]
+    nb = filtered(new_markdown_cell("# demo\n\n> A page."), *cells)
+    sources = [cell.source for cell in nb.cells if cell.cell_type == "code"]
+    assert sources[0] == '#| fig-alt: "One line for each method:"\nplot(1)'
+    assert sources[1].count("fig-alt") == 1 and "A rising line." in sources[1]
+    assert sources[2] == '#| fig-alt: ["The front", "The front"]\nboth()'
+    shown = [output.metadata.get("alt") for cell in nb.cells[2:] for output in apply_options(cell).get("outputs", [])]
+    assert shown == ["One line for each method:", "A rising line.", None, "The front", "The front"]
+
+
+def test_headings_tables_and_checks_are_as_the_page_needs_them():
+    heading = new_output("display_data", {"text/markdown": "## Table 1"})
+    table = new_output("execute_result", {"text/html": "<table></table>", "text/plain": "t"})
+    cells = [new_code_cell("show()", outputs=[heading]), new_code_cell("table", outputs=[table]),
+             new_code_cell("from a import b\ntest_eq(b, 1)\nassert b"), new_code_cell("b = 2\nassert b")]
+    nb = filtered(new_markdown_cell("# demo\n\n> A page."), *cells)
+    shown = [cell for cell in nb.cells if cell.cell_type == "code"]
+    assert shown[0].source.startswith("#| output: asis\n")
+    assert shown[1].outputs[0].data["text/markdown"] == "`````{=html}\n<table></table>\n`````\n"
+    assert ["code-fold: true" in cell.source for cell in shown] == [False, False, True, False]
+    assert apply_options(shown[1]).outputs[0].data["text/html"].strip() == "<table></table>"
 
 
 def test_options_are_obeyed_where_quarto_is_missing():
@@ -576,7 +656,7 @@ def test_pages_are_named_after_their_notebooks(site):
         ("echo 'WARN: Unable to resolve link target'", 1),
         ("printf '\\033[33mWARN: Unable to resolve link target\\033[39m'", 1),
         ("echo 'ERROR: no' >&2; exit 1", 1),
-        ("PATH=$PATH:/bin:/usr/bin command -v vocab-pruning-filter", 0),
+        ("test -f look.scss && test -f nbs/00_part.ipynb && test -f _quarto.yml", 0),
         ("", 127),
     ],
 )
@@ -585,8 +665,31 @@ def test_how_a_rendering_ends(site, monkeypatch, script, code):
     (quarto := site / "quarto").write_text(f"#!/bin/sh\n{script}\n")
     quarto.chmod(0o755 if script else 0o644)
     monkeypatch.setenv("PATH", str(site))
-    monkeypatch.setattr(sys, "executable", str(site / "python"))
     assert render_site(site) == code
+
+
+def test_quarto_reads_pages_that_are_filtered_already(site):
+    "Left to start the filter itself, it would do so once for each of some two hundred pages."
+    edit(site, "website:", "ipynb-filters: [a-filter]\nwebsite:")
+    (site / "_proc").mkdir()
+    (site / "_proc" / "left.ipynb").touch()
+    staged = stage_site(site)
+    files = {path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()}
+    assert files == {"_quarto.yml", "look.scss", "nbs/index.ipynb", "nbs/00_part.ipynb"}
+    assert "show_doc(Thing)" in (staged / "nbs" / "00_part.ipynb").read_text()
+    given = read_config(site)
+    assert given.pop("ipynb-filters") and read_config(staged) == given
+
+
+def test_what_quarto_prints_is_shown_and_its_site_is_moved_into_place(site, monkeypatch, capsys):
+    (quarto := site / "quarto").write_text("#!/bin/sh\necho '[1/2] nbs/index.ipynb' >&2\nmkdir _site\necho new > _site/index.html\n")
+    quarto.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{site}{os.pathsep}{os.environ['PATH']}")
+    (site / "_site").mkdir()
+    (site / "_site" / "old.html").touch()
+    assert render_site(site) == 0
+    assert capsys.readouterr().err == "[1/2] nbs/index.ipynb\n"
+    assert [path.name for path in (site / "_site").iterdir()] == ["index.html"]
 
 
 def test_a_site_with_a_problem_is_not_rendered(site, capsys):

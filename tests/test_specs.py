@@ -57,7 +57,7 @@ def test_a_new_remap_is_found_everywhere(toy_remap, model, tmp_path):
         prune(*model, TEXTS, 0.5, "vocab", oov="toy", m=2)
     with pytest.raises(ValueError, match="shift=-1: give a whole number, 0 or more"):
         prune(*model, TEXTS, 0.5, "vocab", oov="toy", shift=-1)
-    table = preflight(*model, TEXTS, TEXTS[:20], 0.5)
+    table = preflight(*model, TEXTS, TEXTS[:20], 0.5, "vocab")
     assert "toy" in set(table.oov) and table[table.oov == "toy"].reason.isna().all()
     p.save_pretrained(tmp_path / "small")
     assert "reads the first row that stays: `toy` (shift=2)" in (tmp_path / "small" / "README.md").read_text()
@@ -71,7 +71,7 @@ def test_a_new_scorer_is_found_everywhere(toy_scorer, model):
     assert p.info["scorer"] == "rare" and "`rare` (floor=2)" in make_card(p.info)
     with pytest.raises(TypeError, match="scorer 'rare' got an unexpected option 'norm'; it takes floor"):
         prune(*model, TEXTS, 0.5, "vocab", scorer="rare", scorer_options={"norm": None})
-    table = preflight(*model, TEXTS, TEXTS[:20], 0.5, scorer="rare", oovs="unk")
+    table = preflight(*model, TEXTS, TEXTS[:20], 0.5, "vocab", scorer="rare", oovs="unk")
     assert table.reason.isna().all()
     RunSpec.parse(scorer="rare", scorer_options="{floor: 2}").check()
     assert "rare" in help_of("prune")

@@ -248,7 +248,7 @@ def test_a_text_that_uses_a_token_without_a_row(family, oov):
         with pytest.raises(ValueError, match=f"emits id {rows} but the embedding has {rows} rows"):
             read()
     assert coverage_of(p, TEXTS)["kept"] > 0.3 and spending(model, tokenizer)["rows"] == rows
-    assert preflight(model, tokenizer, TEXTS, TEXTS, [0.1], oovs=[oov]).reason.isna().all()
+    assert preflight(model, tokenizer, TEXTS, TEXTS, [0.1], "vocab", oovs=[oov]).reason.isna().all()
 
 
 @pytest.mark.parametrize("role", ["pad_token", "unk_token", "cls_token", "sep_token", "mask_token"])

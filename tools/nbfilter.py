@@ -2,14 +2,20 @@
 
 Quarto runs the command under `ipynb-filters` in `_quarto.yml`, gives it a notebook on stdin, and renders what it
 prints. nbdev replaces exported code by its documentation and drops hidden cells. It expects to run before Quarto, not
-inside it, so this module corrects five things.
+inside it, so this module corrects some things.
 
 - nbdev turns the whole first cell into front matter and keeps only its title lines. The rest moves to its own cell.
 - nbdev runs `exec_doc` cells only on pages that document a function. Here they run on every page.
 - nbdev derives an `output-file` from a path that Quarto does not tell. It is removed: a page keeps its notebook's name.
 - nbdev adds a key that is not valid in a notebook, and Quarto warns about outputs that only programs read. Both go.
+- nbdev writes `__main__.` before the names of a page's own classes. That goes.
+- A figure gets the sentence that leads to it as alternative text, unless its cell has a `fig-alt`.
+- A cell of nothing but checks is folded. It proves the page, and teaches little.
+- A heading in an output is no heading of the page, and missing in its table of contents, without `output: asis`.
+- Quarto loads two scripts from elsewhere for HTML in an output, which a table does not need. It becomes raw Markdown.
 - An executed run is one of many alike: its page is left out of the search, folds its code and leads back to the list."""
 
+import ast
 import contextlib
 import importlib.util
 import json
@@ -19,6 +25,9 @@ import sys
 _TITLE_LINES = re.compile(r"(?:[ \t]*(?:#[ \t].*|>.*|-[ \t]+\S.*:.*)?(?:\n|\Z))*")
 _BACK = "[All runs](../../../nbs/results/runs.ipynb), with the conclusions that they support."
 _OPTIONS = re.compile(r"(?:#\|[^\n:]+:[^\n]*(?:\n|\Z))*")
+_FOLDED = '#| code-fold: true\n#| code-summary: "Checks"\n'
+_RAW_END = "`" * 5
+_RAW = _RAW_END + "{=html}"
 NO_NBDEV = "vocab-pruning-filter needs nbdev: pip install vocab_pruning[dev]"
 
 
@@ -37,11 +46,22 @@ def filter_notebook(text: str) -> str:
     nb.path_ = "notebook.ipynb"
     with contextlib.redirect_stdout(sys.stderr):
         _document(nb)
+    _describe_figures(nb.cells)
     for cell in nb.cells:
         _correct(cell)
+        if is_run:
+            _round_counts(cell)
         if is_run and cell.cell_type == "raw":
             cell.source = cell.source.replace("---\n", "---\nsearch: false\ncode-fold: true\n", 1)
     return json.dumps(nb2dict(nb))
+
+
+def _round_counts(cell):
+    "Write whole numbers in the tables of an executed run as such: early runs wrote 5,585.00."
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if "text/markdown" in data:
+            data["text/markdown"] = re.sub(r">([\d,]+)\.00<", r">\1<", "".join(data["text/markdown"]))
 
 
 def shows_row(nb: dict) -> bool:
@@ -82,13 +102,90 @@ def _document(nb):
     Filter()(nb)
 
 
+def _describe_figures(cells: list):
+    "Give each figure in `cells` the last paragraph or heading before it as `fig-alt`, unless its cell has one."
+    before = ""
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            before = plain_text(cell.source) or before
+        elif cell.cell_type == "raw" and (title := re.search(r"^title: (.*)$", cell.source, re.MULTILINE)):
+            before = title[1]
+        elif cell.cell_type == "code" and "fig-alt:" not in cell.source and (alts := _descriptions(cell, before)):
+            shown = json.dumps(alts if len(alts) > 1 else alts[0], ensure_ascii=False)
+            cell.source = f"#| fig-alt: {shown}\n{cell.source}"
+
+
+def _descriptions(cell: dict, before: str) -> list[str]:
+    "Return for each image that `cell` shows the last text before it, which is `before` at the start of the cell."
+    found = []
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if any(map(_is_image, data)):
+            found.append(before)
+        elif "text/markdown" in data:
+            before = plain_text("".join(data["text/markdown"])) or before
+    return found
+
+
+def _is_image(kind: str) -> bool:
+    "Return whether an output of this `kind` is an image."
+    return kind.startswith("image/")
+
+
+def plain_text(markdown: str, length: int = 300) -> str:
+    "Return the last paragraph or heading of `markdown` that holds words, without marks; whole words, up to `length`."
+    blocks = [block.strip() for block in re.split(r"\n\s*\n|^#+ .*$", markdown, flags=re.MULTILINE)]
+    prose = [block for block in blocks if block and not re.match(r"[|<`>$]|:::", block)]
+    headings = re.findall(r"^#+ (.*)$", markdown, re.MULTILINE)
+    last = (prose or headings or [""])[-1]
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", last)
+    text = " ".join(re.sub(r"[`*]|\{#[^}]*\}", "", text).split())
+    return text if len(text) <= length else text[:length].rpartition(" ")[0] + " …"
+
+
 def _correct(cell):
-    "Remove from a filtered `cell` of execnb what Quarto must not see."
+    "Change in a filtered `cell` of execnb what Quarto must not see, or would show badly."
     cell.pop("has_sd", None)
     if cell.cell_type == "raw":
         cell.source = re.sub(r"^output-file: .*\n", "", cell.source, flags=re.MULTILINE)
     elif cell.cell_type == "code":
         cell.outputs = [output for output in cell.outputs if _is_shown(output)]
+        if only_checks(cell.source):
+            cell.source = f"{_FOLDED}{cell.source}"
+        if "output:" not in cell.source and any(map(_has_heading, cell.outputs)):
+            cell.source = f"#| output: asis\n{cell.source}"
+        for output in cell.outputs:
+            _correct_output(output, documents="show_doc(" in cell.source)
+
+
+def _has_heading(output: dict) -> bool:
+    "Return whether an `output` is Markdown with a heading, which is one of the page only outside an output's frame."
+    return bool(re.search(r"^#{2,4} ", "".join(output.get("data", {}).get("text/markdown", "")), re.MULTILINE))
+
+
+def only_checks(source: str) -> bool:
+    "Return whether `source` holds assertions and calls of `test_…`, and apart from them at most imports."
+    try:
+        nodes = ast.parse(source).body
+    except SyntaxError:  # a magic
+        return False
+    rest = [node for node in nodes if not isinstance(node, ast.Import | ast.ImportFrom)]
+    return bool(rest) and all(map(_is_check, rest))
+
+
+def _is_check(node: ast.stmt) -> bool:
+    "Return whether a statement is an assertion or a call of `test_…`."
+    called = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and node.value.func
+    return isinstance(node, ast.Assert) or isinstance(called, ast.Name) and called.id.startswith("test_")
+
+
+def _correct_output(output: dict, documents: bool):
+    "Change the data of an `output`: its HTML, and in the output of a cell that `documents` the names of classes."
+    data = output.get("data", {})
+    if documents and "text/markdown" in data:
+        data["text/markdown"] = "".join(data["text/markdown"]).replace("__main__.", "")
+    if "text/html" in data:
+        data["text/markdown"] = f"{_RAW}\n{''.join(data.pop('text/html')).strip()}\n{_RAW_END}\n"
 
 
 def _is_shown(output: dict) -> bool:
@@ -110,7 +207,24 @@ def apply_options(cell: dict) -> dict:
         hidden = re.search(r"^#\|\s*echo:\s*false", options, re.MULTILINE)
         cell["source"] = cell["source"].removeprefix(options)
         cell["metadata"]["transient"] = {"remove_source": bool(hidden)}
+        _apply_to_outputs(cell["outputs"], re.search(r"^#\| fig-alt: (.*)$", options, re.MULTILINE))
     return cell
+
+
+def _apply_to_outputs(outputs: list, described: re.Match | None):
+    "Turn raw Markdown in `outputs` back into HTML, and give their images the alternative text `described`."
+    import yaml
+
+    alts = yaml.safe_load(described[1]) if described else []
+    alts = iter([alts] if isinstance(alts, str) else alts)
+    for output in outputs:
+        data = output.get("data", {})
+        text = "".join(data.get("text/markdown", ""))
+        if text.startswith(_RAW):
+            data["text/html"] = text.removeprefix(_RAW).strip().removesuffix(_RAW_END)
+            del data["text/markdown"]
+        if any(map(_is_image, data)):
+            output["metadata"]["alt"] = next(alts, "")
 
 
 def main():

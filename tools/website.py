@@ -28,6 +28,7 @@ from tools.notebooks import cell_sources, exported_sources, notebook_problems, p
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = "results/*/runs"
+STAGED = "_proc"  # what Quarto renders; ignored by git
 NO_QUARTO = (
     "Quarto is not on the path: install it from https://quarto.org/docs/get-started/ "
     "(in a workflow: quarto-dev/quarto-actions/setup)"
@@ -65,9 +66,10 @@ def read_config(root: Path) -> dict:
 
 
 def site_pages(root: Path, config: dict) -> list[Path]:
-    "Return the files under `root` that the render list of `config` matches, in its order, each once."
+    "Return the notebooks under `root` that the render list of `config` matches, in its order, each once."
     globs = _at(config, "project", "render") or []
-    return list(dict.fromkeys(path for glob in globs for path in _matches(root, glob)))
+    found = dict.fromkeys(path for glob in globs for path in _matches(root, glob))
+    return [path for path in found if path.suffix == ".ipynb"]
 
 
 def _at(config: dict, *keys: str):
@@ -274,30 +276,67 @@ def render_site(root: str | Path = ".") -> int:
     """Render the site in `root` with Quarto to its `_site`, and return the exit code.
 
     The code is 0, 1 for a problem or a warning, or 127 without Quarto. Quarto exits with success on warnings, so its
-    log is read. Problems are printed on stderr, one a line."""
+    log is read, and shown on stderr as it comes. Problems are printed there, too, one a line."""
+    root = Path(root).resolve()
     if problems := check_site(root):
         print(*problems, sep="\n", file=sys.stderr)
         return 1
-    path = _search_path()
-    quarto = shutil.which("quarto", path=path)
+    quarto = shutil.which("quarto")
     if not quarto:
         print(NO_QUARTO, file=sys.stderr)
         return 127
-    done = subprocess.run(
-        [quarto, "render"],
-        cwd=root,
-        env=os.environ | {"PATH": path},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    print(done.stdout, file=sys.stderr)
-    return int(done.returncode != 0 or "WARN" in done.stdout)
+    staged = stage_site(root)
+    code, log = _run_shown([quarto, "render"], staged)
+    if (staged / "_site").is_dir():
+        shutil.rmtree(root / "_site", ignore_errors=True)
+        (staged / "_site").rename(root / "_site")
+    return int(code != 0 or "WARN" in log)
 
 
-def _search_path() -> str:
-    "Return PATH with the folders of `vocab-pruning-filter` and of this Python in front."
-    return os.pathsep.join([str(ROOT / "tools"), str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+def stage_site(root: Path) -> Path:
+    """Write what Quarto renders to `_proc` in `root`, in place of what is there, and return that folder.
+
+    It holds the pages as nbdev documents them, the files that they show or lead to, and `_quarto.yml` without its
+    filter: Quarto would start that once for each page, which takes longer than everything else."""
+    config = read_config(root)
+    staged = root / STAGED
+    shutil.rmtree(staged, ignore_errors=True)
+    for path in [*site_pages(root, config), *_other_files(root, config)]:
+        copy = staged / path.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".ipynb":
+            copy.write_text(_filtered(path), encoding="utf-8")
+        else:
+            shutil.copy(path, copy)
+    config.pop("ipynb-filters", None)
+    (staged / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return staged
+
+
+def _filtered(path: Path) -> str:
+    "Return the notebook in `path` as JSON, by the filter, which runs exported cells in the notebook's folder."
+    with contextlib.chdir(path.parent):
+        return filter_notebook(path.read_text(encoding="utf-8"))
+
+
+def _other_files(root: Path, config: dict) -> list[Path]:
+    "Return the files of the site that are no notebooks: those that `config` names, and those that pages link to."
+    named = [root / text for text in _strings(config)]
+    linked = [page.parent / target for page in site_pages(root, config) for target in page_links(read_notebook(page))]
+    rendered = [path for glob in _at(config, "project", "render") or [] for path in _matches(root, glob)]
+    files = dict.fromkeys(path.resolve() for path in [*rendered, *named, *linked])
+    return [path for path in files if path.is_file() and path.suffix != ".ipynb" and path.is_relative_to(root)]
+
+
+def _run_shown(command: list, folder: Path) -> tuple[int, str]:
+    "Run `command` in `folder`, show on stderr what it prints as it comes, and return its exit code and all of that."
+    lines = []
+    options = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with subprocess.Popen(command, cwd=folder, **options) as process:
+        for line in process.stdout:
+            print(line, end="", file=sys.stderr, flush=True)
+            lines.append(line)
+    return process.returncode, "".join(lines)
 
 
 # The public names

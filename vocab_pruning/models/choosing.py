@@ -44,7 +44,7 @@ class Request:
     oov_options: dict
     scorer_model: object = None
     examples: Iterable | None = None
-    share: bool = False
+    share_encoder: bool = False
     stats: TokenStats | None = None  # of the texts, where they were counted before
     unseen: str = "likely"  # how rows that no text uses are ranked: "likely" or "id"
     renumber: Iterable[str] = ()  # further fields of the configurations that hold token ids
@@ -88,7 +88,7 @@ def request_facts(asked: Request) -> dict:
 # %% ../../nbs/models/choosing.ipynb #0818943b
 def check_choices(asked: Request):
     "Check the choices themselves, before anything is read. Raises as `prune` does."
-    truth_value("share", asked.share)
+    truth_value("share_encoder", asked.share_encoder)
     truth_value("progress", asked.progress)
     check_remap(asked.oov, asked.oov_options)
     check_seed(asked.seed)

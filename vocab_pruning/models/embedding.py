@@ -350,9 +350,9 @@ def plain_embedding(model) -> nn.Embedding:
     return embedding
 
 # %% ../../nbs/models/embedding.ipynb #9923755d
-def _copy(model, *, without: list, share: bool):
-    "Copy `model`, except for the parts `without`, and with `share` all tensors, which stay those of the original."
-    tensors = [*model.parameters(), *model.buffers()] if share else []
+def _copy(model, *, without: list, share_encoder: bool):
+    "Copy `model`, except for the parts `without`, and with `share_encoder` all its tensors, not copied."
+    tensors = [*model.parameters(), *model.buffers()] if share_encoder else []
     return copy.deepcopy(model, {id(part): part for part in (*without, *tensors) if part is not None})
 
 
@@ -372,7 +372,7 @@ def _check_reached(model, result):
 def rebuild_model_with_vocab(
     model,  # a full Hugging Face model; it is not changed
     remap: Remap,  # the rows to keep, and where each of the V ids goes
-    share: bool = False,  # let the result share the encoder of `model`; do not train it then
+    share_encoder: bool = False,  # let the result share the encoder of `model`; do not train it then
 ):
     """Return a copy of `model` whose embedding (and output head) has the rows of `remap` (paper Algorithm 1, line 15).
 
@@ -383,7 +383,7 @@ def rebuild_model_with_vocab(
     embedding, head = plain_embedding(model), model.get_output_embeddings()
     new = pruned_embedding(embedding, remap)
     small = head and pruned_head(head, embedding, new)
-    result = _copy(model, without=[embedding, head], share=share)
+    result = _copy(model, without=[embedding, head], share_encoder=share_encoder)
     install(result, new, small)
     _check_reached(model, result)
     result.config.vocab_pruning = remap.describe()

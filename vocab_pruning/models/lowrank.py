@@ -147,7 +147,7 @@ def split_model(model, rho: float):
     if not 0 < rho < 1:
         raise ValueError(f"rho={rho}: give the low-rank part's share of a weight's parameters, a number in (0, 1)")
     linears = encoder_linears(model)
-    result = _copy(model, without=[*linears.values()], share=False)
+    result = _copy(model, without=[*linears.values()], share_encoder=False)
     for name, linear in linears.items():
         _layer_holder(result).set_submodule(name, split_linear(linear, rho).train(linear.training))
     result.config.losparse = {"rho": rho, "rows": None}

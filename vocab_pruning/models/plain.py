@@ -115,7 +115,7 @@ def rebuild_plain(
     model,  # a full model; it is not changed
     rows: np.ndarray,  # original rows in the order of the new ids: int64 (K,)
     pad_to_multiple_of: int = 1,  # append rows of zeros up to a multiple of this
-    share: bool = False,  # let the result share the encoder of `model`; do not train it then
+    share_encoder: bool = False,  # let the result share the encoder of `model`; do not train it then
     further: Iterable[str] = (),  # fields of the configurations that hold token ids and are not known by name
 ):
     """Return a copy of `model` whose embedding (and head) has only `rows`.
@@ -134,7 +134,7 @@ def rebuild_plain(
         _check_padding(model, head, n_old)
     warn_of_dropped(dropped_ids(model, rows, further))
     new = _plain_rows(old, rows, n_rows, padding_idx)
-    result = _copy(model, without=[old, head], share=share)
+    result = _copy(model, without=[old, head], share_encoder=share_encoder)
     result.set_input_embeddings(in_manner_of(old, new))
     if head is not None:
         _install_plain_head(result, _plain_head(head, old, new, rows), rows, n_old)

@@ -64,15 +64,15 @@ def lost(pruned: PrunedModel, stats: TokenStats) -> dict[str, float]:
     return lost_by(np.isin(np.arange(stats.n_rows), pruned.keep.numpy()), stats)
 
 # %% ../../nbs/models/pruning.ipynb #00574690
-def _by_remap(model, tokenizer, choice: Choice, oov: str, options: dict, share: bool):
+def _by_remap(model, tokenizer, choice: Choice, oov: str, options: dict, share_encoder: bool):
     "Return the model rebuilt with the remap `oov`, the unchanged tokenizer, and facts for `info`."
     remap = get_remap(oov).make(choice.plan, **options)
     facts = choice.why(remap.keep.numpy(), remap.n_rows, remap.n_clusters)
-    return rebuild_model_with_vocab(model, remap, share), tokenizer, facts
+    return rebuild_model_with_vocab(model, remap, share_encoder), tokenizer, facts
 
 
 def _by_resegmenting(
-    model, choice: Choice, texts, share: bool, further: Iterable[str], pad_to_multiple_of: int = 1, **options,
+    model, choice: Choice, texts, share_encoder: bool, further: Iterable[str], pad_to_multiple_of: int = 1, **options,
 ):
     "Return the plain model of a rewritten tokenizer, that tokenizer, and facts for `info`."
     new = choice.resegmented(texts, pad_to_multiple_of=pad_to_multiple_of, **options)
@@ -81,7 +81,7 @@ def _by_resegmenting(
     left = not_renumbered(configurations(model, len(special)), new_id, special, further)
     warn_of_fields(left)
     facts = dict(not_renumbered=left, dropped_ids=dropped_ids(model, new.rows, further))
-    rebuilt = rebuild_plain(model, new.rows, pad_to_multiple_of, share, further)
+    rebuilt = rebuild_plain(model, new.rows, pad_to_multiple_of, share_encoder, further)
     return rebuilt, new.tokenizer, new.facts | {name: fact for name, fact in facts.items() if fact}
 
 # %% ../../nbs/models/pruning.ipynb #53b90a18
@@ -117,9 +117,10 @@ def _prune_scored(
     wanted = subject.keep_list(asked.keep)
     choice = choose_rows(subject, stats, scores, asked.target, wanted, asked.oov, asked.seed, asked.unseen)
     if asked.rewrites:
-        rebuilt, now, made = _by_resegmenting(model, choice, texts, asked.share, asked.renumber, **asked.oov_options)
+        options = dict(further=asked.renumber, **asked.oov_options)
+        rebuilt, now, made = _by_resegmenting(model, choice, texts, asked.share_encoder, **options)
     else:
-        rebuilt, now, made = _by_remap(model, tokenizer, choice, asked.oov, asked.oov_options, asked.share)
+        rebuilt, now, made = _by_remap(model, tokenizer, choice, asked.oov, asked.oov_options, asked.share_encoder)
     info = dict(base_model=base_model(model), architecture=type(model).__name__, **request_facts(asked), **made)
     info |= dict(before=sizes(model), after=sizes(rebuilt))
     if beyond := without_row(model, tokenizer, asked.renumber):
@@ -145,7 +146,7 @@ def prune_with_stats(
     min_count: int | None = None,  # keep every token that occurs so often
     keep=None,  # tokens that must stay, as in `prune`
     texts: Iterable[str] | None = None,  # the texts of `stats`, which "resegment" reads again
-    share: bool = False,  # let the result share the encoder of `model`; do not train it then
+    share_encoder: bool = False,  # let the result share the encoder of `model`; do not train it then
     unseen: str = "likely",  # how rows that no text uses are ranked, as in `prune`
     renumber=(),  # fields of the configurations that hold token ids and are not known, as in `prune`
     **oov_options,  # options of `oov`
@@ -157,7 +158,7 @@ def prune_with_stats(
     check_seed(seed)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = ("given", oov, seed, scores, None, False, keep, oov_options)
-    asked = Request(texts, target, *choices, share=share, unseen=unseen, renumber=renumber)
+    asked = Request(texts, target, *choices, share_encoder=share_encoder, unseen=unseen, renumber=renumber)
     subject = subject_of(model, tokenizer, oov, asked.renumber)
     return _prune_scored(asked, subject, model, tokenizer, stats, scores, texts)
 
@@ -196,7 +197,7 @@ def prune(
     scorer_options: dict | None = None,  # options of `scorer`
     scorer_model=None,  # model fine-tuned on the task, for "attention" and "vatp" (None: `model`)
     examples: Iterable | None = None,  # tuples of texts that these two read together (None: `texts`)
-    share: bool = False,  # let the result share the encoder of `model`; do not train it then
+    share_encoder: bool = False,  # let the result share the encoder of `model`; do not train it then
     progress: bool = False,  # show a progress bar
     stats: TokenStats | None = None,  # statistics of the texts, counted before; without texts, tf-idf has no norm
     unseen: str = "likely",  # rank rows that no text uses by likeness to those that are used, or by "id"
@@ -219,4 +220,4 @@ def prune(
     `TypeError` for a pruned model, texts that are not strings, a slow tokenizer, an unknown option, a wrong type."""
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options, scorer_model, examples)
-    return _prune_as(Request(texts, target, *choices, share, stats, unseen, renumber), model, tokenizer)
+    return _prune_as(Request(texts, target, *choices, share_encoder, stats, unseen, renumber), model, tokenizer)

@@ -55,7 +55,7 @@ def _make_run(case: Case, spec: RunSpec, tuned, vectors, full: dict):
     started = time.perf_counter()
     scores = rank_tokens(case, spec, tuned)
     ranked = time.perf_counter()
-    pruned = cut(case, spec, scores, tuned, share=True)
+    pruned = cut(case, spec, scores, tuned, share_encoder=True)
     seconds = dict(scores=ranked - started, prune=time.perf_counter() - ranked)
     record_cut(case, spec, pruned, vectors, seconds, full)
 

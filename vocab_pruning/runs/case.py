@@ -157,7 +157,7 @@ def cut(
     spec: RunSpec,  # says how much, and where pruned tokens go
     scores: np.ndarray,  # from `rank_tokens`
     model=None,  # the model to prune; None: the one that is not fine-tuned
-    share: bool = False,  # let the result share the encoder of the model; do not train it then
+    share_encoder: bool = False,  # let the result share the encoder of the model; do not train it then
 ) -> PrunedModel:
     "Prune the model of `case` as `spec` says."
     return prune_with_stats(
@@ -170,7 +170,7 @@ def cut(
         spec.oov,
         spec.seed,
         texts=documents(case.dataset["train"]),
-        share=share,
+        share_encoder=share_encoder,
         unseen="id",
         **spec.oov_options,
     )

@@ -185,8 +185,8 @@ def _prune_for(full: Encoder, cut: LanguageCut) -> tuple[PrunedModel, dict]:
     texts = [text for language in cut.languages for text in full.pairs(language).train]
     stats = token_stats(texts, full.tokenizer, full.n_rows)
     started = time.perf_counter()
-    pruned = prune(full.model, full.tokenizer, texts, rows=cut.rows, scorer="frequency", oov=cut.oov, share=True,
-                   stats=stats, unseen=cut.unseen, **cut.oov_options)
+    pruned = prune(full.model, full.tokenizer, texts, rows=cut.rows, scorer="frequency", oov=cut.oov,
+                   share_encoder=True, stats=stats, unseen=cut.unseen, **cut.oov_options)
     seconds = time.perf_counter() - started
     made = {name: pruned.info["after"][name] for name in _SIZES}
     made |= {f"{name}_full": pruned.info["before"][name] for name in _SIZES}

@@ -164,6 +164,19 @@ class Found:
         reached = f"ratio {self.ratio:g} of {self.base}: retention {self.retention:.3f}, wanted {self.wanted}"
         return f"Found({reached}; {fails}; {self.trainings} trainings, noise {self.noise:.3f})"
 
+    def _repr_markdown_(self) -> str:
+        "Return what a notebook shows."
+        return self.in_words()
+
+    def in_words(self) -> str:
+        "Return what was found, as Markdown."
+        of = {"params": "parameters", "vocab": "rows", "seen": "rows that train uses"}[self.base]
+        failed = "no cut that was tried" if self.fails_at is None else f"a cut of {100 * self.fails_at:.3g} %"
+        return (
+            f"**{100 * self.ratio:.3g} %** of the {of} can go: retention is {self.retention:.3f}, and {self.wanted:g} "
+            f"was wanted; {failed} failed. {self.trainings} models were trained."
+        )
+
 # %% ../../nbs/runs/search.ipynb #10076002
 def _check_ranking(spec: RunSpec):
     "Raise `ValueError` where the ranking depends on a fine-tuned model or on the number of rows."
@@ -189,7 +202,7 @@ def _looker(ranked: _Ranked, ratios: list[float], n_texts: int) -> Callable[[int
 
     @cache
     def look(number: int) -> dict:
-        pruned = cut(case, replace(ranked.spec, ratio=ratios[number]), ranked.scores, share=True)
+        pruned = cut(case, replace(ranked.spec, ratio=ratios[number]), ranked.scores, share_encoder=True)
         return dict(ratio=ratios[number], rows=pruned.info["after"]["rows"], drift=drift(pruned, texts, vectors))
 
     return look
