@@ -27,6 +27,7 @@ BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 GUIDE = "nbs/guide/own_data.ipynb"
 ELSEWHERE = {"python -m tools.website": "it builds every page; test_site does that, and runs the command",
+             "papermill nbs/run.ipynb out.ipynb -p task reviews.yaml -p ratio 0.4": "the run of `vocab-prune run` in the line before it",
              "pip install .": "it would change the environment that runs this test"}
 DRY = {"make test": "it would run this very test", "make test-all": "the same", "make test-portable": "the same",
        "make test-lowest": "it installs other versions", "make test-newest": "the same",

@@ -29,7 +29,7 @@ from vocab_pruning.runs.sweep import sweep_cells
 ROOT = Path(__file__).parent.parent
 QUICK = dict(task="cola", ratio=0.45, oov="nearest", data="sample", max_train_examples=64, epochs=1, seed=7, look_first=False)
 TEXT = dict(task="cola", ratio="45%", oov="nearest", data="sample", max_train_examples="64", epochs="1", seed="7",
-            look_first="True", save_model="true", baseline="yes", oov_options="{}", scorer_options="null",
+            look_first="False", save_model="true", baseline="yes", oov_options="{}", scorer_options="null",
             learning_rate="None")
 WIDTH = 16
 
