@@ -181,9 +181,10 @@ def test_every_id_is_read_as_the_model_reads_it(kind, tmp_path):
     import onnx
 
     p = pruned("BERT", kind)
-    report = export_onnx(p, tmp_path / "graph", TEXTS[:2], every_id=True)
+    report = export_onnx(p, tmp_path / "graph", TEXTS[:2], every_id=True, folder="onnx")
     assert report["max_difference"] <= rounding(p.model) * 10
-    nodes = [node.op_type for node in onnx.load(tmp_path / "graph" / "model.onnx").graph.node]
+    nodes = [node.op_type for node in onnx.load(tmp_path / "graph" / "onnx" / "model.onnx").graph.node]
+    assert not (tmp_path / "graph" / "model.onnx").exists() and report["bytes"] > 1000
     assert nodes.count("DequantizeLinear") == (kind == "int8")
     other = copy.deepcopy(p)
     other.model.get_input_embeddings().index[-1] = 0
@@ -219,6 +220,8 @@ def test_onnx_whole_or_not_at_all(tmp_path):
         export_onnx(p, tmp_path / "else")
     with pytest.raises(ValueError, match="no text"):
         export_onnx(p, tmp_path / "model", [])
+    with pytest.raises(ValueError, match="folder='graphs'"):
+        export_onnx(p, tmp_path / "else", TEXTS[:1], folder="graphs")
     with pytest.raises(ValueError, match=r"bfloat16.*float\(\)"):
         export_onnx(PrunedModel(pruned("BERT", "coded").model.__class__(p.model.config).to(torch.bfloat16), p.tokenizer), tmp_path / "model", TEXTS)
     assert [path.name for path in tmp_path.iterdir()] == ["else"] and [path.name for path in (tmp_path / "else").iterdir()] == ["thesis.txt"]

@@ -183,6 +183,7 @@ def library_versions() -> dict[str, str]:
 MARKER = "vocab_pruning.json"
 OURS = [  # files that an earlier save of a model may have left
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "model.onnx", "model.onnx.data",
+    "onnx/model.onnx", "onnx/model.onnx.data",
     "config.json", "generation_config.json", MARKER, "README.md", "modeling_vocab_pruning.py",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "*.model", "*.spm", "*.jinja", "additional_chat_templates/*.jinja",
