@@ -1,5 +1,6 @@
 // Run the classifier in a directory that `export_onnx` wrote with transformers.js, which tokenizes by itself, and print
 // {"ids": …, "logits": …} as JSON: `TRANSFORMERS_JS=folder node tools/client.mjs directory '["a text", …]'`.
+import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { basename, dirname, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -13,7 +14,7 @@ env.localModelPath = dirname(directory);
 const name = basename(directory);
 const tokenizer = await AutoTokenizer.from_pretrained(name);
 const inputs = await tokenizer(JSON.parse(texts), { padding: true, truncation: true });
-const options = { dtype: "fp32", subfolder: "" };
+const options = { dtype: "fp32", ...(existsSync(resolve(directory, "onnx")) ? {} : { subfolder: "" }) };
 const classifies = process.argv[4] !== "features";
 const model = await (classifies ? AutoModelForSequenceClassification : AutoModel).from_pretrained(name, options);
 const outputs = await model(inputs);
