@@ -71,7 +71,8 @@ def calls_of(name: str, pruned: PrunedModel, sessions: dict, texts: list[str]) -
 
 
 torch.set_num_threads(given.threads)
-model, tokenizer = AutoModel.from_pretrained(minilm_directory()).eval(), AutoTokenizer.from_pretrained(minilm_directory())
+model = AutoModel.from_pretrained(minilm_directory()).eval()
+tokenizer = AutoTokenizer.from_pretrained(minilm_directory())
 task = load_task(given.task)
 train, dev = documents(task["train"]), documents(task["dev"])[: given.texts]
 kinds = {"full": PrunedModel(model, tokenizer)}

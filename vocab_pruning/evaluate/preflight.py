@@ -180,8 +180,7 @@ def preflight(
     shares of occurrences whose token keeps its row; `mapped_held_out`, the rest; `error`, the mean of 1 - cosine over
     the remapped ones; `growth` of sequences; `params`, `params_removed`, `bytes`; `reason` if the cut is impossible.
 
-    Raises what `prune` raises for a model, a
-    tokenizer, texts or a choice that no cut can use."""
+    Raises what `prune` raises for a model, a tokenizer, texts or a choice that no cut can use."""
     with needs("data"):
         import pandas as pd
 

@@ -18,7 +18,9 @@ from torch import nn
 from ..core import MARKER, OURS, library_versions, one_of, to_json, whole_directory
 from .saving import PrunedModel
 from .tokenizer import as_it_was, write_tokenizer
-from .verify import _token_columns, difference, evaluating, kept_columns, rounding, trial_length
+from vocab_pruning.models.verify import (
+    _n_ids, _token_columns, difference, evaluating, kept_columns, rounding, trial_length,
+)
 from ..remaps.resegmenting import _silence
 
 # %% ../../nbs/models/onnx.ipynb #a8a42259
@@ -30,12 +32,17 @@ def _encoded(pruned: PrunedModel, texts: list) -> dict[str, torch.Tensor]:
         return dict(tokenizer(texts, **some, return_attention_mask=True, return_tensors="pt"))
 
 
+def _taken(pruned: PrunedModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    "Return of `batch` what the model takes."
+    takes = inspect.signature(pruned.model.forward).parameters
+    return {name: value for name, value in batch.items() if name in takes}
+
+
 def encode(pruned: PrunedModel, texts: list) -> dict[str, torch.Tensor]:
     """Return `texts`, strings or pairs, as one padded batch of what the model takes: int64 (n, length) each.
 
     Each text is cut after `trial_length` tokens."""
-    batch = _encoded(pruned, texts)
-    return {name: value for name, value in batch.items() if name in inspect.signature(pruned.model.forward).parameters}
+    return _taken(pruned, _encoded(pruned, texts))
 
 # %% ../../nbs/models/onnx.ipynb #e78982d6
 class _Flat(nn.Module):
@@ -153,13 +160,14 @@ def _compared_batches(pruned: PrunedModel, texts: list, every_id: bool) -> Itera
     "Yield batches of inputs with their attention masks: each text, all texts, and sequences of all ids if asked for."
     together = [texts] if pruned.tokenizer.pad_token is not None else []
     for some in [*([text] for text in texts), *together]:
-        yield encode(pruned, some), _encoded(pruned, some)["attention_mask"]
+        batch = _encoded(pruned, some)
+        yield _taken(pruned, batch), batch["attention_mask"]
     if every_id:
-        rows, length = pruned.model.get_input_embeddings(), trial_length(pruned.model.config)
-        n_ids = rows.num_embeddings if pruned.plain else len(rows.index)
+        names, length = encode(pruned, texts[:1]).keys(), trial_length(pruned.model.config)
+        n_ids = _n_ids(pruned)
         ids = torch.arange(-(-n_ids // length) * length) % n_ids
         for some in ids.view(-1, length).split(16):
-            filled = {name: torch.full_like(some, name == "attention_mask") for name in encode(pruned, texts[:1])}
+            filled = {name: torch.full_like(some, name == "attention_mask") for name in names}
             yield filled | {"input_ids": some}, torch.ones_like(some)
 
 

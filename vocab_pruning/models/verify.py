@@ -334,11 +334,16 @@ def check_saved(pruned: PrunedModel, directory: Path, texts: list[str], lossless
     _check_lossless(report, lossless)
     return report
 
+# %% ../../nbs/models/verify.ipynb #a3bcacd6
+def _n_ids(pruned: PrunedModel) -> int:
+    "Return how many ids the model takes: V, or the rows of a plain model."
+    rows = pruned.model.get_input_embeddings()
+    return rows.num_embeddings if pruned.plain else len(rows.index)
+
 # %% ../../nbs/models/verify.ipynb #2434398a
 def _check_texts_have_rows(pruned: PrunedModel, texts: list[str]):
     "Raise `ValueError` for the first of `texts` with a token that the embedding has no row for."
-    rows = pruned.model.get_input_embeddings()
-    n_ids = rows.num_embeddings if pruned.plain else len(rows.index)
+    n_ids = _n_ids(pruned)
     tokenizer = copy.deepcopy(pruned.tokenizer)  # encoding sets truncation and padding
     for text in texts:
         ids = _ids(tokenizer, text)
