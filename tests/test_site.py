@@ -711,6 +711,8 @@ def test_the_listing_has_a_table_for_each_module(site):
     nb = new_notebook(cells=[DEMO[0], new_code_cell("#| default_exp parts.demo"), *DEMO[1:]])
     nbformat.write(nb, site / "nbs" / "00_part.ipynb")
     assert api_listing(site).splitlines() == [
+        "## parts",
+        "",
         "### parts.demo",
         "",
         "[demo](00_part.ipynb): A page.",
@@ -719,6 +721,17 @@ def test_the_listing_has_a_table_for_each_module(site):
         "|---|---|",
         "| [double](00_part.ipynb#double) | Twice `x`. |",
     ]
+
+
+def test_modules_of_no_wing_come_last(site):
+    for number, module in enumerate(("command", "parts.demo")):
+        nb = new_notebook(cells=[DEMO[0], new_code_cell(f"#| default_exp {module}"), *DEMO[1:]])
+        nbformat.write(nb, site / "nbs" / f"0{number}_part.ipynb")
+    config = read_config(site)
+    config["website"]["sidebar"][0]["contents"].append("nbs/01_part.ipynb")
+    (site / "_quarto.yml").write_text(yaml.safe_dump(config))
+    headings = [line for line in api_listing(site).splitlines() if line.startswith("#")]
+    assert headings == ["## parts", "### parts.demo", "## outside the wings", "### command"]
 
 
 def test_the_page_of_a_run_leads_back_and_is_not_searched():

@@ -353,22 +353,33 @@ def public_names(nb: dict) -> dict[str, str]:
 def api_listing(root: str | Path = ".", start: str = "nbs") -> str:
     """Return Markdown with a table for each module of the site in `root`: its public names, linked to their pages.
 
-    Modules come in the order of the sidebar. Links start at the folder `start`."""
+    Modules come wing by wing, in the order of the sidebar, and those of no wing last. Links start at the folder
+    `start`."""
     root = Path(root)
     targets = dict.fromkeys(navigation_targets(_at(read_config(root), "website", "sidebar")))
-    notebooks = {target: read_notebook(root / target) for target in targets if target.endswith(".ipynb")}
-    tables = [_module_table(nb, os.path.relpath(target, start)) for target, nb in notebooks.items()]
-    return "\n\n".join(filter(None, tables)) + "\n"
+    wings: dict[str, list[str]] = {}
+    for target in targets:
+        if target.endswith(".ipynb"):
+            nb = read_notebook(root / target)
+            if table := _module_table(nb, os.path.relpath(target, start)):
+                wings.setdefault(_module(nb).rpartition(".")[0], []).append(table)
+    alone = wings.pop("", [])
+    parts = [part for wing, tables in wings.items() for part in (f"## {wing}", *tables)]
+    return "\n\n".join(parts + (["## outside the wings", *alone] if alone else [])) + "\n"
+
+
+def _module(nb: dict) -> str:
+    "Return the name of the module that `nb` exports, without the package's; empty if it exports none."
+    return next((source.split()[2] for source in cell_sources(nb, "code") if source.startswith("#| default_exp")), "")
 
 
 def _module_table(nb: dict, page: str) -> str:
     "Return the heading and table of the module that `nb` exports, linked to `page`, or nothing without a public name."
-    modules = [source.split()[2] for source in cell_sources(nb, "code") if source.startswith("#| default_exp")]
-    names = public_names(nb)
-    if not (modules and names):
+    module, names = _module(nb), public_names(nb)
+    if not (module and names):
         return ""
     title, description = page_title(nb)
-    lines = [f"### {modules[0]}", "", f"[{title}]({page}): {description}", "", "| name | what it is |", "|---|---|"]
+    lines = [f"### {module}", "", f"[{title}]({page}): {description}", "", "| name | what it is |", "|---|---|"]
     for name, what in names.items():
         lines.append(f"| [{name}]({page}#{heading_anchor(name)}) | {what.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)

@@ -687,11 +687,10 @@ def _run_command(
 def _run_papermill(notebook: Path, executed: Path, parameters: dict):
     """Execute `notebook` with `parameters` into `executed`.
 
-    Raises `ImportError` without papermill, `ValueError` for an unknown parameter and with the error of a cell."""
-    try:
+    Raises `ModuleNotFoundError` without papermill, `ValueError` for an unknown parameter and for a cell that fails."""
+    with needs("run"):
         import papermill
-    except ImportError:
-        raise ImportError("a run needs papermill; install vocab_pruning[notebooks]") from None
+
     known = papermill.inspect_notebook(str(notebook))
     if unknown := [name for name in parameters if name not in known]:
         raise ValueError(f"{notebook.name} has no parameter {unknown[0]!r}; it has {', '.join(known)}")

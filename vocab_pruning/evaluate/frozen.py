@@ -6,7 +6,6 @@
 __all__ = ['sentence_vectors', 'drift', 'sts_score', 'frozen_retention']
 
 # %% ../../nbs/evaluate/frozen.ipynb #a96c5577
-import copy
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from ..core import list_of_texts, needs, whole_number
 from ..data.tasks import examples
 from ..models.saving import PrunedModel
+from ..models.tokenizer import as_it_was
 from ..models.verify import evaluating
 
 # %% ../../nbs/evaluate/frozen.ipynb #1e0e6c9e
@@ -33,10 +33,10 @@ def sentence_vectors(
     batch_size = whole_number("batch_size", batch_size)
     max_length = whole_number("max_length", max_length)
     encoder = model.base_model
-    tokenizer = copy.deepcopy(tokenizer)  # encoding sets truncation and padding
     if not texts:
         return torch.empty(0, encoder.config.hidden_size)
-    encoded = tokenizer(texts, truncation=True, max_length=max_length)
+    with as_it_was(tokenizer):
+        encoded = tokenizer(texts, truncation=True, max_length=max_length)
     order = sorted(range(len(texts)), key=lambda i: len(encoded["input_ids"][i]))
     result = torch.empty(len(texts), encoder.config.hidden_size)
     for start in tqdm(range(0, len(order), batch_size), unit="batch", desc="sentences", disable=not progress):

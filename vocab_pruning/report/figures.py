@@ -65,10 +65,9 @@ def scorer_color(label: str) -> int:
 # %% ../../nbs/report/figures.ipynb #8c131773
 def _seaborn():
     "Import seaborn, or say how to install it."
-    try:
+    with needs("report"):
         import seaborn
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("figures need seaborn: pip install 'vocab_pruning[notebooks]'") from None
+
     return seaborn
 
 # %% ../../nbs/report/figures.ipynb #7f0cdf43
@@ -81,8 +80,8 @@ def _marks(label: str) -> list[str]:
 def method_style(label: str) -> dict:
     """Return how the method `label` is drawn.
 
-    The color shows the scorer, or the remap if the scorer is tf-idf. Marker and dash show the remap. A hollow marker
-    means that tasks share a vocabulary."""
+    The color shows the scorer, or the remap if the scorer is tf-idf. Marker and dash show the remap; the full model is
+    a star. A hollow marker means that tasks share a vocabulary."""
     scorer = label_parts(label)[0]
     drawn = [marks()[name] for name in _marks(label)]
     color = "black"
@@ -91,7 +90,7 @@ def method_style(label: str) -> dict:
         color = drawn[-1].color if scorer == scorer_label("tfidf") and drawn[-1].color else color
     return dict(
         color=color,
-        marker=drawn[0].marker,
+        marker="*" if scorer == FULL else drawn[0].marker,
         linestyle=drawn[0].dash,
         markersize=5,
         linewidth=1.3,
