@@ -108,7 +108,7 @@ def check_provenance(rows: pd.DataFrame):
 # %% ../../nbs/report/summary.ipynb #b9aaf671
 def _frequency_rank(setting: pd.Series, within: pd.DataFrame) -> pd.Series:
     "Return 0 for rows with the most frequent `setting` of their group in `within`, 1 for the next, and so on."
-    groups = within.astype(str).agg("\0".join, axis=1) if within.shape[1] else pd.Series("", within.index)
+    groups = within.astype(str).agg("\x1f".join, axis=1) if within.shape[1] else pd.Series("", within.index)
     table = pd.DataFrame(
         dict(group=groups, setting=setting, fewer=-setting.groupby([groups, setting]).transform("size"))
     )
@@ -135,7 +135,7 @@ def split_provenance(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     rows = rows.reset_index(drop=True)
     ranks = pd.DataFrame(index=rows.index)
     for keys, columns in _provenance_columns(rows).items():
-        setting = rows[columns].apply(_named_values).agg("\0".join, axis=1) if columns else pd.Series("", rows.index)
+        setting = rows[columns].apply(_named_values).agg("\x1f".join, axis=1) if columns else pd.Series("", rows.index)
         ranks["+".join(keys)] = _frequency_rank(setting, pd.concat([ranks, rows[[*keys]]], axis=1))
     parts = sorted((part for _, part in rows.groupby([ranks[c] for c in ranks])), key=len, reverse=True)
     readable = [column for column in found.column if not column.endswith("_fingerprint")]
