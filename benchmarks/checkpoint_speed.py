@@ -1,14 +1,17 @@
 """How long does a pruned checkpoint take to write, and how much memory, beside `cp -r` and beside trimbed?
 
     GLUE_DIR=… MODERNBERT_TOKENIZER=… python benchmarks/checkpoint_speed.py [--also DIRECTORY …] [--trimbed PYTHON]
+    GLUE_DIR=… python benchmarks/checkpoint_speed.py --sharded TOKENIZER
 
 Whole processes in turn, all for CoLA's train texts: a plain directory of the tokens that occur in them, and the same
-rows with `pq`. The models are MiniLM, a ModernBERT-base with random weights, and what `--also` names. `--trimbed` is
-an interpreter that has trimbed. Nothing is random but those weights."""
+rows with `pq`. The models are MiniLM, a ModernBERT-base with random weights, and what `--also` names; or, with
+`--sharded`, a random checkpoint of 4 GB in nine files, with the tokenizer in that directory. `--trimbed` is an
+interpreter that has trimbed. Nothing is random but those weights."""
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,22 +32,54 @@ main()
 UNVERIFIED = "trimbed, not verified"  # its comparison takes a classifier's outputs for a vocabulary's, and fails
 
 
-def write_inputs(directory: str):
-    "Write the two models, and the texts as a JSON object a line, to `directory`."
+def write_texts(out: Path):
+    "Write CoLA's train texts as a JSON object a line."
+    from vocab_pruning.data.tasks import documents, load_task
+
+    lines = (json.dumps({"text": text}) + "\n" for text in documents(load_task("cola")["train"]))
+    (out / "texts.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def write_sharded(out: Path, tokenizer: Path):
+    "Write a random checkpoint of bfloat16: 262,144 rows of 768, and 112 matrices of 8192 x 2048, in nine files."
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    out.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer / name, out)
+    config = dict(architectures=["GiantModel"], model_type="giant", hidden_size=768, vocab_size=262144, pad_token_id=1)
+    (out / "config.json").write_text(json.dumps(config))
+    files = [{"model.embed_tokens.weight": (262144, 768)}]
+    files += [{f"model.layers.{layer}.{i}.weight": (8192, 2048) for i in range(14)} for layer in range(8)]
+    places = {}
+    for number, shapes in enumerate(files, 1):
+        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        tensors = {key: torch.randn(*shape, dtype=torch.bfloat16) for key, shape in shapes.items()}
+        save_file(tensors, out / name, {"format": "pt"})
+        places |= dict.fromkeys(shapes, name)
+    (out / "model.safetensors.index.json").write_text(json.dumps(dict(metadata={}, weight_map=places)))
+
+
+def write_models(out: Path):
+    "Write MiniLM and ModernBERT-base."
     import torch
     from transformers import AutoTokenizer, ModernBertConfig, ModernBertForSequenceClassification
 
     from vocab_pruning.core import MODERNBERT, minilm_directory
-    from vocab_pruning.data.tasks import documents, load_task
 
     torch.manual_seed(0)
-    out = Path(directory)
     (out / "MiniLM").symlink_to(minilm_directory(), target_is_directory=True)
     ModernBertForSequenceClassification(ModernBertConfig()).save_pretrained(out / "ModernBERT-base")
     tokenizer = AutoTokenizer.from_pretrained(os.environ.get("MODERNBERT_TOKENIZER", MODERNBERT))
     tokenizer.save_pretrained(out / "ModernBERT-base")
-    lines = (json.dumps({"text": text}) + "\n" for text in documents(load_task("cola")["train"]))
-    (out / "texts.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def write_inputs(out: Path, sharded: Path | None):
+    "Write the texts and the models to `out`; `sharded` is the directory of the tokenizer."
+    write_texts(out)
+    write_sharded(out / "sharded", sharded) if sharded else write_models(out)
 
 
 def commands(model: Path, texts: Path, out: Path, trimbed: str | None) -> dict[str, list]:
@@ -104,14 +139,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--also", nargs="*", type=Path, default=[])
     parser.add_argument("--trimbed", metavar="PYTHON")
+    parser.add_argument("--sharded", metavar="TOKENIZER", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write-inputs", help=argparse.SUPPRESS)
+    parser.add_argument("--write-inputs", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.write_inputs:
-        return write_inputs(given.write_inputs)
+        return write_inputs(given.write_inputs, given.sharded)
     with TemporaryDirectory() as scratch:  # in a process of its own, so that this one stays small
-        subprocess.run([sys.executable, __file__, "--write-inputs", scratch], check=True)
-        for model in (Path(scratch) / "MiniLM", Path(scratch) / "ModernBERT-base", *given.also):
+        subprocess.run([sys.executable, __file__, "--write-inputs", scratch, *sys.argv[1:]], check=True)
+        names = ["sharded"] if given.sharded else ["MiniLM", "ModernBERT-base"]
+        for model in (*(Path(scratch) / name for name in names), *given.also):
             for row in compare(model, Path(scratch) / "texts.jsonl", given):
                 print(json.dumps(row), flush=True)
 

@@ -70,7 +70,7 @@ KINDS = ("int4", "pq", "nearest", "cluster", "resegment", "unk")  # remaps that 
 
 
 def readme_results(
-    results: str | Path,  # a directory that `pack_runs` wrote, of runs that prune after fine-tuning
+    results: str | Path,  # a directory that `pack_runs` wrote
     ratios: Sequence[float] = (0.9, 0.95, 0.975),  # of the vocabulary; the second is shown in full
 ) -> str:
     """Return the README's paragraph and table of what fine-tuned models keep when they are pruned.
@@ -78,6 +78,7 @@ def readme_results(
     It has the tasks that have every remap and ratio. Raises `ValueError` for rows that differ in model, data or recipe,
     and for a directory without such tasks."""
     rows = read_rows(Path(results).absolute())
+    rows = rows[(rows.method == "full") | (rows.when == "after")]
     check_provenance(rows)
     lines = evaluations(rows)
     wanted = lines[lines.label.map(remap_of).isin(KINDS) & lines.ratio.isin(ratios)]
@@ -89,7 +90,7 @@ def readme_results(
     kept = kept[kept.column == ALL_TASKS].assign(remap=kept.label.map(remap_of))
     seeds = wanted[wanted.column.isin(columns)].groupby("column").seed.nunique()
     told = ", ".join(f"{task_title(column)} {seeds[column]}" for column in columns)
-    return (f"`{rows.model_id[0]}`; a mean over tasks (seeds: {told}), with its 95 % interval over seeds and examples.\n\n"
+    return (f"`{rows.model_id.iloc[0]}`; a mean over tasks (seeds: {told}), with its 95 % interval over seeds and examples.\n\n"
             f"{_results_table(kept, ratios)}")
 
 
