@@ -4,7 +4,6 @@ import copy
 import io
 import os
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -187,7 +186,7 @@ def test_row_numbers_of_16_bits_are_still_read(oov, tmp_path):
     p = pruned(oov=oov)
     p.save_pretrained(tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
-    there = {name: tensor.clone() for name, tensor in load_file(file).items()}  # not a view of the file that is rewritten
+    there = {name: tensor.clone() for name, tensor in load_file(file).items()}  # no views: the file is rewritten
     saved = {name: tensor.short() if name.endswith(".index") else tensor for name, tensor in there.items()}
     save_file(saved, file, {"format": "pt"})
     again = load(tmp_path / "model").model
@@ -475,8 +474,7 @@ def test_dynamic_quantization_leaves_rows_and_head_alone():
         nn.Linear: torch.ao.quantization.default_dynamic_qconfig,
         nn.Embedding: torch.ao.quantization.float_qparams_weight_only_qconfig,
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, from 2.8 on
+    with pytest.warns(DeprecationWarning):
         small = torch.ao.quantization.quantize_dynamic(p.model, kinds)
     assert isinstance(small.get_output_embeddings(), PrunedHead) and isinstance(
         small.get_input_embeddings(), PrunedEmbedding

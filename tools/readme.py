@@ -16,7 +16,7 @@ from tools.nbfilter import apply_options
 from tools.notebooks import read_notebook
 from tools.publish import run_page, write_whole
 from vocab_pruning.models.card import markdown_table
-from vocab_pruning.report.kept import kept_by_rows, remap_of, with_interval
+from vocab_pruning.report.kept import kept_by_rows, pruned_after, remap_of, with_interval
 from vocab_pruning.report.summary import ALL_TASKS, check_provenance, evaluations, sort_columns, task_title
 from vocab_pruning.runs.record import read_rows
 
@@ -77,8 +77,7 @@ def readme_results(
 
     It has the tasks that have every remap and ratio. Raises `ValueError` for rows that differ in model, data or recipe,
     and for a directory without such tasks."""
-    rows = read_rows(Path(results).absolute())
-    rows = rows[(rows.method == "full") | (rows.when == "after")]
+    rows = pruned_after(read_rows(Path(results).absolute()))
     check_provenance(rows)
     lines = evaluations(rows)
     wanted = lines[lines.label.map(remap_of).isin(KINDS) & lines.ratio.isin(ratios)]
@@ -90,8 +89,8 @@ def readme_results(
     kept = kept[kept.column == ALL_TASKS].assign(remap=kept.label.map(remap_of))
     seeds = wanted[wanted.column.isin(columns)].groupby("column").seed.nunique()
     told = ", ".join(f"{task_title(column)} {seeds[column]}" for column in columns)
-    return (f"`{rows.model_id.iloc[0]}`; a mean over tasks (seeds: {told}), with its 95 % interval over seeds and examples.\n\n"
-            f"{_results_table(kept, ratios)}")
+    return (f"`{rows.model_id.iloc[0]}`; a mean over tasks (seeds: {told}), with its 95 % interval over seeds and "
+            f"examples.\n\n{_results_table(kept, ratios)}")
 
 
 def _results_table(kept, ratios: Sequence[float]) -> str:

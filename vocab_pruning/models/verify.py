@@ -7,7 +7,6 @@ __all__ = ['evaluating', 'kept_columns', 'rounding', 'difference', 'positions', 
            'verify', 'verify_forward']
 
 # %% ../../nbs/models/verify.ipynb #a6337dd2
-import copy
 import inspect
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -344,11 +343,11 @@ def _n_ids(pruned: PrunedModel) -> int:
 def _check_texts_have_rows(pruned: PrunedModel, texts: list[str]):
     "Raise `ValueError` for the first of `texts` with a token that the embedding has no row for."
     n_ids = _n_ids(pruned)
-    tokenizer = copy.deepcopy(pruned.tokenizer)  # encoding sets truncation and padding
-    for text in texts:
-        ids = _ids(tokenizer, text)
+    with as_it_was(pruned.tokenizer):
+        found = [_ids(pruned.tokenizer, text) for text in texts]
+    for text, ids in zip(texts, found, strict=True):
         if ids.numel() and int(ids.max()) >= n_ids:
-            token = tokenizer.convert_ids_to_tokens(int(ids.max()))
+            token = pruned.tokenizer.convert_ids_to_tokens(int(ids.max()))
             raise ValueError(f"{text[:80]!r} uses {token!r}, for which the embedding has no row; leave such texts out")
 
 
