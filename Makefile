@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 RUN_READY := $(READY:%=%-run)
 
 # Parameters of nbs/run.ipynb, as in `make run task=mrpc ratio=0.3 oov_options='{m: 8}'`; only those given here are passed on, as YAML.
-PARAMETERS := task ratio method when vocab_share losparse_options base scorer scorer_options oov oov_options model data seed epochs learning_rate batch_size precision max_train_examples held_out_examples vocabulary_tasks look_first baseline save_model out
+PARAMETERS := task ratio method when vocab_share losparse_options base scorer scorer_options oov oov_options unseen model data seed epochs learning_rate batch_size precision max_train_examples held_out_examples vocabulary_tasks look_first baseline save_model out
 GIVEN := $(foreach p,$(PARAMETERS),$(if $(filter command,$(origin $(p))),$(p)))
 
 # Without any, a first look of about a minute: half of MiniLM, on generated text that it learns quickly.

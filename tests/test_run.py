@@ -202,7 +202,7 @@ def test_after_fine_tuning_nothing_is_trained(first, model, grid):
     tuned = AutoModelForSequenceClassification.from_pretrained(first / "runs" / full["run"] / "model")
     data = load_task("cola", "sample")
     pruned = prune(tuned, AutoTokenizer.from_pretrained(model), documents(data["train"].select(range(64))), 0.45,
-                   base="vocab", oov="unk", unseen="id")
+                   base="vocab", oov="unk")
     with torch.no_grad():
         logits = pruned.model(**pruned.tokenizer(data["dev"]["text"][:], padding=True, return_tensors="pt")).logits
     assert logits.argmax(1).tolist() == guesses[row["run"]].tolist()
@@ -229,10 +229,41 @@ def test_a_grid_says_what_is_not_possible(first, grid):
     other.write_text(json.dumps(asked))
     with pytest.raises(ValueError, match="when='before': these runs prune after fine-tuning; put `when: after`"):
         evaluate_grid(other, progress=False)
-    asked["defaults"] |= dict(when="after", save_model=True)
-    other.write_text(json.dumps(asked))
-    with pytest.raises(ValueError, match="save_model=True: a grid does not do that; leave it out, or use `sweep`"):
-        evaluate_grid(other, progress=False)
+
+
+@needs_minilm
+def test_a_grid_saves_the_models_that_are_asked_for(first, grid):
+    "A row that is there without its model is made again, and then the model predicts what the row holds."
+    from vocab_pruning import load, load_task
+
+    asked = json.loads(grid[0].read_text())
+    asked |= dict(methods=[dict(oov="unk", save_model=True)])
+    (saving := first / "saving.yaml").write_text(json.dumps(asked))
+    name = next(row["run"] for row in grid[1] if row["method"] == "tfidf+unk")
+    assert not (first / "runs" / name / "model").exists()
+    evaluate_grid(saving, progress=False)
+    saved = load(first / "runs" / name / "model")
+    texts = load_task("cola", "sample")["dev"]["text"][:32]
+    with torch.no_grad():
+        logits = saved.model(**saved.tokenizer(texts, padding=True, return_tensors="pt")).logits
+    guesses = pd.read_csv(first / "runs" / name / "predictions.csv").prediction[:32]
+    assert logits.argmax(1).tolist() == guesses.tolist()
+
+
+@needs_minilm
+@pytest.mark.parametrize("unseen", ["likely", "id"])
+def test_unseen_rows_are_ranked_as_the_run_says(tmp_path, model, unseen):
+    "The rows are those that `prune` keeps; the two ways keep different ones, and their runs have different names."
+    from vocab_pruning import load_task, prune
+    from vocab_pruning.data.tasks import documents
+
+    names = run_here(out=str(tmp_path / "runs"), model=model, **QUICK | dict(baseline=False, unseen=unseen))
+    texts = documents(load_task("cola", "sample")["train"].select(range(64)))
+    full = AutoModelForSequenceClassification.from_pretrained(model)
+    kept = {way: prune(full, AutoTokenizer.from_pretrained(model), texts, 0.45, oov="nearest", unseen=way).keep.tolist()
+            for way in ("likely", "id")}
+    assert names["pruned"].keep.tolist() == kept[unseen] and kept["likely"] != kept["id"]
+    assert names["row"].get("unseen") == {"likely": "likely", "id": None}[unseen]
 
 
 def test_what_must_train_is_not_pruned_after_fine_tuning():
@@ -312,6 +343,7 @@ def test_a_misspelt_parameter_stops_papermill_before_anything_is_written(tmp_pat
     (dict(scorer_options={"texts": []}), "scorer 'tfidf' got an unexpected option 'texts'"),
     (dict(oov="closest"), "unknown oov 'closest'"),
     (dict(oov_options="{n: 8}"), "oov='nearest' got an unexpected option 'n'"),
+    (dict(unseen="first"), "unseen='first': give 'likely' or 'id'"),
     (dict(base="tokens"), "unknown base 'tokens'"),
     (dict(ratio=-0.1), "ratio=-0.1: give the fraction"),
     (dict(ratio="120%"), "ratio=1.2: give the fraction"),
@@ -333,7 +365,7 @@ NO_VALUES = {  # of each parameter, values that it does not take, whatever its o
     "task": [None, "", 3, ["cola"]], "ratio": ["much", None, "", True, "nan", "20%%", [0.2]], "method": [None, 1],
     "when": [None, 1, ""], "precision": [None, 16, ""], "vocab_share": ["most", None, True], "losparse_options": ["warmup", 3, "[1]"], "base": [None, 0.5],
     "scorer": [None, 1], "scorer_options": ["m=8", [1], "{1: 2}"], "oov": [None, True],
-    "oov_options": ["m", 8, "{m: 8"], "model": [None, 7, ""], "data": [None, 1.5],
+    "oov_options": ["m", 8, "{m: 8"], "unseen": [None, 0, ""], "model": [None, 7, ""], "data": [None, 1.5],
     "seed": ["random", -1, 2**32, 1.5, None, True], "epochs": ["three", -1, "0", "inf", True, "1 000"],
     "learning_rate": ["fast", 0, "-1e-5", "nan"], "batch_size": ["big", 0, 2.5, "8.5", True],
     "max_train_examples": ["few", 0, "-3", 1.5, "1e999"], "held_out_examples": ["rest", 0, "0", "20%"],
@@ -385,6 +417,7 @@ def test_every_list_of_the_parameters_is_the_same():
     assert len(own) == 8 and own == {name: defaults[name] for name in own}
 
 
+BY_ID = dict(unseen="id")  # how runs ranked unseen rows before they had a parameter for it
 SHIPPED = sorted((ROOT / "results" / "minilm" / "rows").glob("*/result.json"))
 
 
@@ -407,15 +440,12 @@ def test_shipped_rows_are_named_after_their_parameters(write):
             continue
         given = asked_of(row["run"])
         written = {name: value if isinstance(value, str) else write(value) for name, value in given.items()}
-        spec, names = RunSpec.parse(**written), list(row)
+        spec, names = RunSpec.parse(**BY_ID | written), list(row)
         shared = {name: row[name] for name in names[1:names.index("method")]}
         if spec.held_out_examples:
             shared["held_out_examples"] = spec.held_out_examples
-        options = ("scorer", "oov", "scorer_options", "oov_options", "vocab_share", "losparse_options")
         vocabulary = spec.vocabulary_tasks and dict(vocabulary_tasks=spec.vocabulary_tasks,
                                                     vocabulary_fingerprint=row["vocabulary_fingerprint"])
-        asked = asked_for(shared, spec.method, spec.base, spec.ratio, spec.baseline, vocabulary=vocabulary,
-                          **{name: getattr(spec, name) for name in options})
-        assert run_name(asked) == row["run"]
+        assert run_name(asked_for(shared, spec, vocabulary)) == row["run"]
         named += 1
     assert named > 100

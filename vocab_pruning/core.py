@@ -6,7 +6,7 @@
 __all__ = ['HUB', 'MODERNBERT', 'MINILM', 'MARKER', 'OURS', 'METHOD', 'REMEDY', 'NEEDS_US', 'OWN_CODE', 'TRUST', 'FLAG',
            'POSITIVE', 'PRECISIONS', 'hub_reachable', 'minilm_directory', 'real_path', 'resolve_model',
            'quiet_transformers', 'is_text', 'to_json', 'shortly', 'fingerprint', 'model_fingerprint',
-           'library_versions', 'check_replaceable', 'whole_directory', 'directory_lock', 'name_remedy',
+           'library_versions', 'timed', 'check_replaceable', 'whole_directory', 'directory_lock', 'name_remedy',
            'refuse_plain_loading', 'project_root', 'under_root', 'Option', 'at_least', 'one_of', 'check_options',
            'parse_yaml', 'choose', 'positive_number', 'whole_number', 'check_seed', 'truth_value', 'list_of_names',
            'is_one_shot', 'check_texts', 'list_of_texts', 'CannotPrune', 'needs']
@@ -23,6 +23,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
@@ -178,6 +179,14 @@ def library_versions() -> dict[str, str]:
     names = ["vocab_pruning", "torch", "transformers", "datasets", "tokenizers", "scikit-learn", "numpy"]
     installed = [name for name in names if importlib.util.find_spec(name.replace("scikit-learn", "sklearn"))]
     return {name: importlib.metadata.version(name) for name in installed}
+
+# %% ../nbs/core.ipynb #93b6d532
+@contextmanager
+def timed(seconds: dict[str, float], stage: str):
+    "Add the seconds that the block takes, by the clock on the wall, to those of `stage`."
+    started = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
 
 # %% ../nbs/core.ipynb #734956eb
 MARKER = "vocab_pruning.json"

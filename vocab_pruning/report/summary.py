@@ -215,6 +215,13 @@ def cut_label(base: str, ratio: float) -> str:
     "Return a cut in words: which share of what is removed."
     return f"{100 * ratio:.4g} % {choose(CUTS, 'base', base)}"
 
+# %% ../../nbs/report/summary.ipynb #5c6a5a26
+def _ranked_otherwise(rows: pd.DataFrame) -> pd.Series:
+    "Return what the label of each of `rows` lacks where others of that label rank unseen rows by id."
+    likely = rows.unseen.eq("likely") if "unseen" in rows else pd.Series(False, rows.index)
+    mixed = likely.groupby(rows.label).transform("nunique") > 1
+    return pd.Series(np.where(likely & mixed, ", unseen rows by likeness", ""), rows.index)
+
 # %% ../../nbs/report/summary.ipynb #8b3b2b3f
 def _second_splits(rows: pd.DataFrame) -> list[tuple[str, str]]:
     "Return the columns of `rows` with a main metric on a second split, such as `accuracy_from_train`, and the metric."
@@ -252,6 +259,7 @@ def evaluations(rows: pd.DataFrame) -> pd.DataFrame:
     Added columns: `label` of the method, `column` (task, or task_split), `main` (whether it is the dev split), `score`,
     `full_score` and `retention`. Raises `ValueError` if two runs would fill one cell."""
     rows = rows.reset_index(drop=True).assign(label=[method_label(row) for row in rows.to_dict("records")])
+    rows["label"] += _ranked_otherwise(rows)
     rows = rows.assign(
         base=rows.base.fillna("full") if "base" in rows else "full",
         ratio=rows.ratio.fillna(0) if "ratio" in rows else 0.0,

@@ -6,45 +6,42 @@
 __all__ = ['evaluate_case', 'evaluate_grid']
 
 # %% ../../nbs/runs/after.ipynb #4c52d05d
-import time
 import warnings
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..core import needs
+from ..core import needs, timed
 from vocab_pruning.runs.case import (
     Case,
-    asked_of,
+    cost_of,
     cut,
     full_row,
     rank_tokens,
     read_case,
     record_cut,
+    recorded_row,
     spaced_vectors,
     tuned_model,
 )
 from .recipe import grid, read_recipe
-from .record import read_row, read_rows, run_directory
+from .record import read_rows
 from .spec import RunSpec
 
 # %% ../../nbs/runs/after.ipynb #9cda83a3
-_OF_THE_CUT = {"ratio", "base", "scorer", "scorer_options", "oov", "oov_options"}
+_OF_THE_CUT = {"ratio", "base", "scorer", "scorer_options", "oov", "oov_options", "unseen", "save_model"}
 
 
 def _cases(recipe: dict) -> list[list[RunSpec]]:
     """Return the runs of `recipe`, case by case.
 
-    Raises `ValueError` for one that prunes before fine-tuning, and for a parameter that a grid cannot follow."""
+    Raises `ValueError` for one that prunes before fine-tuning."""
     cases: dict[str, list[RunSpec]] = {}
     for run in grid(recipe):
         spec = RunSpec(**run)
         if spec.when != "after":
             raise ValueError(f"when={spec.when!r}: these runs prune after fine-tuning; put `when: after` under "
                              "`defaults`, or use `sweep`")
-        for name in ("vocabulary_tasks", "save_model"):
-            if given := getattr(spec, name):
-                raise ValueError(f"{name}={given!r}: a grid does not do that; leave it out, or use `sweep`")
         shared = {name: value for name, value in run.items() if name not in _OF_THE_CUT}
         cases.setdefault(repr(sorted(shared.items())), []).append(spec)
     return list(cases.values())
@@ -52,12 +49,12 @@ def _cases(recipe: dict) -> list[list[RunSpec]]:
 # %% ../../nbs/runs/after.ipynb #2d48aafb
 def _make_run(case: Case, spec: RunSpec, tuned, vectors, full: dict):
     "Make the run of `spec`: rank, prune the fine-tuned model, score it."
-    started = time.perf_counter()
-    scores = rank_tokens(case, spec, tuned)
-    ranked = time.perf_counter()
-    pruned = cut(case, spec, scores, tuned, share_encoder=True)
-    seconds = dict(scores=ranked - started, prune=time.perf_counter() - ranked)
-    record_cut(case, spec, pruned, vectors, seconds, full)
+    seconds = {}
+    with timed(seconds, "scores"):
+        scores = rank_tokens(case, spec, tuned)
+    with timed(seconds, "prune"):
+        pruned = cut(case, spec, scores, tuned, share_encoder=True)
+    record_cut(case, spec, pruned, cost_of(case, pruned, vectors), seconds, full)
 
 
 def evaluate_case(specs: list[RunSpec], progress: bool = False) -> list[str]:
@@ -65,7 +62,7 @@ def evaluate_case(specs: list[RunSpec], progress: bool = False) -> list[str]:
 
     Return what was wrong with those that are not possible, one line each."""
     case = read_case(specs[0])
-    todo = [spec for spec in specs if read_row(run_directory(spec.out, asked_of(case, spec))) is None]
+    todo = [spec for spec in specs if recorded_row(case, spec) is None]
     if not todo:
         return []
     full, failed = full_row(case, save=True), []
@@ -88,7 +85,7 @@ def evaluate_grid(
     """Make every run of a recipe that prunes after fine-tuning. Return the rows in its directory as a DataFrame.
 
     Warns about runs that are not possible. Raises as `read_recipe` does, and `ValueError` for a run that prunes before
-    fine-tuning or that asks for what a grid does not do."""
+    fine-tuning."""
     with needs("data"):
         from joblib import Parallel, delayed
 

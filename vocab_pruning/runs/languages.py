@@ -8,7 +8,7 @@ __all__ = ['Pairs', 'read_pairs', 'LanguageCut', 'language_cuts', 'Encoder', 'mo
 
 # %% ../../nbs/runs/languages.ipynb #9d3c93cf
 import json
-import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..core import fingerprint, model_fingerprint, parse_yaml, under_root
+from ..core import CannotPrune, fingerprint, model_fingerprint, parse_yaml, timed, under_root
 from ..data.stats import token_stats
 from ..data.tasks import documents, examples, filled_in, load_task, own_task
 from ..evaluate.bootstrap import resampled_scores, retention_interval
@@ -184,13 +184,13 @@ def _prune_for(full: Encoder, cut: LanguageCut) -> tuple[PrunedModel, dict]:
     "Return the encoder pruned as `cut` says, and what is known of it."
     texts = [text for language in cut.languages for text in full.pairs(language).train]
     stats = token_stats(texts, full.tokenizer, full.n_rows)
-    started = time.perf_counter()
-    pruned = prune(full.model, full.tokenizer, texts, rows=cut.rows, scorer="frequency", oov=cut.oov,
-                   share_encoder=True, stats=stats, unseen=cut.unseen, **cut.oov_options)
-    seconds = time.perf_counter() - started
+    seconds = {}
+    with timed(seconds, "seconds_prune"):
+        pruned = prune(full.model, full.tokenizer, texts, rows=cut.rows, scorer="frequency", oov=cut.oov,
+                       share_encoder=True, stats=stats, unseen=cut.unseen, **cut.oov_options)
     made = {name: pruned.info["after"][name] for name in _SIZES}
     made |= {f"{name}_full": pruned.info["before"][name] for name in _SIZES}
-    return pruned, made | dict(seen=int(stats.seen.sum()), seconds_prune=seconds)
+    return pruned, made | dict(seen=int(stats.seen.sum())) | seconds
 
 
 def _score_cut(full: Encoder, cut: LanguageCut) -> Iterator[dict]:
@@ -226,19 +226,26 @@ def evaluate_languages(
 ) -> list[dict]:
     """Make every one of `cuts` that has no row yet. Return all rows in `out`.
 
-    Raises as `prune` and `read_pairs` do."""
+    Warns about cuts that are not possible, such as fewer rows than a language has letters where the tokenizer is
+    rewritten. Raises as `prune` does otherwise, and as `read_pairs`."""
     path = under_root(out) / PACKED_ROWS
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = read_languages(out)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    done = {_identity(row) for row in rows}
+    done, impossible = {_identity(row) for row in rows}, []
     for cut in tqdm(cuts, unit="cut", disable=not progress):
         asked = full.name | asdict(cut) | dict(asked_rows=cut.rows)
         if all(_identity(asked | dict(language=language)) in done for language in cut.scored):
             continue
+        try:
+            made = [row for row in _score_cut(full, cut) if _identity(row) not in done]
+        except CannotPrune as error:
+            impossible.append(f"{cut.texts}, {cut.rows:,} rows, {cut.oov}: {error}")
+            continue
         with path.open("a", encoding="utf-8") as file:
-            made = (row for row in _score_cut(full, cut) if _identity(row) not in done)
             file.writelines(json.dumps(row) + "\n" for row in made)
+    if impossible:
+        warnings.warn(f"{len(impossible)} cuts are not possible, as {impossible[0]}", stacklevel=2)
     return read_languages(out)
 
 # %% ../../nbs/runs/languages.ipynb #4d4b55c7

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROW', 'PACKED_ROWS', 'subset', 'train_documents', 'shared_parameters', 'asked_for', 'run_name', 'run_directory',
-           'provenance', 'read_row', 'read_rows', 'read_history', 'pruned_facts', 'record_run', 'pack_runs',
-           'shown_row', 'row_of_notebook', 'summarize_notebook']
+           'provenance', 'read_row', 'read_rows', 'read_history', 'pruned_facts', 'finished_row', 'record_run',
+           'pack_runs', 'shown_row', 'row_of_notebook', 'summarize_notebook']
 
 # %% ../../nbs/runs/record.ipynb #788289a7
 import json
@@ -31,7 +31,7 @@ from ..data.tasks import Task, data_fingerprint, documents, get_task, load_task
 from ..evaluate.bootstrap import PACKED_PREDICTIONS, PREDICTIONS, read_predictions
 from ..evaluate.finetune import FineTuned, agreement, evaluate_model, finetune, retention
 from ..models.anatomy import sizes
-from .spec import METHODS
+from .spec import METHODS, RunSpec
 
 # %% ../../nbs/runs/record.ipynb #b06b9dbb
 def subset(
@@ -97,33 +97,25 @@ def shared_parameters(
 # %% ../../nbs/runs/record.ipynb #432fab0b
 def asked_for(
     shared: dict,  # from `shared_parameters`
-    method: str,  # a key of `METHODS`
-    base: str,
-    ratio: float,
-    baseline: bool = True,
-    *,
-    scorer: str | None = None,
-    oov: str | None = None,
-    scorer_options: dict | None = None,
-    oov_options: dict | None = None,
-    vocab_share: float | None = None,
-    losparse_options: dict | None = None,
-    when: str = "before",  # a key of `WHEN`
+    spec: RunSpec,
     vocabulary: dict | None = None,  # `vocabulary_tasks` and `vocabulary_fingerprint` where several tasks share one
 ) -> dict:
-    "Return all parameters that identify a pruned run: `shared`, and those of run.ipynb that its `method` reads."
-    label = METHODS[method].format(scorer=scorer, oov=oov)
-    asked = shared | dict(method=label, base=base, ratio=ratio, baseline=baseline)
-    if method != "losparse":
-        asked |= dict(scorer=scorer, oov=oov)
-        options = dict(scorer_options=scorer_options, oov_options=oov_options)
+    """Return all parameters that identify a pruned run: `shared`, and those of `spec` that its method reads.
+
+    A parameter that came later is left out where it says what was done before; so earlier runs keep their names."""
+    label = METHODS[spec.method].format(scorer=spec.scorer, oov=spec.oov)
+    asked = shared | dict(method=label, base=spec.base, ratio=spec.ratio, baseline=spec.baseline)
+    if spec.method != "losparse":
+        asked |= dict(scorer=spec.scorer, oov=spec.oov)
+        options = dict(scorer_options=spec.scorer_options, oov_options=spec.oov_options)
         asked |= {name: given for name, given in options.items() if given}
-    if method != "vocab" and losparse_options:
-        asked["losparse_options"] = losparse_options
-    if method == "combine":
-        asked["vocab_share"] = vocab_share
-    if when != "before":
-        asked["when"] = when
+        asked |= {} if spec.unseen == "id" else dict(unseen=spec.unseen)
+    if spec.method != "vocab" and spec.losparse_options:
+        asked["losparse_options"] = spec.losparse_options
+    if spec.method == "combine":
+        asked["vocab_share"] = spec.vocab_share
+    if spec.when != "before":
+        asked["when"] = spec.when
     if vocabulary:
         asked |= dict(method=f"{label}+shared", **vocabulary)
     return asked
@@ -242,9 +234,12 @@ def _with_sizes(facts: dict, model) -> dict:
     return facts | after | removed
 
 # %% ../../nbs/runs/record.ipynb #1d934348
-def _finished_row(directory: str | Path, save) -> dict | None:
-    "Return the row of the run in `directory` where nothing is left to do; with `save`, its model must be there, too."
-    return read_row(directory) if save is None or (Path(directory) / "model").is_dir() else None
+def finished_row(
+    directory: str | Path,  # of the run
+    with_model: bool = False,  # the model must be there, too
+) -> dict | None:
+    "Return the row of a run, or None where something is left to do."
+    return read_row(directory) if not with_model or (Path(directory) / "model").is_dir() else None
 
 # %% ../../nbs/runs/record.ipynb #6287fcce
 def _agreements(result: FineTuned, task: Task, full: dict, out: Path) -> dict[str, float]:
@@ -302,11 +297,11 @@ def record_run(
     its row.
 
     Raises `FileExistsError` where `directory` holds something else."""
-    if (row := _finished_row(directory, save)) is not None:
+    if (row := finished_row(directory, save is not None)) is not None:
         return row
     task = get_task(task or parameters["task"])
     with directory_lock(directory), tempfile.TemporaryDirectory() as scratch:
-        if (row := _finished_row(directory, save)) is not None:
+        if (row := finished_row(directory, save is not None)) is not None:
             return row
         with whole_directory(directory, ROW, ours=("model/*", "model/*/*")) as new:
             if train:

@@ -6,7 +6,6 @@
 __all__ = ['last_within', 'aim', 'search', 'rises', 'run_interval', 'Found', 'find_ratio', 'plot_found']
 
 # %% ../../nbs/runs/search.ipynb #7896a13c
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,13 +14,23 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import check_seed, needs, whole_number
+from ..core import check_seed, needs, timed, whole_number
 from ..data.tasks import Task, documents, get_task
 from ..evaluate.bootstrap import read_predictions, resampled_scores, retention_interval
 from ..evaluate.finetune import make_recipe
 from ..evaluate.frozen import drift, sentence_vectors
 from ..models.pruning import size_with
-from .case import Case, cut, full_row, rank_tokens, read_case, record_cut, spaced, spaced_vectors
+from vocab_pruning.runs.case import (
+    Case,
+    cost_of,
+    cut,
+    full_row,
+    rank_tokens,
+    read_case,
+    record_cut,
+    spaced,
+    spaced_vectors,
+)
 from .spec import RunSpec
 from ..scorers.budget import max_ratio
 from ..scorers.registry import get_scorer
@@ -96,7 +105,7 @@ class _Ranked:
     case: Case
     spec: RunSpec  # what the search was asked for
     scores: np.ndarray  # float64 (V,)
-    seconds: float  # that ranking took
+    seconds: dict[str, float]  # that ranking took, as `scores`
 
     @property
     def split(self) -> str:
@@ -111,19 +120,20 @@ class _Ranked:
 
 def _rank(case: Case, spec: RunSpec) -> _Ranked:
     "Return `case` with its tokens ranked."
-    started = time.perf_counter()
-    scores = rank_tokens(case, spec)
-    return _Ranked(case, spec, scores, time.perf_counter() - started)
+    seconds = {}
+    with timed(seconds, "scores"):
+        scores = rank_tokens(case, spec)
+    return _Ranked(case, spec, scores, seconds)
 
 # %% ../../nbs/runs/search.ipynb #6d99b5fc
 def _train(ranked: _Ranked, ratio: float, full: dict) -> dict:
     "Return the row of the run with `ratio`, read or made; `full` is the full model's row."
     spec = replace(ranked.spec, ratio=ratio)
-    started = time.perf_counter()
-    pruned = cut(ranked.case, spec, ranked.scores)
-    seconds = dict(scores=ranked.seconds, prune=time.perf_counter() - started)
-    vectors = spaced_vectors(ranked.case.model, ranked.case.tokenizer, ranked.case.dataset["dev"])
-    return record_cut(ranked.case, spec, pruned, vectors, seconds, full)
+    case, seconds = ranked.case, dict(ranked.seconds)
+    with timed(seconds, "prune"):
+        pruned = cut(case, spec, ranked.scores)
+    cost = cost_of(case, pruned, spaced_vectors(case.model, case.tokenizer, case.dataset["dev"]))
+    return record_cut(case, spec, pruned, cost, seconds, full)
 
 # %% ../../nbs/runs/search.ipynb #782fa8ef
 def run_interval(

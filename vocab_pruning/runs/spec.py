@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'WHEN', 'as_number', 'as_fraction', 'as_whole', 'number_from', 'as_flag', 'Kind', 'read_values', 'RunSpec',
-           'parameter_kinds', 'parameter_defaults']
+           'parameter_kinds', 'parameter_defaults', 'spec_of_notebook']
 
 # %% ../../nbs/runs/spec.ipynb #c082d98b
 import math
@@ -23,6 +23,7 @@ from ..core import PRECISIONS, choose, parse_yaml
 from ..data.tasks import Task, get_task
 from ..remaps.kinds import check_remap
 from ..scorers.registry import check_scorer, get_scorer
+from ..scorers.unseen import UNSEEN
 
 # %% ../../nbs/runs/spec.ipynb #8e391c88
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -200,6 +201,7 @@ class RunSpec:
     scorer_options: dict = _parameter({}, _OPTIONS, "Options of the scorer.")
     oov: str = _parameter("pq", _NAME, "Remap: what becomes of a pruned token.")
     oov_options: dict = _parameter({}, _OPTIONS, "Options of the remap.")
+    unseen: str = _parameter("likely", _NAME, "How rows that no text uses are ranked: likely, or id as in the paper.")
     model: str = _parameter("auto", _NAME, "Name or directory of the model; `auto` picks one that is available.")
     data: str = _parameter("auto", _NAME, "A directory in GLUE's layout, `nyu-mll/glue`, `sample` or `auto`.")
     seed: int = _parameter(42, _SEED, "Random seed.")
@@ -219,11 +221,6 @@ class RunSpec:
     def parse(cls, **raw) -> "RunSpec":
         "Read parameters given as values or as text. Raises `ValueError`, which names what cannot be read."
         return cls(**read_values(parameter_kinds(), raw))
-
-    @classmethod
-    def of_notebook(cls, names: Mapping) -> "RunSpec":
-        "Read the parameters from a notebook's `globals()`. Raises as `parse`, also for those that papermill added."
-        return cls.parse(**_given_parameters(names))
 
     def check(self, task: Task | None = None):
         "Raise `ValueError` or `TypeError` for a run that is not possible. Pass the `task` if it has been read."
@@ -246,12 +243,14 @@ def _injected_names(cells: list[str]) -> list[str]:
     return [target.id for node in parse(source).body if isinstance(node, Assign) for target in node.targets]
 
 
-def _given_parameters(names: Mapping) -> dict:
-    "Return the parameters among the variables `names`. Raises `ValueError` for an unknown one that papermill added."
+def spec_of_notebook(
+    names: Mapping,  # the notebook's `globals()`
+) -> RunSpec:
+    "Read the parameters among the variables of a notebook. Raises as `parse`, also for those that papermill added."
     kinds = parameter_kinds()
     for name in _injected_names(names.get("In", [])):
         choose(kinds, "parameter", name)
-    return {name: names[name] for name in kinds if name in names}
+    return RunSpec.parse(**{name: names[name] for name in kinds if name in names})
 
 # %% ../../nbs/runs/spec.ipynb #e3a3588b
 def _check_losparse(spec: RunSpec, low_rank: float = 0.25, **schedule):
@@ -300,6 +299,7 @@ def _check_spec(spec: RunSpec, task: Task | None = None):
     _check_vocabulary(spec, own)
     check_scorer(spec.scorer, spec.scorer_options)
     check_remap(spec.oov, spec.oov_options)
+    UNSEEN.check("unseen", spec.unseen)
     if spec.method != "vocab":
         try:
             _check_losparse(spec, **spec.losparse_options)
