@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import FAMILIES, TASKS, run_notebook
 from hypothesis import given
@@ -101,7 +102,7 @@ def test_noise_is_what_rises():
 
 
 def test_a_fine_ratio_is_shown_as_it_is():
-    found = Found(0.945, 0.99, 0.99, "vocab", 0.95, 3, 0.0, None)
+    found = Found(0.945, 0.99, 0.99, "vocab", 0.95, 3, 0.0, pd.DataFrame(dict(retention=[None, 0.99, 0.97])))
     assert str(found).startswith("Found(ratio 0.945 of vocab: retention 0.990, wanted 0.99; 0.95 fails;")
     assert found.in_words() == ("**94.5 %** of the rows can go: retention is 0.990, and 0.99 was wanted; a cut of 95 % failed. "
                                 "3 models were trained.")
@@ -140,7 +141,21 @@ def test_what_was_found_is_in_the_rows(first):
         assert line.retention == row["accuracy_from_train"] / full["accuracy_from_train"]
         assert line.low <= line.retention <= line.high
     assert found.curve.ratio.is_monotonic_increasing and found.curve.rows.is_monotonic_decreasing and found.ratio in set(found.curve.ratio)
-    assert "trainings, noise" in repr(found)
+    assert "models were trained; noise" in repr(found)
+
+
+@pytest.mark.parametrize("scorer", ["frequency", "attention"])
+def test_after_fine_tuning_one_model_serves_the_whole_search(tiny, tmp_path, scorer):
+    "Nothing but the full model is trained, the search ends, and what it measured are rows of runs that prune after."
+    asked = QUICK | dict(scorer=scorer, when="after", max_runs=None, step=0.05, retention=0.9)
+    found = find_ratio("sst2", model=tiny, out=tmp_path, **asked)
+    measured = found.curve.dropna(subset="retention")
+    rows = [read_row(tmp_path / run) for run in measured.run]
+    assert found.trainings == 1 and len(rows) and {(row["when"], row["seconds_train"]) for row in rows} == {("after", 0)}
+    assert f"one model was trained, and {len(rows)} cuts of it were scored" in repr(found)
+    assert found.fails_at is None or round(found.fails_at - found.ratio, 9) == 0.05, "the answer is exact"
+    again = written(tmp_path)
+    assert find_ratio("sst2", model=tiny, out=tmp_path, **asked).curve.equals(found.curve) and written(tmp_path) == again
 
 
 def test_runs_that_are_there_are_read(first, tiny):
@@ -210,14 +225,14 @@ def test_bad_arguments_stop_before_anything_is_trained(options, message, tiny, t
 
 
 def test_no_ratio_passes(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "full_row", lambda case: {"accuracy_from_train": 0.8, "score": 0.8})
-    monkeypatch.setattr(module, "_train", lambda ranked, ratio, full: {ranked.metric: 0.4, "run": "none"})
-    with pytest.raises(ValueError, match=r"none of the . ratios trained keeps 0\.9 of accuracy_from_train 0\.8000; the mildest, 0\.\d+, keeps 0\.5000"):
+    monkeypatch.setattr(module, "full_row", lambda case, save: {"accuracy_from_train": 0.8, "score": 0.8})
+    monkeypatch.setattr(module, "_measure", lambda ranked, ratio, full: {ranked.metric: 0.4, "run": "none"})
+    with pytest.raises(ValueError, match=r"none of the . ratios measured keeps 0\.9 of accuracy_from_train 0\.8000; the mildest, 0\.\d+, keeps 0\.5000"):
         find_ratio("sst2", model=tiny, out=tmp_path, **QUICK | dict(retention=0.9, max_runs=4, base="seen"))
 
 
 def test_a_full_model_that_learned_nothing_has_nothing_to_retain(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "full_row", lambda case: {"matthews_from_train": -0.02, "score": -0.02})
+    monkeypatch.setattr(module, "full_row", lambda case, save: {"matthews_from_train": -0.02, "score": -0.02})
     with pytest.raises(ValueError, match=r"matthews_from_train is -0\.0200, not above 0"):
         find_ratio("cola", model=tiny, out=tmp_path, **QUICK)
 
