@@ -177,9 +177,10 @@ class Found:
     @property
     def effort(self) -> str:
         "What the search took, in words."
-        scored = int(self.curve.retention.notna().sum()) + 1 - self.trainings
+        n_scored = int(self.curve.retention.notna().sum()) + 1 - self.trainings
+        scored = f"{n_scored} cuts of it were scored" if n_scored > 1 else "one cut of it was scored"
         trained = f"{self.trainings} models were trained" if self.trainings > 1 else "one model was trained"
-        return f"{trained}, and {scored} cuts of it were scored" if scored else trained
+        return f"{trained}, and {scored}" if n_scored else trained
 
     def __repr__(self) -> str:
         fails = "none looked at failed" if self.fails_at is None else f"{self.fails_at:g} fails"
