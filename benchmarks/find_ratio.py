@@ -12,7 +12,7 @@ def parse_options():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", default=["cola", "stsb"], help="tasks to search (default: cola stsb)")
     parser.add_argument("--retention", type=float, default=0.99, help="what is to be kept of the full model's score (default: %(default)s)")
-    parser.add_argument("--max-runs", type=int, help="pruned models that are trained, or scored, at most (default: 5, or 20)")
+    parser.add_argument("--max-runs", type=int, default=5, help="pruned models that are trained at most (default: %(default)s)")
     parser.add_argument("--when", default="before", choices=["before", "after"], help="prune before or after fine-tuning (default: %(default)s)")
     parser.add_argument("--base", default="vocab", help="what the ratio is a fraction of (default: %(default)s)")
     parser.add_argument("--oov", default="pq", help="what becomes of pruned tokens (default: %(default)s)")

@@ -147,7 +147,7 @@ def test_what_was_found_is_in_the_rows(first):
 @pytest.mark.parametrize("scorer", ["frequency", "attention"])
 def test_after_fine_tuning_one_model_serves_the_whole_search(tiny, tmp_path, scorer):
     "Nothing but the full model is trained, the search ends, and what it measured are rows of runs that prune after."
-    asked = QUICK | dict(scorer=scorer, when="after", max_runs=None, step=0.05, retention=0.9)
+    asked = QUICK | dict(scorer=scorer, when="after", step=0.05, retention=0.9)
     found = find_ratio("sst2", model=tiny, out=tmp_path, **asked)
     measured = found.curve.dropna(subset="retention")
     rows = [read_row(tmp_path / run) for run in measured.run]
