@@ -226,7 +226,7 @@ def test_bad_arguments_stop_before_anything_is_trained(options, message, tiny, t
 
 def test_no_ratio_passes(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "full_row", lambda case, save: {"accuracy_from_train": 0.8, "score": 0.8})
-    monkeypatch.setattr(module, "_measure", lambda ranked, ratio, full: {ranked.metric: 0.4, "run": "none"})
+    monkeypatch.setattr(module, "_measure", lambda ranked, ratio, full: {ranked.metric: 0.4, "run": "none", "rows": 9, "dev_drift": 0.1})
     with pytest.raises(ValueError, match=r"none of the . ratios measured keeps 0\.9 of accuracy_from_train 0\.8000; the mildest, 0\.\d+, keeps 0\.5000"):
         find_ratio("sst2", model=tiny, out=tmp_path, **QUICK | dict(retention=0.9, max_runs=4, base="seen"))
 

@@ -162,8 +162,8 @@ def run_interval(
 class Found:
     """The largest ratio that keeps the wanted share of the full model's score, and how it was found.
 
-    A line of `curve` has `ratio`, `rows` and `drift`. Where the ratio was trained or scored, it also has `score`,
-    `retention`, the ends of its interval, `low` and `high`, and `run`."""
+    A line of `curve` has `ratio`, `rows` and `drift` (that of dev where cuts are only scored). Where the ratio was
+    trained or scored, it also has `score`, `retention`, the ends of its interval, `low` and `high`, and `run`."""
 
     ratio: float  # fraction of `base`
     retention: float  # measured there; 1 where the ratio causes no drift and was not trained
@@ -282,8 +282,9 @@ def _search_case(case: Case, spec: RunSpec, wanted: float, max_runs: int, step: 
         return look(number)["drift"]
 
     def retention_at(number: int) -> float:
-        drift_at(number)
-        row = rows[ratios[number]] = _measure(ranked, ratios[number], full)
+        ratio = ratios[number]
+        row = rows[ratio] = _measure(ranked, ratio, full)
+        looks.setdefault(ratio, dict(ratio=ratio, rows=row["rows"], drift=row["dev_drift"]))
         return row[ranked.metric] / score
 
     if spec.when == "after":
@@ -329,8 +330,8 @@ def find_ratio(
     """Find the largest ratio whose model keeps `retention` of the full model's score on `task`.
 
     Arguments without a comment are those of run.ipynb: with `when="before"` each cut is fine-tuned, and with
-    `when="after"` the full model is, whose cuts are then scored, however many it takes. A search that was interrupted continues from its runs
-    in `out`.
+    `when="after"` the full model is, whose cuts are then scored, however many it takes. A search that was interrupted
+    continues from its runs in `out`.
 
     Raises `ValueError` where no ratio measured keeps `retention`, where the full model's score is not above 0, for a
     scorer without a fixed ranking, and for what `RunSpec`, `subset` and `make_recipe` refuse."""
