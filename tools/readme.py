@@ -16,7 +16,7 @@ from tools.nbfilter import apply_options
 from tools.notebooks import read_notebook
 from tools.publish import run_page, write_whole
 from vocab_pruning.models.card import markdown_table
-from vocab_pruning.report.kept import kept_by_rows, pruned_after, remap_of, with_interval
+from vocab_pruning.report.kept import kept_by_rows, pruned_after, remap_of, steady_tasks, with_interval
 from vocab_pruning.report.summary import ALL_TASKS, check_provenance, evaluations, sort_columns, task_title
 from vocab_pruning.runs.record import read_rows
 
@@ -75,14 +75,15 @@ def readme_results(
 ) -> str:
     """Return the README's paragraph and table of what fine-tuned models keep when they are pruned.
 
-    It has the tasks that have every remap and ratio. Raises `ValueError` for rows that differ in model, data or recipe,
-    and for a directory without such tasks."""
+    It has the tasks that have every remap and ratio, and on which seeds score alike (`steady_tasks`).
+    Raises `ValueError` for rows that differ in model, data or recipe, and for a directory without such tasks."""
     rows = pruned_after(read_rows(Path(results).absolute()))
     check_provenance(rows)
     lines = evaluations(rows)
     wanted = lines[lines.label.map(remap_of).isin(KINDS) & lines.ratio.isin(ratios)]
     cells = wanted.groupby("column")[["label", "ratio"]].apply(lambda some: len(some.drop_duplicates()))
-    columns = sort_columns(cells[cells == len(KINDS) * len(ratios)].to_frame().T)
+    whole = cells.index[cells == len(KINDS) * len(ratios)]
+    columns = sort_columns([column for column in steady_tasks(lines) if column in whole])
     if not columns:
         raise ValueError(f"{results} holds no task with every one of {', '.join(KINDS)} at {ratios}; make more runs")
     kept = kept_by_rows(lines, Path(results).absolute(), columns)
