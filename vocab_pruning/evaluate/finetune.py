@@ -8,7 +8,6 @@ __all__ = ['METRICS', 'device_name', 'make_recipe', 'load_classifier', 'tokenize
 
 # %% ../../nbs/evaluate/finetune.ipynb #240ae684
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..core import PRECISIONS, check_seed, choose, needs, positive_number, quiet_transformers
+from ..core import PRECISIONS, check_seed, choose, needs, positive_number, quiet_transformers, timed
 from ..data.tasks import Task, get_task
 from .bootstrap import likeness
 from ..models.saving import check_whole
@@ -291,13 +290,13 @@ def _check_loss(loss: float, recipe: dict):
 # %% ../../nbs/evaluate/finetune.ipynb #8d3e47c5
 def _score_splits(trainer, splits: dict, task: Task, seconds: dict[str, float]) -> FineTuned:
     "Return what the model of `trainer` does on `splits`; `seconds` are those of the stages before."
-    start = time.perf_counter()
-    trainer.args.train_sampling_strategy = "sequential"  # grouping by length would shuffle the predictions, too
-    outputs = {name: _predict(trainer, split) for name, split in splits.items()}
-    labels = {name: gold for name, (_, gold) in outputs.items()}
-    predictions = {name: decide(task, logits) for name, (logits, _) in outputs.items()}
-    metrics = _last_epoch(task, labels, predictions)
-    seconds = seconds | dict(evaluate=time.perf_counter() - start)
+    seconds = dict(seconds)
+    with timed(seconds, "evaluate"):
+        trainer.args.train_sampling_strategy = "sequential"  # grouping by length would shuffle the predictions, too
+        outputs = {name: _predict(trainer, split) for name, split in splits.items()}
+        labels = {name: gold for name, (_, gold) in outputs.items()}
+        predictions = {name: decide(task, logits) for name, (logits, _) in outputs.items()}
+        metrics = _last_epoch(task, labels, predictions)
     return FineTuned(metrics, predictions, labels, trainer.state.log_history, seconds)
 
 # %% ../../nbs/evaluate/finetune.ipynb #35fe2dfc
@@ -323,14 +322,14 @@ def finetune(
     train = splits.pop("train")
     if task.labels is None:
         _start_at_mean(model, train["labels"][:])
-    start = time.perf_counter()
+    seconds = {}
     with _own_forward(model):
-        arguments = _training_arguments(recipe, output_dir, seed)
-        shown = [*callbacks, *_progress_bars(progress)]
-        trainer = _trainer(model, tokenizer, train, splits["dev"], task, arguments, shown)
-        loss = trainer.train().training_loss
-        _check_loss(loss, recipe)
-        seconds = dict(train=time.perf_counter() - start)
+        with timed(seconds, "train"):
+            arguments = _training_arguments(recipe, output_dir, seed)
+            shown = [*callbacks, *_progress_bars(progress)]
+            trainer = _trainer(model, tokenizer, train, splits["dev"], task, arguments, shown)
+            loss = trainer.train().training_loss
+            _check_loss(loss, recipe)
         return _score_splits(trainer, splits, task, seconds)
 
 # %% ../../nbs/evaluate/finetune.ipynb #5ee6320d

@@ -13,13 +13,10 @@ from tqdm.auto import tqdm
 
 from ..core import needs, timed
 from vocab_pruning.runs.case import (
-    Case,
-    cost_of,
-    cut,
     full_row,
+    make_run,
     rank_tokens,
     read_case,
-    record_cut,
     recorded_row,
     spaced_vectors,
     tuned_model,
@@ -47,16 +44,6 @@ def _cases(recipe: dict) -> list[list[RunSpec]]:
     return list(cases.values())
 
 # %% ../../nbs/runs/after.ipynb #2d48aafb
-def _make_run(case: Case, spec: RunSpec, tuned, vectors, full: dict):
-    "Make the run of `spec`: rank, prune the fine-tuned model, score it."
-    seconds = {}
-    with timed(seconds, "scores"):
-        scores = rank_tokens(case, spec, tuned)
-    with timed(seconds, "prune"):
-        pruned = cut(case, spec, scores, tuned, share_encoder=True)
-    record_cut(case, spec, pruned, cost_of(case, pruned, vectors), seconds, full)
-
-
 def evaluate_case(specs: list[RunSpec], progress: bool = False) -> list[str]:
     """Make the runs `specs`, which belong to one case and prune after fine-tuning.
 
@@ -69,8 +56,11 @@ def evaluate_case(specs: list[RunSpec], progress: bool = False) -> list[str]:
     tuned = tuned_model(case)
     vectors = spaced_vectors(tuned, case.tokenizer, case.dataset["dev"])
     for spec in tqdm(todo, unit="run", desc=f"{case.task.name}, seed {case.spec.seed}", disable=not progress):
+        seconds = {}
         try:
-            _make_run(case, spec, tuned, vectors, full)
+            with timed(seconds, "scores"):
+                scores = rank_tokens(case, spec, tuned)
+            make_run(case, spec, scores, tuned, vectors, seconds, full)
         except ValueError as error:
             failed.append(f"{case.task.name}, {spec.scorer}+{spec.oov}, {spec.base} {spec.ratio:g}: {error}")
     return failed

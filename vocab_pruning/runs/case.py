@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['spaced', 'spaced_vectors', 'cost_to_split', 'Case', 'read_case', 'full_row', 'reads_tuned', 'tuned_model', 'Budget',
-           'budget_of', 'rank_tokens', 'cut', 'split_linears', 'asked_of', 'recorded_row', 'cost_of', 'record_cut']
+           'budget_of', 'rank_tokens', 'cut', 'split_linears', 'asked_of', 'recorded_row', 'cost_of', 'record_cut',
+           'make_run']
 
 # %% ../../nbs/runs/case.ipynb #513ee146
 import copy
@@ -167,10 +168,10 @@ def tuned_model(case: Case):
     return type(case.model).from_pretrained(run_directory(case.spec.out, case.full_run) / "model")
 
 # %% ../../nbs/runs/case.ipynb #39087285
-def _low_rank_and_schedule(options: dict) -> tuple[float, dict]:
-    "Return the low-rank share that `losparse_options` ask for, and the rest of them, which the callback takes."
+def _settings_and_schedule(options: dict) -> tuple[dict, dict]:
+    "Return those of the `losparse_options` that `losparse_settings` takes, and those that the callback takes."
     schedule = dict(options)
-    return schedule.pop("low_rank", 0.25), schedule
+    return {name: schedule.pop(name) for name in ("low_rank",) if name in schedule}, schedule
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,8 @@ def budget_of(case: Case, spec: RunSpec) -> Budget:
         by_vocabulary = vocabulary_ratio(spec.ratio, most, spec.vocab_share)
     n_rows = count_rows(by_vocabulary, spec.base, size, case.special, case.stats["corpus"].seen)
     if spec.method != "vocab":
-        low_rank, _ = _low_rank_and_schedule(spec.losparse_options)
-        losparse_settings(case.model, spec.ratio, low_rank, borne=int(by_vocabulary * size.params))
+        settings, _ = _settings_and_schedule(spec.losparse_options)
+        losparse_settings(case.model, spec.ratio, borne=int(by_vocabulary * size.params), **settings)
     return Budget(size, most, by_vocabulary, n_rows)
 
 # %% ../../nbs/runs/case.ipynb #c6d1b36e
@@ -257,8 +258,8 @@ def cut(
 
 def split_linears(case: Case, spec: RunSpec, pruned: PrunedModel) -> LoSparseSettings:
     "Split the linear layers of `pruned` for LoSparse, in place, so that the run of `spec` reaches its ratio."
-    low_rank, _ = _low_rank_and_schedule(spec.losparse_options)
-    return add_losparse(pruned, spec.ratio, low_rank, of=budget_of(case, spec).size.params)
+    settings, _ = _settings_and_schedule(spec.losparse_options)
+    return add_losparse(pruned, spec.ratio, of=budget_of(case, spec).size.params, **settings)
 
 # %% ../../nbs/runs/case.ipynb #4483c96a
 def asked_of(case: Case, spec: RunSpec) -> dict:
@@ -302,7 +303,7 @@ def record_cut(
         seconds = seconds | dict(scores=seconds["scores"] + full["seconds_train"])
     provenance = ("scorer", "scorer_options", "vocabulary_tasks")
     pruned.info |= {"run": case.shared} | {name: asked[name] for name in provenance if name in asked}
-    schedule = _low_rank_and_schedule(spec.losparse_options)[1]
+    _, schedule = _settings_and_schedule(spec.losparse_options)
     return record_run(
         run_directory(spec.out, asked),
         asked,
@@ -318,3 +319,19 @@ def record_cut(
         progress=case.progress,
         callbacks=[LoSparseCallback(linears, **schedule)] if linears else [],
     )
+
+# %% ../../nbs/runs/case.ipynb #2c73c075
+def make_run(
+    case: Case,
+    spec: RunSpec,
+    scores: np.ndarray,  # from `rank_tokens`
+    whole,  # the model to prune: as it came, or fine-tuned
+    vectors: torch.Tensor,  # of dev, by `whole`; see `spaced_vectors`
+    seconds: dict[str, float],  # that ranking took, as `scores`
+    full: dict,  # row of the full model's run
+) -> dict:
+    "Prune `whole` as `spec` says, and return the row of the result. Raises as `cut` and `record_cut` do."
+    seconds = dict(seconds)
+    with timed(seconds, "prune"):
+        pruned = cut(case, spec, scores, whole, share_encoder=spec.when == "after")
+    return record_cut(case, spec, pruned, cost_of(case, pruned, vectors), seconds, full)

@@ -8,11 +8,12 @@ __all__ = ['last_within', 'aim', 'search', 'rises', 'run_interval', 'Found', 'fi
 # %% ../../nbs/runs/search.ipynb #7896a13c
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from numbers import Real
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..core import check_seed, needs, timed, whole_number
 from ..data.tasks import Task, documents, get_task
@@ -22,12 +23,11 @@ from ..evaluate.frozen import drift, sentence_vectors
 from ..models.pruning import size_with
 from vocab_pruning.runs.case import (
     Case,
-    cost_of,
     cut,
     full_row,
+    make_run,
     rank_tokens,
     read_case,
-    record_cut,
     recorded_row,
     spaced,
     spaced_vectors,
@@ -110,6 +110,11 @@ class _Ranked:
     scores: np.ndarray  # float64 (V,)
     seconds: dict[str, float]  # that ranking took, as `scores`
 
+    @cached_property
+    def vectors(self) -> torch.Tensor:
+        "What the drift of dev is measured against; see `spaced_vectors`."
+        return spaced_vectors(self.whole, self.case.tokenizer, self.case.dataset["dev"])
+
     @property
     def split(self) -> str:
         "The split on which retention is measured: train's held-out part where there is one."
@@ -132,13 +137,9 @@ def _rank(case: Case, spec: RunSpec) -> _Ranked:
 def _measure(ranked: _Ranked, ratio: float, full: dict) -> dict:
     "Return the row of the run with `ratio`, read or made; `full` is the full model's row."
     spec = replace(ranked.spec, ratio=ratio)
-    case, seconds = ranked.case, dict(ranked.seconds)
-    if (row := recorded_row(case, spec)) is not None:
+    if (row := recorded_row(ranked.case, spec)) is not None:
         return row
-    with timed(seconds, "prune"):
-        pruned = cut(case, spec, ranked.scores, ranked.whole)
-    cost = cost_of(case, pruned, spaced_vectors(ranked.whole, case.tokenizer, case.dataset["dev"]))
-    return record_cut(case, spec, pruned, cost, seconds, full)
+    return make_run(ranked.case, spec, ranked.scores, ranked.whole, ranked.vectors, ranked.seconds, full)
 
 # %% ../../nbs/runs/search.ipynb #782fa8ef
 def run_interval(
@@ -215,8 +216,13 @@ def _candidate_ratios(case: Case, spec: RunSpec, step: float) -> list[float]:
     return [round(i * step, 10) for i in range(1, int(1 / step) + 1) if i * step < min(most, 1)]
 
 # %% ../../nbs/runs/search.ipynb #ae33d8ce
-def _looker(ranked: _Ranked, ratios: list[float], n_texts: int) -> Callable[[int], dict]:
-    """Return a function that gives what a candidate's number shows without training: `ratio`, `rows` and `drift`.
+def _drift_meter(
+    ranked: _Ranked,
+    ratios: list[float],
+    n_texts: int,
+    looks: dict[float, dict],  # `ratio`, `rows` and `drift` of what was looked at, by ratio
+) -> Callable[[int], float]:
+    """Return a function that gives the drift of a candidate's number, and notes it in `looks`.
 
     Drift is measured on up to `n_texts` texts of the split on which retention is measured."""
     case = ranked.case
@@ -224,12 +230,14 @@ def _looker(ranked: _Ranked, ratios: list[float], n_texts: int) -> Callable[[int
     vectors = sentence_vectors(ranked.whole, case.tokenizer, texts)
 
     @cache
-    def look(number: int) -> dict:
-        spec = replace(ranked.spec, ratio=ratios[number])
-        pruned = cut(case, spec, ranked.scores, ranked.whole, share_encoder=True)
-        return dict(ratio=ratios[number], rows=pruned.info["after"]["rows"], drift=drift(pruned, texts, vectors))
+    def drift_at(number: int) -> float:
+        ratio = ratios[number]
+        pruned = cut(case, replace(ranked.spec, ratio=ratio), ranked.scores, ranked.whole, share_encoder=True)
+        moved = drift(pruned, texts, vectors)
+        looks[ratio] = dict(ratio=ratio, rows=pruned.info["after"]["rows"], drift=moved)
+        return moved
 
-    return look
+    return drift_at
 
 # %% ../../nbs/runs/search.ipynb #8a117873
 def _curve_of(ranked: _Ranked, looks: dict[float, dict], rows: dict[float, dict], full: dict):
@@ -274,12 +282,7 @@ def _search_case(case: Case, spec: RunSpec, wanted: float, max_runs: int, step: 
     if score <= 0:
         raise ValueError(f"the full model's {ranked.metric} is {score:.4f}, not above 0, so retention is undefined; "
                          "train longer or on more examples")
-    look = _looker(ranked, ratios, n_texts)
     looks, rows = {}, {}
-
-    def drift_at(number: int) -> float:
-        looks[ratios[number]] = look(number)
-        return look(number)["drift"]
 
     def retention_at(number: int) -> float:
         ratio = ratios[number]
@@ -291,6 +294,7 @@ def _search_case(case: Case, spec: RunSpec, wanted: float, max_runs: int, step: 
         low = last_within(lambda number: -retention_at(number), 0, len(ratios), -wanted)
         high = low + 1
     else:
+        drift_at = _drift_meter(ranked, ratios, n_texts, looks)
         low, high, _ = search(len(ratios), drift_at, retention_at, wanted, max_runs)
     kept = {ratio: row[ranked.metric] / score for ratio, row in rows.items()}
     if low < 0:
