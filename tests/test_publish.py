@@ -278,7 +278,7 @@ def test_a_retention_leads_to_its_page(tmp_path):
         "#### Per cent of the rows that train uses removed",
         "",
         "| task | method | 20 | 50 |",
-        "| --- | ---: | ---: | ---: |",
+        "| --- | --- | ---: | ---: |",
         f"| CoLA | tf-idf + pq | [125.0]({pages}-0.2-42.ipynb) | "
         f"[90.0]({pages}-0.5-42.ipynb) · [80.0]({pages}-0.5-43.ipynb) |",
         "| RTE | tf-idf + pq |  | – |",
@@ -287,12 +287,12 @@ def test_a_retention_leads_to_its_page(tmp_path):
 
 def test_without_rows_there_is_no_table(tmp_path):
     assert runs_listing(tmp_path / "no" / "such" / "place") == ""
-    assert results_listing(tmp_path) == NO_RESULTS
+    assert results_listing(tmp_path, "nbs") == NO_RESULTS
 
 
 def test_every_sweep_is_listed(tmp_path):
     write_results(tmp_path / "results" / "minilm", SWEEP)
-    assert results_listing(tmp_path).splitlines()[:3] == [
+    assert results_listing(tmp_path, "nbs").splitlines()[:3] == [
         "### minilm",
         "",
         "`minilm` on glue: 5 runs. Retention in per cent of the full model's score.",

@@ -113,7 +113,7 @@ def test_pages_document_what_they_export(pages):
 
 
 def test_the_api_page_has_every_public_name_one_click_away(pages, tmp_path):
-    listing = api_listing(ROOT)
+    listing = api_listing(ROOT, "nbs")
     named = re.findall(r"^\| \[(\w+)\]", listing, re.MULTILINE)
     documented = [name.removeprefix(f"{module}.") for module, names in index["syms"].items() for name in names]
     assert sorted(named) == sorted(name for name in documented if "." not in name and name[0] != "_")
@@ -128,7 +128,7 @@ def test_the_api_page_has_every_public_name_one_click_away(pages, tmp_path):
 
 @pytest.mark.parametrize("listing", [api_listing, results_listing], ids=lambda f: f.__name__)
 def test_what_a_generated_list_links_to_is_there(listing):
-    for name, _, anchor in re.findall(r"\]\(([^)#]+)(#([^)]+))?\)", listing(ROOT)):
+    for name, _, anchor in re.findall(r"\]\(([^)#]+)(#([^)]+))?\)", listing(ROOT, "nbs")):
         path = (ROOT / "nbs" / name).resolve()
         assert path in site_pages(ROOT, read_config(ROOT)), name
         assert not anchor or anchor in page_anchors(json.loads(path.read_text(encoding="utf-8"))), f"{name}#{anchor}"
@@ -243,15 +243,32 @@ def test_a_figure_is_described_by_the_text_before_it_unless_its_cell_says_more()
 
 def test_headings_tables_and_checks_are_as_the_page_needs_them():
     heading = new_output("display_data", {"text/markdown": "## Table 1"})
+    drawn = new_output("display_data", {"image/png": "aQ=="})
     table = new_output("execute_result", {"text/html": "<table></table>", "text/plain": "t"})
-    cells = [new_code_cell("show()", outputs=[heading]), new_code_cell("table", outputs=[table]),
+    cells = [new_code_cell("show()", outputs=[heading, drawn]), new_code_cell("table", outputs=[table]),
              new_code_cell("from a import b\ntest_eq(b, 1)\nassert b"), new_code_cell("b = 2\nassert b")]
     nb = filtered(new_markdown_cell("# demo\n\n> A page."), *cells)
     shown = [cell for cell in nb.cells if cell.cell_type == "code"]
-    assert shown[0].source.startswith("#| output: asis\n")
+    assert [cell.source for cell in nb.cells if cell.cell_type == "markdown"][-1] == "## Table 1"
+    assert [cell.source for cell in shown[:2]] == ["show()", '#| fig-alt: "Table 1"\n#| echo: false']
+    shown = shown[1:]
     assert shown[1].outputs[0].data["text/markdown"] == "`````{=html}\n<table></table>\n`````\n"
     assert ["code-fold: true" in cell.source for cell in shown] == [False, False, True, False]
     assert apply_options(shown[1]).outputs[0].data["text/html"].strip() == "<table></table>"
+
+
+def test_the_text_of_an_image_is_its_alternative_too():
+    nb = filtered(new_markdown_cell("# demo\n\n> A page."), new_markdown_cell('![A "bar"](a.png)\n\n![b](b.png){width=3}'))
+    assert nb.cells[-1].source == '![A "bar"](a.png){fig-alt="A &quot;bar&quot;"}\n\n![b](b.png){width=3}'
+
+
+def test_a_notebook_leaves_nothing_for_the_end_of_the_process(monkeypatch):
+    "A shell of IPython registers itself there, and a site has hundreds."
+    left = []
+    monkeypatch.setattr("atexit.register", lambda call, *_, **__: left.append(call))
+    monkeypatch.setattr("atexit.unregister", lambda call: left.remove(call))
+    filtered(new_markdown_cell("# demo\n\n> A page."), new_code_cell("#| exec_doc\n1"))
+    assert [call for call in left if "atexit_operations" in str(call)] == []
 
 
 def test_options_are_obeyed_where_quarto_is_missing():
@@ -351,12 +368,21 @@ def test_a_removed_sidebar_target_is_found(site):
     (site / "nbs" / "00_part.ipynb").rename(site / "nbs" / "01_part.ipynb")
     problems = check_site(site)
     assert "_quarto.yml: sidebar target 'nbs/00_part.ipynb' does not exist" in problems
-    assert "nbs/01_part.ipynb: not in the sidebar" in problems
+    assert "nbs/01_part.ipynb: neither in the sidebar nor in the navbar" in problems
 
 
 def test_a_page_nobody_can_reach_is_found(site):
     edit(site, "- nbs/00_part.ipynb", "- nbs/index.ipynb")
-    assert check_site(site) == ["nbs/00_part.ipynb: not in the sidebar"]
+    assert check_site(site) == ["nbs/00_part.ipynb: neither in the sidebar nor in the navbar"]
+
+
+def test_a_link_that_a_cell_writes_to_no_file_is_found(site):
+    "Only the built page shows it: check_site reads what is written."
+    lists = "#| exec_doc\nfrom IPython.display import Markdown\nMarkdown('[runs](nbs/00_part.ipynb)')"
+    append(site, new_code_cell(lists))
+    assert check_site(site) == []
+    with pytest.raises(ValueError, match="nbs/index.ipynb: the page has a link to nbs/00_part.ipynb: no such file"):
+        render_pages(site)
 
 
 def test_a_target_that_is_not_rendered_is_found(site):
@@ -710,7 +736,7 @@ def test_public_names_are_exported_and_have_no_underscore():
 def test_the_listing_has_a_table_for_each_module(site):
     nb = new_notebook(cells=[DEMO[0], new_code_cell("#| default_exp parts.demo"), *DEMO[1:]])
     nbformat.write(nb, site / "nbs" / "00_part.ipynb")
-    assert api_listing(site).splitlines() == [
+    assert api_listing(site, "nbs").splitlines() == [
         "## parts",
         "",
         "### parts.demo",
@@ -730,7 +756,7 @@ def test_modules_of_no_wing_come_last(site):
     config = read_config(site)
     config["website"]["sidebar"][0]["contents"].append("nbs/01_part.ipynb")
     (site / "_quarto.yml").write_text(yaml.safe_dump(config))
-    headings = [line for line in api_listing(site).splitlines() if line.startswith("#")]
+    headings = [line for line in api_listing(site, "nbs").splitlines() if line.startswith("#")]
     assert headings == ["## parts", "### parts.demo", "## outside the wings", "### command"]
 
 

@@ -11,11 +11,14 @@ inside it, so this module corrects some things.
 - nbdev writes `__main__.` before the names of a page's own classes. That goes.
 - A figure gets the sentence that leads to it as alternative text, unless its cell has a `fig-alt`.
 - A cell of nothing but checks is folded. It proves the page, and teaches little.
-- A heading in an output is no heading of the page, and missing in its table of contents, without `output: asis`.
+- A heading in an output is no heading of the page, and missing in its table of contents. Such outputs become cells.
+- Quarto takes the text of an image in Markdown for its caption alone. It becomes the alternative text, too.
+- nbdev starts a shell for each notebook, and each waits for the end of the process to clean up, for seconds.
 - Quarto loads two scripts from elsewhere for HTML in an output, which a table does not need. It becomes raw Markdown.
 - An executed run is one of many alike: its page is left out of the search, folds its code and leads back to the list."""
 
 import ast
+import atexit
 import contextlib
 import importlib.util
 import json
@@ -25,6 +28,7 @@ import sys
 _TITLE_LINES = re.compile(r"(?:[ \t]*(?:#[ \t].*|>.*|-[ \t]+\S.*:.*)?(?:\n|\Z))*")
 _BACK = "[All runs](../../../nbs/results/runs.ipynb), with the conclusions that they support."
 _OPTIONS = re.compile(r"(?:#\|[^\n:]+:[^\n]*(?:\n|\Z))*")
+_IMAGE = re.compile(r"^!\[([^\]\n]+)\]\([^)\s]+\)$", re.MULTILINE)  # a paragraph of its own, without attributes
 _FOLDED = '#| code-fold: true\n#| code-summary: "Checks"\n'
 _RAW_END = "`" * 5
 _RAW = _RAW_END + "{=html}"
@@ -46,6 +50,7 @@ def filter_notebook(text: str) -> str:
     nb.path_ = "notebook.ipynb"
     with contextlib.redirect_stdout(sys.stderr):
         _document(nb)
+    nb.cells = [part for cell in nb.cells for part in _unrolled(cell)]
     _describe_figures(nb.cells)
     for cell in nb.cells:
         _correct(cell)
@@ -99,7 +104,38 @@ def _document(nb):
             at = [proc.__name__ for proc in procs].index("exec_show_docs")
             return [*procs[:at], Marked, *procs[at:]]
 
-    Filter()(nb)
+    processor = Filter().nb_proc(nb)
+    try:
+        processor.process()
+    finally:
+        for shell in filter(None, (getattr(proc, "k", None) for proc in processor.procs)):
+            atexit.unregister(shell.atexit_operations)
+
+
+def _unrolled(cell) -> list:
+    "Return `cell` alone, or followed by its outputs as cells of their own if one of them has a heading."
+    outputs = cell.get("outputs", [])
+    if not any(map(_has_heading, outputs)) or "output:" in cell.source:
+        return [cell]
+    cell.outputs = []
+    return [cell, *(_as_cell(output, f"{cell.id}-{number}") for number, output in enumerate(outputs))]
+
+
+def _as_cell(output: dict, name: str):
+    "Return a cell called `name` that shows what `output` does: Markdown as such, else an output without its source."
+    from execnb.nbio import NbCell
+
+    data = output.get("data", {})
+    if "text/markdown" in data and "text/html" not in data:
+        text = "".join(data["text/markdown"])
+        return NbCell(0, dict(cell_type="markdown", id=name, metadata={}, source=text))
+    shown = dict(cell_type="code", execution_count=None, id=name, metadata={}, outputs=[output])
+    return NbCell(0, shown | dict(source="#| echo: false"))
+
+
+def _has_heading(output: dict) -> bool:
+    "Return whether an `output` is Markdown with a heading, which is one of the page only outside an output's frame."
+    return bool(re.search(r"^#{2,4} ", "".join(output.get("data", {}).get("text/markdown", "")), re.MULTILINE))
 
 
 def _describe_figures(cells: list):
@@ -148,19 +184,20 @@ def _correct(cell):
     cell.pop("has_sd", None)
     if cell.cell_type == "raw":
         cell.source = re.sub(r"^output-file: .*\n", "", cell.source, flags=re.MULTILINE)
+    elif cell.cell_type == "markdown":
+        cell.source = _IMAGE.sub(_with_alternative, cell.source)
     elif cell.cell_type == "code":
         cell.outputs = [output for output in cell.outputs if _is_shown(output)]
         if only_checks(cell.source):
             cell.source = f"{_FOLDED}{cell.source}"
-        if "output:" not in cell.source and any(map(_has_heading, cell.outputs)):
-            cell.source = f"#| output: asis\n{cell.source}"
         for output in cell.outputs:
             _correct_output(output, documents="show_doc(" in cell.source)
 
 
-def _has_heading(output: dict) -> bool:
-    "Return whether an `output` is Markdown with a heading, which is one of the page only outside an output's frame."
-    return bool(re.search(r"^#{2,4} ", "".join(output.get("data", {}).get("text/markdown", "")), re.MULTILINE))
+def _with_alternative(image: re.Match) -> str:
+    "Return an image in Markdown with its text as `fig-alt`."
+    text = image[1].replace('"', "&quot;")
+    return f'{image[0]}{{fig-alt="{text}"}}'
 
 
 def only_checks(source: str) -> bool:

@@ -190,7 +190,7 @@ def write_whole(path: Path, content: bytes):
 # The tables that lead to the pages
 
 
-def results_listing(root: str | Path = ".", start: str = "nbs") -> str:
+def results_listing(root: str | Path, start: str) -> str:
     "Return Markdown with the tables of every sweep below `root`/results. Links start at the folder `start` of `root`."
     root = Path(root)
     lines = []
@@ -229,7 +229,7 @@ def _base_table(rows: list[dict], results: Path, start: Path) -> str:
     for task, method in _grouped(named, "task", "method"):
         cells = [runs.get((task, method, ratio), []) for ratio in ratios]
         lines.append([task, method, *(" · ".join(_linked(row, results, start) for row in cell) for cell in cells)])
-    return markdown_table(["task", "method", *(f"{100 * ratio:.4g}" for ratio in ratios)], lines)
+    return markdown_table(["task", "method", *(f"{100 * ratio:.4g}" for ratio in ratios)], lines, words=2)
 
 
 def _grouped(rows: Iterable[dict], *names: str) -> dict[tuple, list[dict]]:

@@ -47,6 +47,7 @@ THEMES = {
 }
 _ELSEWHERE = re.compile(r"[a-zA-Z][\w+.-]*:|//|---")
 _LINK = re.compile(r"\]\(\s*<?([^)\s>]+)|^\[[^^\]][^\]]*\]:\s*(\S+)", re.MULTILINE)
+_HREF = re.compile(r'<a\b[^>]*\shref="([^"#]+)')
 _DIRECTIVE = re.compile(r'(?:<p>|<span class="c1">)(#\|[^<]*)')
 _NAVIGATION = ("left", "right", "tools", "menu", "href", "file", "contents")
 
@@ -112,13 +113,14 @@ def _strings(node) -> Iterator[str]:
 
 
 def navigation_problems(root: Path, config: dict, pages: list[Path]) -> Iterator[str]:
-    "Yield targets that are no page, pages that the sidebar lacks, and notebooks next to `pages` that are not rendered."
+    "Yield targets that are no page, pages that no bar leads to, and notebooks next to `pages` that are not rendered."
     yield from _target_problems(root, config, pages)
-    listed = {_file(root, target) for target in navigation_targets(_at(config, "website", "sidebar"))}
+    bars = [_at(config, "website", bar) for bar in ("navbar", "sidebar")]
+    listed = {_file(root, target) for target in navigation_targets(bars)}
     runs = list(root.glob(RUNS))  # the list of results leads to these pages
     for page in pages:
         if page not in listed and page.parent not in runs:
-            yield f"{page.relative_to(root)}: not in the sidebar"
+            yield f"{page.relative_to(root)}: neither in the sidebar nor in the navbar"
     for folder in dict.fromkeys([*(page.parent for page in pages), *runs]):
         for path in sorted(folder.glob("[!._]*.ipynb")):
             if path not in pages:
@@ -251,17 +253,27 @@ def page_html(path: Path, template: str = "basic") -> str:
         return _exporter(template).from_notebook_node(nb)[0]
 
 
+def _dead_links(root: Path, page: Path, html: str) -> Iterator[str]:
+    "Yield the links in the `html` of `page` to files that are not there: those of the cells that the filter ran, too."
+    for target in dict.fromkeys(unquote(target) for target in _HREF.findall(html)):
+        start = root if target.startswith("/") else page.parent
+        if not (_ELSEWHERE.match(target) or (start / target.lstrip("/")).exists()):
+            yield target
+
+
 def render_pages(root: str | Path = ".", runs: int | None = None) -> dict[str, str]:
     """Return the HTML of every page of the site in `root`, by the notebook's path in it. Nothing is written.
 
     `runs` limits the published runs to the first so many, since they are pages of one notebook. Raises `ValueError` if
-    a page shows a directive or a traceback, and what a notebook's exported code raises."""
+    a page shows a directive or a traceback or leads nowhere, and what a notebook's exported code raises."""
     root = Path(root).resolve()
     published = sorted(root.glob(f"{RUNS}/*.ipynb"))
     left_out = [] if runs is None else published[runs:]
     paths = [path for path in site_pages(root, read_config(root)) if path not in left_out]
     pages = {path.relative_to(root).as_posix(): page_html(path) for path in paths}
     for name, html in pages.items():
+        if lost := next(_dead_links(root, root / name, html), None):
+            raise ValueError(f"{name}: the page has a link to {lost}: no such file")
         if found := _DIRECTIVE.search(html):
             raise ValueError(f"{name}: the page shows the directive {found[1]!r}; move it to the top of its cell")
         if "Traceback (most recent call last)" in html:
@@ -350,7 +362,7 @@ def public_names(nb: dict) -> dict[str, str]:
     return {node.name: (ast.get_docstring(node) or "").partition("\n")[0] for node in public}
 
 
-def api_listing(root: str | Path = ".", start: str = "nbs") -> str:
+def api_listing(root: str | Path, start: str) -> str:
     """Return Markdown with a table for each module of the site in `root`: its public names, linked to their pages.
 
     Modules come wing by wing, in the order of the sidebar, and those of no wing last. Links start at the folder

@@ -59,9 +59,9 @@ def _model_name(info: dict) -> str:
     return info.get("base_model") or info.get("architecture") or "A model"
 
 # %% ../../nbs/models/card.ipynb #a6cf643e
-def markdown_table(head: tuple[str, ...], rows) -> str:
-    "Return a Markdown table. Where `head` has words, the columns after the first are aligned as numbers."
-    lines = [head, ("---", *["---:" if any(head) else "---"] * (len(head) - 1)), *rows]
+def markdown_table(head: tuple[str, ...], rows, words: int = 1) -> str:
+    "Return a Markdown table. Where `head` has words, the columns after the first `words` are aligned as numbers."
+    lines = [head, (*["---"] * words, *["---:" if any(head) else "---"] * (len(head) - words)), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 

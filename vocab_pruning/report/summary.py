@@ -207,7 +207,7 @@ def method_label(row: dict) -> str:
     if row.get("base") == "seen" and row["ratio"] == 0:
         parts = [TRAIN_ONLY, *(part for part in parts[1:] if part != "unk")]
     if len(parts) > 2 and pd.notna(share := row.get("vocab_share")):
-        parts[-1] += f", vocabulary {share:.0%}"
+        parts[-1] += f", vocabulary {100 * share:.0f} %"
     return " + ".join(parts) + _shared(row) + (AFTER if row.get("when") == "after" else "")
 
 # %% ../../nbs/report/summary.ipynb #ad8aabb1
