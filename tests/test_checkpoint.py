@@ -43,7 +43,7 @@ CLASSES = {
 }
 PAIRS = [(name, auto) for auto, names in CLASSES.items() for name in names]
 KINDS = [name for name in REMAPS if name not in ("dbscan", "resegment")]
-OPTIONS = {"pq": dict(n_bytes=4), "cluster": dict(n_clusters=5, representative="mean"), "sparse": dict(m=2), "nearest": dict(only_seen=True)}
+OPTIONS = {"pq": dict(n_bytes=4, graded=True), "cluster": dict(n_clusters=5, representative="mean"), "sparse": dict(m=2), "nearest": dict(only_seen=True)}
 
 
 def saved(directory: Path, name: str, auto: str = CLASSIFIER, dtype=None):

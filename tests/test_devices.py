@@ -19,7 +19,7 @@ from vocab_pruning.testing.families import tiny_model
 
 TEXTS = ["the cat sat on the mat", "a dog ran away", "the committee postponed it"]
 CLASSIFIER, MASKED, CAUSAL = (f"AutoModelFor{what}" for what in ("SequenceClassification", "MaskedLM", "CausalLM"))
-SOME = {"cluster": dict(n_clusters=3), "dbscan": dict(n_clusters=3), "sparse": dict(m=2), "pq": dict(n_bytes=4)}
+SOME = {"cluster": dict(n_clusters=3), "dbscan": dict(n_clusters=3), "sparse": dict(m=2), "pq": dict(n_bytes=4, graded=True)}
 QUICK = ("sparse", "pq", "int4", "resegment")  # one of each form; CUDA tries all
 KINDS = [pytest.param(oov, marks=[] if oov in QUICK else pytest.mark.slow) for oov in REMAPS]
 CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]

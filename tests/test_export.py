@@ -21,7 +21,7 @@ from vocab_pruning.models.verify import _token_columns, difference, kept_columns
 from vocab_pruning.testing.families import tiny_model
 
 TEXTS = documents(load_task("cola", "sample")["train"])[:20]
-KINDS = {"mapped": dict(oov="nearest"), "coded": dict(oov="pq", n_bytes=4), "int4": dict(oov="int4"), "mixed": dict(oov="sparse", m=3),
+KINDS = {"mapped": dict(oov="nearest"), "coded": dict(oov="pq", n_bytes=4, graded=True), "int4": dict(oov="int4"), "mixed": dict(oov="sparse", m=3),
          "int8": dict(oov="int8"), "split anew": dict(oov="resegment")}
 GRAPHS = [("BERT", "mapped"), ("BERT", "coded"), ("ModernBERT", "split anew"), ("RoBERTa", "int4")]
 CLASSIFIER = "AutoModelForSequenceClassification"

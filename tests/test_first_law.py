@@ -235,20 +235,27 @@ def check_approximation(rows: torch.Tensor, p, gone: torch.Tensor, ordinary: tor
     assert ((now - rows)[gone].norm(dim=1) <= left + 2e-3 * rows[gone].norm(dim=1)).all()
 
 
+CODES = [(1, False), (4, False), (16, False), (4, True), (16, True)]  # bytes a row, and whether they are graded
+
+
 @torch.no_grad()
 @few
-@given(base=st.sampled_from(["vocab", "seen"]), part=st.floats(0, 1), n_bytes=st.sampled_from([1, 4, 16]), seed=SEEDS, ids=SEEDS)
-def test_product_codes(family, task, base, part, n_bytes, seed, ids):
+@given(base=st.sampled_from(["vocab", "seen"]), part=st.floats(0, 1), codes=st.sampled_from(CODES), seed=SEEDS, ids=SEEDS)
+def test_product_codes(family, task, base, part, codes, seed, ids):
     "Kept rows lose nothing, every coded row is made of its codebooks' entries, and with no more rows than entries it is the row itself."
     model, tokenizer = shared(family, task), FAMILIES[family].tokenizer
-    p = prune(model, tokenizer, TEXTS, ratio_of(model, tokenizer, base, part), base, oov="pq", n_bytes=n_bytes, seed=seed)
+    options = dict(zip(("n_bytes", "graded"), codes, strict=True))
+    p = prune(model, tokenizer, TEXTS, ratio_of(model, tokenizer, base, part), base, oov="pq", seed=seed, **options)
     check_law(model, p.model, p.keep, batch(draw_ids(p.keep, ids), model.config.pad_token_id))
     old, now = (m.get_input_embeddings()(torch.arange(model.config.vocab_size)) for m in (model, p.model))
     if (gone := int((~p.remap.kept).sum())) and gone <= 256:
         torch.testing.assert_close(now, old, atol=1e-6, rtol=1e-6)
     params = sizes(model)["params"] - sizes(p.model)["params"]
-    books = 0 if p.remap.coded is None else p.remap.coded.codebooks.numel()
-    assert books == min(gone, 256) * model.config.hidden_size and params == gone * row_cost(model) - books
+    coded = p.remap.coded
+    books = 0 if coded is None else sum(book.numel() for book in coded.parameters())
+    finer = 0 if coded is None or coded.finer is None else len(coded.finer.codes)
+    assert books == (min(gone, 256) + min(finer, 256)) * model.config.hidden_size
+    assert params == gone * row_cost(model) - books
 
 
 def test_the_budget_pays_for_codebooks(narrow_minilm):

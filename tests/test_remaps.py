@@ -18,7 +18,7 @@ from vocab_pruning.core import minilm_directory
 from vocab_pruning.data.stats import token_stats
 from vocab_pruning.models.anatomy import PLACEHOLDER, reserved_mask, special_mask
 from vocab_pruning.remaps.codes import product_codes
-from vocab_pruning.remaps.kinds import OPTIONS, REMAPS, Plan, check_remap, nearest_rows
+from vocab_pruning.remaps.kinds import OPTIONS, REMAPS, Plan, check_remap, nearest_rows, remap_to_product_codes
 from vocab_pruning.remaps.pieces import splitter
 from vocab_pruning.testing.families import FAMILIES, tiny_model
 
@@ -115,7 +115,7 @@ def test_only_seen(padded, oov):
     model, tokenizer, reserved = padded
     seen = np.zeros(len(reserved), bool)
     seen[[i for ids in tokenizer(TEXTS[:2], add_special_tokens=False)["input_ids"] for i in ids]] = True
-    options = TARGETS.get(oov, {}) | (dict(n_bytes=4) if oov == "pq" else {})
+    options = TARGETS.get(oov, {}) | (dict(n_bytes=4, graded=True) if oov == "pq" else {})
     ratio = rows_ratio(reserved, 12)
     p = prune(model, tokenizer, TEXTS, ratio, "vocab", oov=oov, scores=-seen.astype(float), only_seen=True, **options)
     pruned = (~p.remap.kept).numpy()
@@ -157,6 +157,7 @@ WRONG = {
     "outside_budget": ["false", 1, None],
     "only_seen": ["no", 0, None],
     "rotate": ["no", 1, None],
+    "graded": ["no", 1, None],
     "lossless": ["false", 1],
     "pad_to_multiple_of": [0, 8.0, "8", True],
 }
@@ -193,6 +194,7 @@ def test_values_of_numpy_are_values():
 
 @pytest.mark.parametrize(("oov", "options", "told"), [
     ("pq", dict(n_bytes=5), "5 codes do not divide a row of 16"),
+    ("pq", dict(n_bytes=1, graded=True), "n_bytes=1; give 2 or more"),
     ("pq", dict(n_bytes=32), "32 codes do not divide a row of 16"),
 ])
 def test_codes_that_do_not_fit_are_refused_before_texts_are_read(oov, options, told):
@@ -339,6 +341,18 @@ def test_codes_of_equal_rows():
     rows = torch.ones(300, 8)
     assert torch.equal(product_codes(rows, parts=4, rotate=False)(torch.arange(300)), rows)
     torch.testing.assert_close(product_codes(rows, parts=4)(torch.arange(300)), rows, rtol=0, atol=0.02)  # 8 bits of the rotation
+
+
+def test_graded_codes_take_no_more_bytes_and_serve_what_ranks_first(minilm_rows):
+    rows, order = minilm_rows[:2000], np.random.default_rng(0).permutation(2000)
+    plan = Plan(rows, order, n_keep=200)
+    even, graded = (remap_to_product_codes(plan, graded=graded) for graded in (False, True))
+    n_bytes = [sum(codes.nbytes for name, codes in remap.coded.state_dict().items() if name.endswith(".codes") or name == "codes")
+               for remap in (even, graded)]
+    assert n_bytes[0] - 200 < n_bytes[1] <= n_bytes[0]
+    lost = [(remap.coded(remap.index[order[200:], 0] - 200) - rows[order[200:]]).square().sum(1).detach() for remap in (even, graded)]
+    first = lost[1][:150].mean() / lost[0][:150].mean(), lost[1][150:].mean() / lost[0][150:].mean()
+    assert first[0] < 0.5 and 1 < first[1] < 1.5
 
 
 def test_kmeans_on_unit_rows_has_the_number_wanted(minilm_rows):

@@ -89,7 +89,7 @@ KIND = {
     "dbscan": dict(n_clusters=7),
     "nearest": {},
     "sparse": dict(m=3),
-    "pq": dict(n_bytes=4),
+    "pq": dict(n_bytes=4, graded=True),
     "int8": {},
     "int4": {},
     "resegment": {},

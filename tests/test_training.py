@@ -24,7 +24,7 @@ TEXTS = ["the cat sat on the mat", "a dog ran away", "the committee postponed it
 CLASSIFIER, MASKED, CAUSAL, BOTH = (
     f"AutoModelFor{what}" for what in ("SequenceClassification", "MaskedLM", "CausalLM", "Seq2SeqLM")
 )
-SOME = {"cluster": dict(n_clusters=3), "dbscan": dict(n_clusters=3), "sparse": dict(m=2), "pq": dict(n_bytes=4)}
+SOME = {"cluster": dict(n_clusters=3), "dbscan": dict(n_clusters=3), "sparse": dict(m=2), "pq": dict(n_bytes=4, graded=True)}
 LM = [
     *((name, MASKED) for name in ("BERT", "ModernBERT", "DistilBERT")),
     *((name, CAUSAL) for name in ("GPT-2", "Gemma 3", "XLNet")),

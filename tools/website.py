@@ -332,11 +332,12 @@ def _filtered(path: Path) -> str:
 
 
 def _other_files(root: Path, config: dict) -> list[Path]:
-    "Return the files of the site that are no notebooks: those that `config` names, and those that pages link to."
+    "Return the files of the site that are no notebooks: what `config` names, what pages link to, settings of folders."
+    settings = root.glob("nbs/**/_metadata.yml")
     named = [root / text for text in _strings(config)]
     linked = [page.parent / target for page in site_pages(root, config) for target in page_links(read_notebook(page))]
     rendered = [path for glob in _at(config, "project", "render") or [] for path in _matches(root, glob)]
-    files = dict.fromkeys(path.resolve() for path in [*rendered, *named, *linked])
+    files = dict.fromkeys(path.resolve() for path in [*rendered, *named, *linked, *settings])
     return [path for path in files if path.is_file() and path.suffix != ".ipynb" and path.is_relative_to(root)]
 
 

@@ -325,7 +325,7 @@ def combine(
     Returns the model in training form and the settings for `LoSparseCallback`; fine-tune with it to reach `ratio`.
     Raises as `prune` and `losparse_settings` do."""
     check_ratio(ratio, "params")
-    size = size_with(model, oov)
+    size = size_with(model, oov, **options)
     most = max_ratio(size, int(special_mask(model, tokenizer).sum()))
     by_vocabulary = vocabulary_ratio(ratio, most, vocab_share)
     # An impossible ratio fails here, before the texts are read.

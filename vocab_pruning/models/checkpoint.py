@@ -344,7 +344,7 @@ def open_job(source: str | Path, asked: Request, include, leave) -> Job:
     found = find_vocabulary(checkpoint, include, leave)
     copies = found.copies()
     tokenizer = read_bare(checkpoint.directory)
-    size = size_of(checkpoint, found, copies, get_remap(asked.oov).trains(found.width))
+    size = size_of(checkpoint, found, copies, get_remap(asked.oov).trains(found.width, **asked.oov_options))
     configs = checkpoint.configs(found.n_rows)
     check_further(asked.renumber, configs, found.n_rows)
     beyond = tokens_beyond(tokenizer, found.n_rows, ids_named_in(configs, asked.renumber))

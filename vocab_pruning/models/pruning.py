@@ -85,11 +85,11 @@ def _by_resegmenting(
     return rebuilt, new.tokenizer, new.facts | {name: fact for name, fact in facts.items() if fact}
 
 # %% ../../nbs/models/pruning.ipynb #53b90a18
-def size_with(model, oov: str) -> Size:
+def size_with(model, oov: str, **options) -> Size:
     """Return the `Size` of `model`, with the numbers that the remap `oov` trains in addition to its rows.
 
     Raises as `plain_embedding` does."""
-    return model_size(model, get_remap(oov).trains(plain_embedding(model).embedding_dim))
+    return model_size(model, get_remap(oov).trains(plain_embedding(model).embedding_dim, **options))
 
 
 def _blocks_of_rows(rows: torch.Tensor) -> Iterator[np.ndarray]:
@@ -97,11 +97,12 @@ def _blocks_of_rows(rows: torch.Tensor) -> Iterator[np.ndarray]:
     return (some.float().cpu().numpy() for some in rows.split(4096))
 
 
-def subject_of(model, tokenizer, oov: str, further: Iterable[str] = ()) -> Subject:
-    "Return what the remap `oov` would prune of `model`. Raises as `plain_embedding` does."
+def subject_of(model, tokenizer, asked: Request) -> Subject:
+    "Return what would be pruned of `model`. Raises as `plain_embedding` does."
     rows = plain_embedding(model).weight.detach()
-    special = special_mask(model, tokenizer, further)
-    return Subject(tokenizer, size_with(model, oov), special, rows.cpu, partial(_blocks_of_rows, rows))
+    special = special_mask(model, tokenizer, asked.renumber)
+    size = size_with(model, asked.oov, **asked.oov_options)
+    return Subject(tokenizer, size, special, rows.cpu, partial(_blocks_of_rows, rows))
 
 # %% ../../nbs/models/pruning.ipynb #b122aa96
 def _prune_scored(
@@ -159,7 +160,7 @@ def prune_with_stats(
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = ("given", oov, seed, scores, None, False, keep, oov_options)
     asked = Request(texts, target, *choices, share_encoder=share_encoder, unseen=unseen, renumber=renumber)
-    subject = subject_of(model, tokenizer, oov, asked.renumber)
+    subject = subject_of(model, tokenizer, asked)
     return _prune_scored(asked, subject, model, tokenizer, stats, scores, texts)
 
 # %% ../../nbs/models/pruning.ipynb #c8198ab8
@@ -168,7 +169,7 @@ def _prune_as(asked: Request, model, tokenizer) -> PrunedModel:
     check_choices(asked)
     check_readings(asked)
     _check_model(model, tokenizer, asked.renumber)
-    subject = subject_of(model, tokenizer, asked.oov, asked.renumber)
+    subject = subject_of(model, tokenizer, asked)
     subject.check(asked)
     stats = count_tokens(asked, tokenizer, subject.size.rows)
     tuned = get_scorer(asked.scorer).tuned and asked.scorer_model is not None
@@ -211,9 +212,9 @@ def prune(
     others. `p.provenance` says why each row stays. With `base="seen"`, rows that no text uses are removed first, and
     `ratio` applies to the rest. Tf-idf, attention and "resegment" read `texts` twice: give no generator.
 
-    Options of `oov` are in `REMAPS` ("pq" takes `n_bytes` and `rotate`). With `only_seen=True`, which all but "unk" and
-    "resegment" take, pruned rows that no text reads go to the unknown token and are not searched, stored or coded.
-    "resegment" leaves out tokens without a row and those of `keep` that no text can reach; `info` lists both.
+    Options of `oov` are in `REMAPS`: "pq" takes `n_bytes`, `rotate` and `graded`. With `only_seen=True`, which all but
+    "unk" and "resegment" take, pruned rows that no text reads go to the unknown token and are not searched, stored or
+    coded. "resegment" leaves out tokens without a row and those of `keep` that no text can reach; `info` lists both.
 
     Raises `ValueError` for an unknown choice, a target that cannot be reached or is too small for `keep`, texts without
     a token or that can be read only once where they are read twice, and rows that are missing or not finite. Raises

@@ -6,6 +6,8 @@
 __all__ = ['CODES', 'RowCodes', 'RoundedRows', 'rounded_rows', 'ProductCodes', 'product_codes', 'make_codes']
 
 # %% ../../nbs/remaps/codes.ipynb #988b0e7b
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -91,6 +93,7 @@ class ProductCodes(RowCodes):
     codebooks: parameter, float (parts, entries, width / parts).
     codes: buffer, uint8 (n, parts).
     rotation: `RoundedRows`, the matrix (width, width) that turns decoded rows back, or None.
+    finer: `ProductCodes` of what the first rows lose, added to them before they are turned back, or None.
 
     Called with row numbers, integers (...), it returns rows (..., width). Raises `ValueError` if `parts` does not
     divide `width`."""
@@ -102,6 +105,7 @@ class ProductCodes(RowCodes):
         parts: int = 32,  # codes per row
         entries: int = 256,  # entries of each codebook
         rotated: bool = False,  # whether rows were rotated before they were cut
+        finer: Mapping | None = None,  # what `describe` returns of the finer codes
         device=None,
         dtype=None,  # of the codebooks
     ):
@@ -114,6 +118,7 @@ class ProductCodes(RowCodes):
         self.codebooks = nn.Parameter(torch.zeros(parts, entries, width // parts, device=device, dtype=dtype))
         self.register_buffer("codes", torch.zeros(n, parts, dtype=torch.uint8, device=device))
         self.rotation = RoundedRows(width, width, 8, device, dtype) if rotated else None
+        self.finer = finer and make_codes(width, device=device, dtype=dtype, **finer)
 
     def forward(self, numbers: torch.Tensor) -> torch.Tensor:
         "Return the rows with these `numbers`, decoded."
@@ -121,12 +126,19 @@ class ProductCodes(RowCodes):
         first_entry = torch.arange(parts, dtype=torch.int32, device=numbers.device) * entries
         flat = F.embedding(numbers, self.codes).int() + first_entry
         rows = F.embedding(flat, self.codebooks.flatten(0, 1)).flatten(-2)
+        rows = rows if self.finer is None else rows + self._refinement(numbers)
         return rows if self.rotation is None else F.linear(rows, self.rotation.all_rows())
+
+    def _refinement(self, numbers: torch.Tensor) -> torch.Tensor:
+        "Return what is added to the rows with these `numbers`: nothing to those without finer codes."
+        last = len(self.finer.codes) - 1
+        return self.finer(numbers.clamp(max=last)).masked_fill((numbers > last).unsqueeze(-1), 0)
 
     def describe(self) -> dict:
         "Return what `make_codes` needs, JSON-ready."
         sizes = dict(kind="product", n=len(self.codes), parts=self.codes.shape[1], entries=self.codebooks.shape[1])
-        return sizes if self.rotation is None else sizes | dict(rotated=True)
+        sizes |= {} if self.rotation is None else dict(rotated=True)
+        return sizes if self.finer is None else sizes | dict(finer=self.finer.describe())
 
 # %% ../../nbs/remaps/codes.ipynb #7ecbff25
 def product_codes(
@@ -137,12 +149,13 @@ def product_codes(
     progress: bool = False,  # show a progress bar
     rotate: bool = True,  # rotate the rows first; not done where every row is an entry of its own
     weights: np.ndarray | None = None,  # how many rows each row counts as: int (n,), from 1; None: one
+    finer: tuple[int, int] | None = None,  # how many of the first rows get more codes, and how many more
 ) -> ProductCodes:
     "Return `ProductCodes` of `rows`, on their device and in their dtype. Raises as `ProductCodes` does."
     from vocab_pruning.algorithms.codebooks import ENTRIES, learn_rotation, product_quantize
 
     rotated = rotate and len(rows) > ENTRIES
-    result = ProductCodes(*rows.shape, parts, min(ENTRIES, len(rows)), rotated, rows.device, rows.dtype)
+    result = ProductCodes(*rows.shape, parts, min(ENTRIES, len(rows)), rotated, device=rows.device, dtype=rows.dtype)
     if rotated:
         rotation = learn_rotation(rows, parts, seed, weights)
         result.rotation = rounded_rows(rotation.to(rows))
@@ -150,6 +163,10 @@ def product_codes(
     codebooks, codes = product_quantize(rows, parts, seed, max_iter, progress, weights)
     result.codebooks.data.copy_(codebooks)
     result.codes.copy_(codes)
+    if finer and finer[0]:
+        n, more = finer
+        entries = codebooks[torch.arange(parts), codes[:n].long()].flatten(1)
+        result.finer = product_codes(rows[:n] - entries.to(rows), more, seed, max_iter, progress, rotate=False)
     return result
 
 # %% ../../nbs/remaps/codes.ipynb #252e0fc7

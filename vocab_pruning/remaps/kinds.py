@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'SEEN_WEIGHT', 'REMAPS', 'Plan', 'targets', 'looked_for', 'RowByRow', 'rows_of_unk', 'remap_to_unk',
            'nearest_rows', 'remap_to_nearest', 'remap_to_sparse', 'remap_to_pieces', 'cluster_pruned_tokens',
-           'map_pruned_to_representatives', 'remap_to_clusters', 'density_clusters', 'seen_weight',
+           'map_pruned_to_representatives', 'remap_to_clusters', 'density_clusters', 'seen_weight', 'graded_bytes',
            'remap_to_product_codes', 'rows_rounded', 'remap_to_rounded', 'RemapSpec', 'get_remap', 'check_remap',
            'add_remap']
 
@@ -73,6 +73,7 @@ OPTIONS: dict[str, Option] = {  # of the remaps on this page
     "m": at_least(2, note=" (oov='nearest' reads one row)"),
     "n_bytes": at_least(1, none=True),
     "rotate": FLAG,
+    "graded": FLAG,
     "bits": one_of(8, 4),
     "only_seen": FLAG,
     "lossless": FLAG,
@@ -348,31 +349,64 @@ def seen_weight(seen: np.ndarray) -> int:
     It is `SEEN_WEIGHT` at least, and lets the `seen` ones, bool (n,), count twice as much as all others together."""
     return max(SEEN_WEIGHT, round(2 * (~seen).sum() / max(seen.sum(), 1)))
 
+# %% ../../nbs/remaps/kinds.ipynb #7c1f0a02
+def _divisor_near(n: float, width: int, most: float = np.inf) -> int:
+    "Return the divisor of `width` that is closest to `n`, the smaller of two, and no larger than `most`; 0 for none."
+    fit = [p for p in range(1, width + 1) if width % p == 0 and p <= most]
+    return min(fit, key=lambda p: abs(p - n), default=0)
+
+
+def graded_bytes(
+    n_bytes: int,  # bytes a row on average
+    width: int,  # numbers in a row
+    n: int,  # number of rows
+) -> tuple[int, int, int]:  # bytes of every row, how many rows get more, and how many more bytes
+    """Share out `n_bytes` a row: three quarters to every row, and three times as many more to a twelfth of the rows.
+
+    Where these do not divide the width, the nearest divisors do, and the share of the rows changes accordingly. Raises
+    `ValueError` for a single byte, which cannot be shared."""
+    every = _divisor_near(0.75 * n_bytes, width, most=0.75 * n_bytes)
+    if not every:
+        raise ValueError(f"graded=True shares the bytes of a row out, but n_bytes={n_bytes}; give 2 or more")
+    more = _divisor_near(3 * n_bytes, width)
+    return every, min(n, n * (n_bytes - every) // more), more
+
+
+def _first_by_rank(plan: Plan, ids: np.ndarray, n: int) -> np.ndarray:
+    "Return the pruned `ids`, the `n` that rank first before the others, each part ascending."
+    ranked = plan.order[plan.n_keep :]
+    first = np.isin(ids, ranked[np.isin(ranked, ids)][:n])
+    return np.concatenate([ids[first], ids[~first]])
+
 # %% ../../nbs/remaps/kinds.ipynb #933b8ada
 def remap_to_product_codes(
     plan: Plan,
     *,
     n_bytes: int | None = None,  # bytes a row; None: the divisor of the width that is closest to 32
     rotate: bool = True,  # rotate the rows before they are coded, which takes a matrix of width x width bytes
+    graded: bool = False,  # share the bytes out by rank, as `graded_bytes` says
     only_seen: bool = False,  # send pruned ids that the texts do not use to the row of [UNK]
 ) -> Remap:
     """Send every pruned id to its row in product codes.
 
     Rows that the texts use count `seen_weight` times when codebooks and rotation are learned. Raises `ValueError` if
-    `n_bytes` does not divide the width."""
+    `n_bytes` does not divide the width, and as `graded_bytes` does."""
     from vocab_pruning.remaps.codes import product_codes
 
-    _check_values(n_bytes=n_bytes, rotate=rotate)
+    _check_values(n_bytes=n_bytes, rotate=rotate, graded=graded)
     width = plan.rows.shape[1]
-    near = min((p for p in range(1, width + 1) if width % p == 0), key=lambda p: abs(p - 32))
-    settings = dict(parts=near if n_bytes is None else n_bytes, seed=plan.seed, rotate=rotate)
+    parts, finer = _divisor_near(32, width) if n_bytes is None else n_bytes, None
     ids, rest = looked_for(plan, only_seen)
+    if graded:
+        parts, n_finer, more = graded_bytes(parts, width, len(ids))
+        ids, finer = _first_by_rank(plan, ids, n_finer), (n_finer, more)
     weights = None if plan.seen is None else np.where(plan.seen[ids], seen_weight(plan.seen[ids]), 1)
-    coded = product_codes(plan.rows[ids], weights=weights, **settings) if len(ids) else None
+    settings = dict(parts=parts, seed=plan.seed, rotate=rotate, weights=weights, finer=finer)
+    coded = product_codes(plan.rows[ids], **settings) if len(ids) else None
     numbers = plan.n_keep + np.arange(len(ids))
     return table_of(plan.keep, len(plan.order), ids, numbers, rest=rest, coded=coded)
 
-
+# %% ../../nbs/remaps/kinds.ipynb #7c1f0a04
 def rows_rounded(
     plan: Plan,
     *,
@@ -404,7 +438,7 @@ class RemapSpec:
     becomes: str  # completes the sentence "A pruned token …"
     make: Callable[..., Remap] | None = None  # `make(plan, **options)` fills the table; None: rewrites the tokenizer
     options: Mapping[str, Option] = field(default_factory=dict)  # the options it takes
-    trains: Callable[[int], int] = lambda width: 0  # number of trainable numbers it adds
+    trains: Callable[..., int] = lambda width, **options: 0  # number of trainable numbers it adds
     fits: Callable[..., object] = lambda width, **options: None  # raises if the embedding's width does not suit it
     by_row: Callable[..., RowByRow] | None = None  # does what `make` does, but needs no rows to fill the table
     keeps_letters: bool = False  # the letters of the texts are kept first, so that other tokens split into them
@@ -424,12 +458,14 @@ class RemapSpec:
         return self.make is not None and self.by_row is None
 
 # %% ../../nbs/remaps/kinds.ipynb #8530f6ab
-def _codes_fit(width: int, n_bytes: int | None = None, **_):
-    "Raise `ValueError` if `n_bytes` does not divide a row of `width` numbers."
+def _codes_fit(width: int, n_bytes: int | None = None, graded: bool = False, **_):
+    "Raise `ValueError` if `n_bytes` does not divide a row of `width` numbers, or cannot be shared out."
     if n_bytes:
         from vocab_pruning.remaps.codes import ProductCodes
 
         ProductCodes(0, width, n_bytes)
+    if graded:
+        graded_bytes(n_bytes or _divisor_near(32, width), width, 0)
 
 
 def _steps_fit(width: int, bits: int, **_):
@@ -437,11 +473,11 @@ def _steps_fit(width: int, bits: int, **_):
     check_bits(bits, width)
 
 
-def _codebook_numbers(width: int) -> int:
-    "Return how many numbers the codebooks of rows of `width` hold."
+def _codebook_numbers(width: int, graded: bool = False, **_) -> int:
+    "Return how many numbers the codebooks of rows of `width` hold: twice as many where some rows have finer codes."
     from vocab_pruning.algorithms.codebooks import ENTRIES
 
-    return ENTRIES * width
+    return ENTRIES * width * (1 + graded)
 
 
 _CLUSTERED = _shared_options("n_clusters", "representative", "outside_budget", "only_seen")
@@ -463,8 +499,8 @@ REMAPS: dict[str, RemapSpec] = {spec.name: spec for spec in (  # colors: Paul To
     RemapSpec("pieces", "reads the mean of the rows of the kept tokens it splits into", remap_to_pieces, options=_SEEN,
               keeps_letters=True, marker="<", dash="--", color="#661100"),
     RemapSpec("pq", "reads its own row, coded in a few bytes", remap_to_product_codes,
-              options=_shared_options("n_bytes", "rotate", "only_seen"), trains=_codebook_numbers, fits=_codes_fit,
-              marker="P", dash=":", color="#999933"),
+              options=_shared_options("n_bytes", "rotate", "graded", "only_seen"), trains=_codebook_numbers,
+              fits=_codes_fit, marker="P", dash=":", color="#999933"),
     RemapSpec("int4", "reads its own row, rounded to 4 bits", partial(remap_to_rounded, bits=4), _ROUNDED,
               fits=partial(_steps_fit, bits=4), by_row=partial(rows_rounded, bits=4), marker="X", dash=":",
               color="#cc6677"),

@@ -212,7 +212,8 @@ def _check_ranking(spec: RunSpec):
 # %% ../../nbs/runs/search.ipynb #c620df0c
 def _candidate_ratios(case: Case, spec: RunSpec, step: float) -> list[float]:
     "Return the multiples of `step` that are possible, ascending, from one step on."
-    most = max_ratio(size_with(case.model, spec.oov), int(case.special.sum()), spec.base)
+    size = size_with(case.model, spec.oov, **spec.oov_options)
+    most = max_ratio(size, int(case.special.sum()), spec.base)
     return [round(i * step, 10) for i in range(1, int(1 / step) + 1) if i * step < min(most, 1)]
 
 # %% ../../nbs/runs/search.ipynb #ae33d8ce
