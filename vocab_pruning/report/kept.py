@@ -223,5 +223,5 @@ def plot_kept(
     ax.minorticks_off()
     ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     ax.spines[["top", "right"]].set_visible(False)
-    ax.margins(x=0.42)
+    ax.margins(x=0.48)
     return ax

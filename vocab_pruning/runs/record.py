@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW', 'PACKED_ROWS', 'subset', 'train_documents', 'shared_parameters', 'asked_for', 'run_name', 'run_directory',
            'provenance', 'read_row', 'read_rows', 'read_history', 'pruned_facts', 'finished_row', 'record_run',
-           'pack_runs', 'shown_row', 'row_of_notebook', 'summarize_notebook']
+           'pack_runs', 'unpack_runs', 'shown_row', 'row_of_notebook', 'summarize_notebook']
 
 # %% ../../nbs/runs/record.ipynb #788289a7
 import json
@@ -337,6 +337,30 @@ def pack_runs(
         whole.to_parquet(new / PACKED_PREDICTIONS, compression="zstd")
         (new / PACKED_ROWS).write_text("".join(lines), encoding="utf-8")
     return len(directories)
+
+# %% ../../nbs/runs/record.ipynb #8d2e4b02
+def unpack_runs(
+    packed: str | Path,  # a directory that `pack_runs` wrote
+    out: str | Path = "runs",  # directory of the runs; those that are there already stay as they are
+) -> int:
+    """Write each packed run as a directory again, without what is not packed: its history and its model.
+
+    Returns how many were written. Raises `FileNotFoundError` where `packed` holds no runs, and `FileExistsError` where
+    the directory of a run holds something else."""
+    with needs("data"):
+        import pandas as pd
+
+    rows, predictions = (under_root(packed) / name for name in (PACKED_ROWS, PACKED_PREDICTIONS))
+    if not (rows.is_file() and predictions.is_file()):
+        raise FileNotFoundError(f"{packed} holds no packed runs; give a directory that pack_runs wrote")
+    of_run = dict(iter(pd.read_parquet(predictions).groupby("run", observed=True)))
+    every = {row["run"]: row for row in map(json.loads, rows.read_text(encoding="utf-8").splitlines())}
+    missing = {name: row for name, row in every.items() if read_row(under_root(out) / name) is None}
+    for name, row in missing.items():
+        with whole_directory(under_root(out) / name, ROW) as new:
+            of_run[name].drop(columns="run").to_csv(new / PREDICTIONS, index=False)
+            (new / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
+    return len(missing)
 
 # %% ../../nbs/runs/record.ipynb #0aecd4c0
 def shown_row(nb: dict) -> dict | None:
