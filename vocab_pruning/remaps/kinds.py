@@ -361,7 +361,7 @@ def graded_bytes(
     width: int,  # numbers in a row
     n: int,  # number of rows
 ) -> tuple[int, int, int]:  # bytes of every row, how many rows get more, and how many more bytes
-    """Share out `n_bytes` a row: three quarters to every row, and three times as many more to a twelfth of the rows.
+    """Share out `n_bytes` a row: three quarters of it to every row, three times as much on top to a twelfth of them.
 
     Where these do not divide the width, the nearest divisors do, and the share of the rows changes accordingly. Raises
     `ValueError` for a single byte, which cannot be shared."""
