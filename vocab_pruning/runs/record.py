@@ -187,7 +187,7 @@ def read_rows(out: str | Path = "runs"):
 
 # %% ../../nbs/runs/record.ipynb #f7e29bf8
 def read_history(directory: str | Path):
-    "Return the training log of the run in `directory` as a DataFrame."
+    "Return the training log of the run in `directory` as a DataFrame; an unpacked run has an empty one."
     with needs("data"):
         import pandas as pd
 
@@ -270,7 +270,12 @@ def _row_of_result(directory: str | Path, parameters: dict, scores: dict, result
 def _write_files(directory: Path, row: dict, result: FineTuned):
     "Write the files of a run, all but its model."
     _predictions(result).to_csv(directory / PREDICTIONS, index=False)
-    (directory / "history.json").write_text(json.dumps(result.history), encoding="utf-8")
+    _write_json(directory, result.history, row)
+
+
+def _write_json(directory: Path, history: list[dict], row: dict):
+    "Write the training log of a run, and its row."
+    (directory / "history.json").write_text(json.dumps(history), encoding="utf-8")
     (directory / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
 
 # %% ../../nbs/runs/record.ipynb #aa53ffeb
@@ -343,7 +348,7 @@ def unpack_runs(
     packed: str | Path,  # a directory that `pack_runs` wrote
     out: str | Path = "runs",  # directory of the runs; those that are there already stay as they are
 ) -> int:
-    """Write each packed run as a directory again, without what is not packed: its history and its model.
+    """Write each packed run as a directory again, without what is not packed: its training log and its model.
 
     Returns how many were written. Raises `FileNotFoundError` where `packed` holds no runs, and `FileExistsError` where
     the directory of a run holds something else."""
@@ -359,7 +364,7 @@ def unpack_runs(
     for name, row in missing.items():
         with whole_directory(under_root(out) / name, ROW) as new:
             of_run[name].drop(columns="run").to_csv(new / PREDICTIONS, index=False)
-            (new / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
+            _write_json(new, history=[], row=row)
     return len(missing)
 
 # %% ../../nbs/runs/record.ipynb #0aecd4c0
