@@ -86,6 +86,15 @@ def rounded_rows(
     result.codes.copy_(torch.from_numpy(steps_of(values, scales, bits)))
     return result
 
+# %% ../../nbs/remaps/codes.ipynb #57683f4d
+def _check_parts(parts: int, width: int):
+    "Raise `ValueError` if `parts` codes do not divide a row of `width` numbers."
+    if parts < 1 or width % parts:
+        fit = [p for p in (16, 24, 32, 48, 64) if width % p == 0]
+        raise ValueError(
+            f"{parts} codes do not divide a row of {width} numbers; choose a divisor, such as {fit or width}"
+        )
+
 # %% ../../nbs/remaps/codes.ipynb #57683f4e
 class ProductCodes(RowCodes):
     """Rows of `width` numbers, each stored as `parts` codes of one byte.
@@ -110,11 +119,7 @@ class ProductCodes(RowCodes):
         dtype=None,  # of the codebooks
     ):
         super().__init__()
-        if parts < 1 or width % parts:
-            fit = [p for p in (16, 24, 32, 48, 64) if width % p == 0]
-            raise ValueError(
-                f"{parts} codes do not divide a row of {width} numbers; choose a divisor, such as {fit or width}"
-            )
+        _check_parts(parts, width)
         self.codebooks = nn.Parameter(torch.zeros(parts, entries, width // parts, device=device, dtype=dtype))
         self.register_buffer("codes", torch.zeros(n, parts, dtype=torch.uint8, device=device))
         self.rotation = RoundedRows(width, width, 8, device, dtype) if rotated else None
@@ -126,13 +131,10 @@ class ProductCodes(RowCodes):
         first_entry = torch.arange(parts, dtype=torch.int32, device=numbers.device) * entries
         flat = F.embedding(numbers, self.codes).int() + first_entry
         rows = F.embedding(flat, self.codebooks.flatten(0, 1)).flatten(-2)
-        rows = rows if self.finer is None else rows + self._refinement(numbers)
+        if self.finer is not None:
+            last = len(self.finer.codes) - 1
+            rows = rows + self.finer(numbers.clamp(max=last)).masked_fill((numbers > last).unsqueeze(-1), 0)
         return rows if self.rotation is None else F.linear(rows, self.rotation.all_rows())
-
-    def _refinement(self, numbers: torch.Tensor) -> torch.Tensor:
-        "Return what is added to the rows with these `numbers`: nothing to those without finer codes."
-        last = len(self.finer.codes) - 1
-        return self.finer(numbers.clamp(max=last)).masked_fill((numbers > last).unsqueeze(-1), 0)
 
     def describe(self) -> dict:
         "Return what `make_codes` needs, JSON-ready."
