@@ -87,7 +87,7 @@ def rounded_rows(
     return result
 
 # %% ../../nbs/remaps/codes.ipynb #57683f4d
-def _check_parts(parts: int, width: int):
+def _check_divides(parts: int, width: int):
     "Raise `ValueError` if `parts` codes do not divide a row of `width` numbers."
     if parts < 1 or width % parts:
         fit = [p for p in (16, 24, 32, 48, 64) if width % p == 0]
@@ -104,8 +104,7 @@ class ProductCodes(RowCodes):
     rotation: `RoundedRows`, the matrix (width, width) that turns decoded rows back, or None.
     finer: `ProductCodes` of what the first rows lose, added to them before they are turned back, or None.
 
-    Called with row numbers, integers (...), it returns rows (..., width). Raises `ValueError` if `parts` does not
-    divide `width`."""
+    Called with row numbers (...), it returns rows (..., width). Raises `ValueError` if `parts` do not divide `width`."""
 
     def __init__(
         self,
@@ -119,7 +118,7 @@ class ProductCodes(RowCodes):
         dtype=None,  # of the codebooks
     ):
         super().__init__()
-        _check_parts(parts, width)
+        _check_divides(parts, width)
         self.codebooks = nn.Parameter(torch.zeros(parts, entries, width // parts, device=device, dtype=dtype))
         self.register_buffer("codes", torch.zeros(n, parts, dtype=torch.uint8, device=device))
         self.rotation = RoundedRows(width, width, 8, device, dtype) if rotated else None
