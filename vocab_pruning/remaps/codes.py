@@ -104,7 +104,7 @@ class ProductCodes(RowCodes):
     rotation: `RoundedRows`, the matrix (width, width) that turns decoded rows back, or None.
     finer: `ProductCodes` of what the first rows lose, added to them before they are turned back, or None.
 
-    Called with row numbers (...), it returns rows (..., width). Raises `ValueError` if `parts` do not divide `width`."""
+    Called with row numbers (...), it returns rows (..., width). Raises `ValueError` unless `parts` divides `width`."""
 
     def __init__(
         self,
