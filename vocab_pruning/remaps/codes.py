@@ -6,8 +6,6 @@
 __all__ = ['CODES', 'RowCodes', 'RoundedRows', 'rounded_rows', 'ProductCodes', 'product_codes', 'make_codes']
 
 # %% ../../nbs/remaps/codes.ipynb #988b0e7b
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -113,7 +111,7 @@ class ProductCodes(RowCodes):
         parts: int = 32,  # codes per row
         entries: int = 256,  # entries of each codebook
         rotated: bool = False,  # whether rows were rotated before they were cut
-        finer: Mapping | None = None,  # what `describe` returns of the finer codes
+        finer: dict | None = None,  # what `describe` returns of the finer codes
         device=None,
         dtype=None,  # of the codebooks
     ):
