@@ -235,16 +235,15 @@ def check_approximation(rows: torch.Tensor, p, gone: torch.Tensor, ordinary: tor
     assert ((now - rows)[gone].norm(dim=1) <= left + 2e-3 * rows[gone].norm(dim=1)).all()
 
 
-CODES = [(1, False), (4, False), (16, False), (4, True), (16, True)]  # bytes a row, and whether they are graded
+CODES = [*(dict(n_bytes=n) for n in (1, 4, 16)), *(dict(n_bytes=n, graded=True) for n in (4, 16))]
 
 
 @torch.no_grad()
 @few
-@given(base=st.sampled_from(["vocab", "seen"]), part=st.floats(0, 1), codes=st.sampled_from(CODES), seed=SEEDS, ids=SEEDS)
-def test_product_codes(family, task, base, part, codes, seed, ids):
+@given(base=st.sampled_from(["vocab", "seen"]), part=st.floats(0, 1), options=st.sampled_from(CODES), seed=SEEDS, ids=SEEDS)
+def test_product_codes(family, task, base, part, options, seed, ids):
     "Kept rows lose nothing, every coded row is made of its codebooks' entries, and with no more rows than entries it is the row itself."
     model, tokenizer = shared(family, task), FAMILIES[family].tokenizer
-    options = dict(zip(("n_bytes", "graded"), codes, strict=True))
     p = prune(model, tokenizer, TEXTS, ratio_of(model, tokenizer, base, part), base, oov="pq", seed=seed, **options)
     check_law(model, p.model, p.keep, batch(draw_ids(p.keep, ids), model.config.pad_token_id))
     old, now = (m.get_input_embeddings()(torch.arange(model.config.vocab_size)) for m in (model, p.model))

@@ -185,13 +185,18 @@ def page_links(nb: dict) -> list[str]:
     return [unquote(target) for target in targets if not _ELSEWHERE.match(target)]
 
 
+def linked_file(root: Path, page: Path, target: str) -> Path | None:
+    "Return the file of the site in `root` that `target` names on `page`, or None where there is none."
+    path = ((root if target.startswith("/") else page.parent) / target.lstrip("/")).resolve()
+    return path if path.exists() and path.is_relative_to(root) else None
+
+
 def link_problems(root: Path, page: Path, notebooks: dict[Path, dict]) -> Iterator[str]:
     "Yield internal links of `page` without a file, page or heading. `notebooks` holds all pages of the site in `root`."
     for target in page_links(notebooks[page]):
         name, _, anchor = target.partition("#")
-        start = root if name.startswith("/") else page.parent
-        path = (start / name.lstrip("/")).resolve() if name else page
-        if not (path.exists() and path.is_relative_to(root)):
+        path = linked_file(root, page, name) if name else page
+        if path is None:
             yield f"link to {target}: no such file"
         elif path.suffix in (".ipynb", ".md", ".qmd") and path not in notebooks:
             yield f"link to {target}: not a page of the site"
@@ -256,8 +261,7 @@ def page_html(path: Path, template: str = "basic") -> str:
 def _dead_links(root: Path, page: Path, html: str) -> Iterator[str]:
     "Yield the links in the `html` of `page` to files that are not there: those of the cells that the filter ran, too."
     for target in dict.fromkeys(unquote(target) for target in _HREF.findall(html)):
-        start = root if target.startswith("/") else page.parent
-        if not (_ELSEWHERE.match(target) or (start / target.lstrip("/")).exists()):
+        if not _ELSEWHERE.match(target) and linked_file(root, page, target) is None:
             yield target
 
 

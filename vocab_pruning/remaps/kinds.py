@@ -350,6 +350,11 @@ def seen_weight(seen: np.ndarray) -> int:
     return max(SEEN_WEIGHT, round(2 * (~seen).sum() / max(seen.sum(), 1)))
 
 # %% ../../nbs/remaps/kinds.ipynb #7c1f0a02
+def _bytes_of(n_bytes: int | None, width: int) -> int:
+    "Return the bytes of a row of `width` numbers in product codes, by default the divisor that is closest to 32."
+    return _divisor_near(32, width) if n_bytes is None else n_bytes
+
+
 def _divisor_near(n: float, width: int, most: float = np.inf) -> int:
     "Return the divisor of `width` that is closest to `n`, the smaller of two, and no larger than `most`; 0 for none."
     fit = [p for p in range(1, width + 1) if width % p == 0 and p <= most]
@@ -395,7 +400,7 @@ def remap_to_product_codes(
 
     _check_values(n_bytes=n_bytes, rotate=rotate, graded=graded)
     width = plan.rows.shape[1]
-    parts, finer = _divisor_near(32, width) if n_bytes is None else n_bytes, None
+    parts, finer = _bytes_of(n_bytes, width), None
     ids, rest = looked_for(plan, only_seen)
     if graded:
         parts, n_finer, more = graded_bytes(parts, width, len(ids))
@@ -461,11 +466,11 @@ class RemapSpec:
 def _codes_fit(width: int, n_bytes: int | None = None, graded: bool = False, **_):
     "Raise `ValueError` if `n_bytes` does not divide a row of `width` numbers, or cannot be shared out."
     if n_bytes:
-        from vocab_pruning.remaps.codes import ProductCodes
+        from vocab_pruning.remaps.codes import check_divides
 
-        ProductCodes(0, width, n_bytes)
+        check_divides(n_bytes, width)
     if graded:
-        graded_bytes(n_bytes or _divisor_near(32, width), width, 0)
+        graded_bytes(_bytes_of(n_bytes, width), width, 0)
 
 
 def _steps_fit(width: int, bits: int, **_):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROVENANCE', 'ORDER', 'FULL', 'TRAIN_ONLY', 'AFTER', 'CUT', 'ALL_TASKS', 'provenance_differences', 'check_provenance',
-           'split_provenance', 'task_title', 'sort_columns', 'scorer_label', 'method_label', 'cut_label', 'evaluations',
-           'interval', 'score_means', 'averages', 'at_cut', 'cuts', 'at_every_cut', 'break_even_of_params',
-           'predictions_of', 'interval_of_draws', 'who_wins', 'against', 'front']
+           'split_provenance', 'task_title', 'sort_columns', 'scorer_label', 'options_label', 'method_label',
+           'cut_label', 'evaluations', 'interval', 'score_means', 'averages', 'at_cut', 'cuts', 'at_every_cut',
+           'break_even_of_params', 'predictions_of', 'interval_of_draws', 'who_wins', 'against', 'front']
 
 # %% ../../nbs/report/summary.ipynb #a70a506a
 import re
@@ -177,7 +177,7 @@ def scorer_label(scorer: str) -> str:
     return (SCORERS[scorer].label if scorer in SCORERS else "") or scorer
 
 # %% ../../nbs/report/summary.ipynb #4c28de9c
-def _options_label(options) -> str:
+def options_label(options) -> str:
     "Return options in brackets, the empty string for none."
     return f" ({', '.join(f'{k} {v}' for k, v in options.items())})" if isinstance(options, dict) and options else ""
 
@@ -203,7 +203,7 @@ def method_label(row: dict) -> str:
         return FULL
     names = [name for name in row["method"].split("+") if name != "shared"]
     kinds = {row.get("scorer"): "scorer", row.get("oov"): "oov", "losparse": "losparse"}
-    parts = [scorer_label(name) + _options_label(row.get(f"{kinds.get(name)}_options")) for name in names]
+    parts = [scorer_label(name) + options_label(row.get(f"{kinds.get(name)}_options")) for name in names]
     if row.get("base") == "seen" and row["ratio"] == 0:
         parts = [TRAIN_ONLY, *(part for part in parts[1:] if part != "unk")]
     if len(parts) > 2 and pd.notna(share := row.get("vocab_share")):

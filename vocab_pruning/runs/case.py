@@ -186,9 +186,8 @@ class Budget:
 
 def budget_of(case: Case, spec: RunSpec) -> Budget:
     "Return what the run of `spec` removes. Raises `ValueError` where that is more than there is to remove."
-    size = model_size(case.model)
-    if spec.method != "losparse":
-        size = size_with(case.model, spec.oov, **spec.oov_options)
+    without = spec.method == "losparse"
+    size = model_size(case.model) if without else size_with(case.model, spec.oov, **spec.oov_options)
     most = max_ratio(size, int(case.special.sum()), spec.base)
     by_vocabulary = {"vocab": spec.ratio, "losparse": 0.0}.get(spec.method)
     if spec.method == "combine":

@@ -174,6 +174,12 @@ def _directories_of_runs(out: str | Path) -> list[Path]:
     return [path.parent for path in sorted(under_root(out).glob(f"[!.]*/{ROW}"))]
 
 
+def _packed_rows(out: str | Path) -> list[dict] | None:
+    "Return the rows that `pack_runs` wrote to `out`, in order, or None where there are none."
+    path = under_root(out) / PACKED_ROWS
+    return [*map(json.loads, path.read_text(encoding="utf-8").splitlines())] if path.is_file() else None
+
+
 def read_rows(out: str | Path = "runs"):
     """Return the rows of all runs below `out`, or packed in it, as a DataFrame; empty where there are no runs.
 
@@ -181,9 +187,8 @@ def read_rows(out: str | Path = "runs"):
     with needs("data"):
         import pandas as pd
 
-    if (packed := under_root(out) / PACKED_ROWS).is_file():
-        return pd.DataFrame([json.loads(line) for line in packed.read_text(encoding="utf-8").splitlines()])
-    return pd.DataFrame(map(read_row, _directories_of_runs(out)))
+    packed = _packed_rows(out)
+    return pd.DataFrame(map(read_row, _directories_of_runs(out)) if packed is None else packed)
 
 # %% ../../nbs/runs/record.ipynb #f7e29bf8
 def read_history(directory: str | Path):
@@ -355,15 +360,14 @@ def unpack_runs(
     with needs("data"):
         import pandas as pd
 
-    rows, predictions = (under_root(packed) / name for name in (PACKED_ROWS, PACKED_PREDICTIONS))
-    if not (rows.is_file() and predictions.is_file()):
+    rows, predictions = _packed_rows(packed), under_root(packed) / PACKED_PREDICTIONS
+    if rows is None or not predictions.is_file():
         raise FileNotFoundError(f"{packed} holds no packed runs; give a directory that pack_runs wrote")
     of_run = dict(iter(pd.read_parquet(predictions).groupby("run", observed=True)))
-    every = {row["run"]: row for row in map(json.loads, rows.read_text(encoding="utf-8").splitlines())}
-    missing = {name: row for name, row in every.items() if read_row(under_root(out) / name) is None}
-    for name, row in missing.items():
-        with whole_directory(under_root(out) / name, ROW) as new:
-            of_run[name].drop(columns="run").to_csv(new / PREDICTIONS, index=False)
+    missing = [row for row in rows if read_row(under_root(out) / row["run"]) is None]
+    for row in missing:
+        with whole_directory(under_root(out) / row["run"], ROW) as new:
+            of_run[row["run"]].drop(columns="run").to_csv(new / PREDICTIONS, index=False)
             _write_json(new, history=[], row=row)
     return len(missing)
 
