@@ -257,14 +257,15 @@ def test_product_codes(family, task, base, part, options, seed, ids):
     assert params == gone * row_cost(model) - books
 
 
-def test_the_budget_pays_for_codebooks(narrow_minilm):
-    "MiniLM's rows: `params` counts 256 rows' worth of codebooks, so that no more parameters stay than were asked for."
+@pytest.mark.parametrize(("graded", "worth"), [(True, 512), (None, 512), (False, 256)])
+def test_the_budget_pays_for_codebooks(narrow_minilm, graded, worth):
+    "MiniLM's rows, narrow as they are here: `params` counts 256 rows' worth for each set of codebooks, so that no more stay than were asked for."
     model, tokenizer = AutoModel.from_pretrained(narrow_minilm), AutoTokenizer.from_pretrained(narrow_minilm)
     for ratio in (0.2, 0.5):
-        p = prune(model, tokenizer, SENTENCES, ratio, oov="pq", n_bytes=4)
+        p = prune(model, tokenizer, SENTENCES, ratio, oov="pq", n_bytes=4, graded=graded)
         left = sizes(p.model)["params"] / sizes(model)["params"]
         assert 0 <= left - (1 - ratio) < model.config.hidden_size / sizes(model)["params"]
-        assert p.remap.n_rows + 256 == prune(model, tokenizer, SENTENCES, ratio, oov="unk").remap.n_rows
+        assert p.remap.n_rows + worth == prune(model, tokenizer, SENTENCES, ratio, oov="unk").remap.n_rows
 
 
 @pytest.mark.parametrize("options", [dict(), dict(representative="mean"), dict(outside_budget=True)], ids=["medoid", "mean", "outside"])

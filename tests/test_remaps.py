@@ -157,7 +157,7 @@ WRONG = {
     "outside_budget": ["false", 1, None],
     "only_seen": ["no", 0, None],
     "rotate": ["no", 1, None],
-    "graded": ["no", 1, None],
+    "graded": ["no", 1, 0],
     "lossless": ["false", 1],
     "pad_to_multiple_of": [0, 8.0, "8", True],
 }

@@ -89,7 +89,8 @@ def size_with(model, oov: str, **options) -> Size:
     """Return the `Size` of `model`, with the numbers that the remap `oov` trains in addition to its rows.
 
     Raises as `plain_embedding` does."""
-    return model_size(model, get_remap(oov).trains(plain_embedding(model).embedding_dim, **options))
+    n_rows, width = plain_embedding(model).weight.shape
+    return model_size(model, get_remap(oov).trains(width, n_rows, **options))
 
 
 def _blocks_of_rows(rows: torch.Tensor) -> Iterator[np.ndarray]:

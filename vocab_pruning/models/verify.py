@@ -80,6 +80,7 @@ def _magnitude(name: str, values: torch.Tensor) -> float:
     return largest if name.startswith("hidden state") else max(largest, 1.0)
 
 
+@torch.no_grad()
 def difference(
     ours: dict,  # tensors by name
     theirs: dict,  # those they must equal

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'SEEN_WEIGHT', 'REMAPS', 'Plan', 'targets', 'looked_for', 'RowByRow', 'rows_of_unk', 'remap_to_unk',
            'nearest_rows', 'remap_to_nearest', 'remap_to_sparse', 'remap_to_pieces', 'cluster_pruned_tokens',
-           'map_pruned_to_representatives', 'remap_to_clusters', 'density_clusters', 'seen_weight', 'graded_bytes',
-           'remap_to_product_codes', 'rows_rounded', 'remap_to_rounded', 'RemapSpec', 'get_remap', 'check_remap',
-           'add_remap']
+           'map_pruned_to_representatives', 'remap_to_clusters', 'density_clusters', 'seen_weight', 'is_graded',
+           'graded_bytes', 'remap_to_product_codes', 'rows_rounded', 'remap_to_rounded', 'RemapSpec', 'get_remap',
+           'check_remap', 'add_remap']
 
 # %% ../../nbs/remaps/kinds.ipynb #4a522ea0
 from collections.abc import Callable, Mapping
@@ -73,7 +73,7 @@ OPTIONS: dict[str, Option] = {  # of the remaps on this page
     "m": at_least(2, note=" (oov='nearest' reads one row)"),
     "n_bytes": at_least(1, none=True),
     "rotate": FLAG,
-    "graded": FLAG,
+    "graded": Option("True, False or None", lambda value: value is None or FLAG.fits(value)),
     "bits": one_of(8, 4),
     "only_seen": FLAG,
     "lossless": FLAG,
@@ -361,6 +361,20 @@ def _divisor_near(n: float, width: int, most: float = np.inf) -> int:
     return min(fit, key=lambda p: abs(p - n), default=0)
 
 
+def is_graded(
+    graded: bool | None,  # as asked for; None: where it is cheap
+    n_bytes: int,  # bytes a row
+    width: int,  # numbers in a row
+    n_rows: int,  # V, rows of the embedding
+) -> bool:
+    """Return whether the bytes of codes are shared out by rank.
+
+    That is cheap where a second set of codebooks, in float32, takes at most a fifth of what codes of all rows take."""
+    from vocab_pruning.algorithms.codebooks import ENTRIES
+
+    return n_bytes > 1 and 5 * ENTRIES * width * 4 <= n_rows * n_bytes if graded is None else graded
+
+
 def graded_bytes(
     n_bytes: int,  # bytes a row on average
     width: int,  # numbers in a row
@@ -389,7 +403,7 @@ def remap_to_product_codes(
     *,
     n_bytes: int | None = None,  # bytes a row; None: the divisor of the width that is closest to 32
     rotate: bool = True,  # rotate the rows before they are coded, which takes a matrix of width x width bytes
-    graded: bool = False,  # share the bytes out by rank, as `graded_bytes` says
+    graded: bool | None = None,  # share the bytes out by rank, as `graded_bytes` says; None: as `is_graded` says
     only_seen: bool = False,  # send pruned ids that the texts do not use to the row of [UNK]
 ) -> Remap:
     """Send every pruned id to its row in product codes.
@@ -402,7 +416,7 @@ def remap_to_product_codes(
     width = plan.rows.shape[1]
     parts, finer = _bytes_of(n_bytes, width), None
     ids, rest = looked_for(plan, only_seen)
-    if graded:
+    if is_graded(graded, parts, width, len(plan.order)):
         parts, n_finer, more = graded_bytes(parts, width, len(ids))
         ids, finer = _first_by_rank(plan, ids, n_finer), (n_finer, more)
     weights = None if plan.seen is None else np.where(plan.seen[ids], seen_weight(plan.seen[ids]), 1)
@@ -443,7 +457,7 @@ class RemapSpec:
     becomes: str  # completes the sentence "A pruned token …"
     make: Callable[..., Remap] | None = None  # `make(plan, **options)` fills the table; None: rewrites the tokenizer
     options: Mapping[str, Option] = field(default_factory=dict)  # the options it takes
-    trains: Callable[..., int] = lambda width, **options: 0  # number of trainable numbers it adds
+    trains: Callable[..., int] = lambda width, n_rows, **options: 0  # number of trainable numbers it adds
     fits: Callable[..., object] = lambda width, **options: None  # raises if the embedding's width does not suit it
     by_row: Callable[..., RowByRow] | None = None  # does what `make` does, but needs no rows to fill the table
     keeps_letters: bool = False  # the letters of the texts are kept first, so that other tokens split into them
@@ -463,7 +477,7 @@ class RemapSpec:
         return self.make is not None and self.by_row is None
 
 # %% ../../nbs/remaps/kinds.ipynb #8530f6ab
-def _codes_fit(width: int, n_bytes: int | None = None, graded: bool = False, **_):
+def _codes_fit(width: int, n_bytes: int | None = None, graded: bool | None = None, **_):
     "Raise `ValueError` if `n_bytes` does not divide a row of `width` numbers, or cannot be shared out."
     if n_bytes:
         from vocab_pruning.remaps.codes import check_divides
@@ -478,11 +492,11 @@ def _steps_fit(width: int, bits: int, **_):
     check_bits(bits, width)
 
 
-def _codebook_numbers(width: int, graded: bool = False, **_) -> int:
+def _codebook_numbers(width: int, n_rows: int, n_bytes: int | None = None, graded: bool | None = None, **_) -> int:
     "Return how many numbers the codebooks of rows of `width` hold: twice as many where some rows have finer codes."
     from vocab_pruning.algorithms.codebooks import ENTRIES
 
-    return ENTRIES * width * (1 + graded)
+    return ENTRIES * width * (1 + is_graded(graded, _bytes_of(n_bytes, width), width, n_rows))
 
 
 _CLUSTERED = _shared_options("n_clusters", "representative", "outside_budget", "only_seen")
