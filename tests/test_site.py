@@ -1,5 +1,6 @@
 """The real site holds, its pages can be built, and each fault that Quarto passes over in silence is found."""
 
+import ast
 import html
 import json
 import os
@@ -91,6 +92,21 @@ ONLY_PYTHON_READS = {
 @pytest.mark.parametrize("shown", ONLY_PYTHON_READS.values(), ids=ONLY_PYTHON_READS.keys())
 def test_no_page_shows_what_only_python_reads(pages, shown):
     assert [name for name, page in pages.items() if re.search(shown, html.unescape(page))] == []
+
+
+def ends_in_a_value(source: str) -> bool:
+    "Whether a page shows what this cell ends in. Calls are left out, since they may return None."
+    if re.search(r"^#\| *(hide|exports?|exec_doc|eval: *false)\b", source, re.MULTILINE) or source.rstrip().endswith(";"):
+        return False
+    last = ast.parse(re.sub(r"^[%!].*", "pass", source, flags=re.MULTILINE)).body[-1:]
+    return bool(last) and isinstance(last[0], ast.Expr) and not isinstance(last[0].value, ast.Call)
+
+
+@pytest.mark.parametrize("path", sorted({*ROOT.glob("nbs/**/[!._]*.ipynb")} - {ROOT / "nbs" / "run.ipynb"}), ids=lambda path: path.stem)
+def test_what_a_page_shows_has_been_run(path):
+    "Its outputs are committed, but for those of the page that papermill fills in."
+    cells = [cell for cell in read_notebook(path)["cells"] if cell["cell_type"] == "code"]
+    assert [source for cell in cells if ends_in_a_value(source := "".join(cell["source"])) and not cell["outputs"]] == []
 
 
 def test_the_page_of_the_command_line_has_the_help_of_every_command(pages):
