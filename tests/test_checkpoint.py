@@ -129,6 +129,44 @@ def both_ways(model, tokenizer, home: Path, name: str, texts=TEXTS, **choices) -
     return info
 
 
+def test_a_checkpoint_that_lacks_what_its_class_has(tmp_path):
+    "An encoder saved without its pooler is pruned, verified and loaded; a tensor that was lost since is missed."
+    model, tokenizer = saved(tmp_path / "full", "BERT", BARE)
+    weights = {name: tensor for name, tensor in load_file(tmp_path / "full" / "model.safetensors").items() if "pooler" not in name}
+    save_file(weights, tmp_path / "full" / "model.safetensors", {"format": "pt"})
+    info = prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "pruned", ratio=0.2, oov="nearest", verify="forward")
+    p = load(tmp_path / "pruned")
+    assert info["tensors"] == len(weights) + len(["keep", "index"]) and p.model.pooler is not None
+    fewer = load_file(tmp_path / "pruned" / "model.safetensors")
+    fewer.pop("encoder.layer.0.output.dense.bias")
+    save_file(fewer, tmp_path / "pruned" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lack encoder.layer.0.output.dense.bias and 2 more; save the model again"):
+        load(tmp_path / "pruned")
+
+
+@pytest.mark.parametrize("kind", ["pq", "resegment"])
+def test_code_of_its_own(kind, tmp_path):
+    "As `save_pretrained` writes it; what transformers loads anyway needs none; other classes are refused before a text is read."
+    model, tokenizer = saved(tmp_path / "full", "BERT", CLASSIFIER)
+    choices = dict(ratio=0.2, base="vocab", oov=kind) | OPTIONS.get(kind, {})
+    prune(model, tokenizer, TEXTS, **choices).save_pretrained(tmp_path / "memory", verify=False, self_contained=True)
+    prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "files", self_contained=True, **choices)
+    same_directory(tmp_path / "files", tmp_path / "memory")
+    code = [tmp_path / name / "modeling_vocab_pruning.py" for name in ("files", "memory")]
+    assert [file.exists() for file in code] == [kind == "pq"] * 2
+    assert kind != "pq" or code[0].read_text() == code[1].read_text()
+
+
+@pytest.mark.parametrize("change", [dict(auto_map={"AutoModel": "mine.Model"}), dict(architectures=["Mine"]), dict(model_type="mine")])
+def test_code_of_its_own_for_another_class_is_refused(change, tmp_path):
+    saved(tmp_path / "full", "BERT", CLASSIFIER)
+    file = tmp_path / "full" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match="self_contained=True: .* is not one of transformers' classes; leave it out"):
+        prune_checkpoint(tmp_path / "full", Unread(), tmp_path / "files", ratio=0.2, base="vocab", oov="nearest", self_contained=True)
+    assert not (tmp_path / "files").exists()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_precisions(dtype, tmp_path):
     model, tokenizer = saved(tmp_path / "full", "XLM-R", MASKED, dtype)

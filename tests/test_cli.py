@@ -403,6 +403,13 @@ def test_only_a_scorer_that_runs_the_model_loads_it(small, tmp_path, monkeypatch
     assert load(tmp_path / "out").info["scorer"] == "attention"
 
 
+@pytest.mark.parametrize("scorer", ["tfidf", "attention"])
+def test_code_of_its_own_is_written_on_demand(small, scorer, tmp_path):
+    "From files and from memory."
+    call("prune", small / "model", small / "texts.txt", tmp_path / "out", *CUT, "--scorer", scorer, "--self-contained")
+    assert (tmp_path / "out" / "modeling_vocab_pruning.py").is_file() and load(tmp_path / "out").info["self_contained"]
+
+
 def test_drift_cannot_be_told_by_rows_of_a_model_split_anew(small):
     assert "--max-growth" in refused("check", small / "plain", small / "today.jsonl", "--at-least", 0.9)
 

@@ -508,7 +508,7 @@ def _about(texts: str | Path, data: str) -> dict:
 
 
 def _prune_files(model: str, documents: list[str] | None, out: Path | None, about: dict, asked: dict,
-                 verify: str) -> dict:
+                 self_contained: bool, verify: str) -> dict:
     "Prune the files of `model` to `out` (None: nowhere) as `asked`, and return `info`."
     from vocab_pruning.core import real_path
     from vocab_pruning.models.checkpoint import prune_checkpoint
@@ -519,10 +519,12 @@ def _prune_files(model: str, documents: list[str] | None, out: Path | None, abou
 
         about = about | {"base_model": source}
         source = snapshot(source)
-    return prune_checkpoint(source, documents, out, verify=verify, about=about, progress=_progress(), **asked)
+    options = dict(verify=verify, about=about, progress=_progress(), self_contained=self_contained)
+    return prune_checkpoint(source, documents, out, **options, **asked)
 
 
-def _prune_in_memory(model: str, documents: list[str] | None, out: Path | None, about: dict, asked: dict) -> dict:
+def _prune_in_memory(model: str, documents: list[str] | None, out: Path | None, about: dict, asked: dict,
+                     self_contained: bool) -> dict:
     "Load `model`, prune it as `asked`, save it to `out` (None: nowhere), and return `info`. Say on stderr why."
     from vocab_pruning.models.pruning import prune
 
@@ -530,7 +532,7 @@ def _prune_in_memory(model: str, documents: list[str] | None, out: Path | None, 
     pruned = prune(*_load_pretrained(model), documents, share_encoder=True, progress=_progress(), **asked)
     pruned.info |= about
     if out is not None:
-        pruned.save_pretrained(out)
+        pruned.save_pretrained(out, self_contained=self_contained)
     return pruned.info
 
 # %% ../nbs/cli.ipynb #b41a9a9c
@@ -559,6 +561,8 @@ def _prune_command(
     min_count: MinCount = None, keep: Keep = None, scorer: Scorer = "tfidf", oov: Oov = "pq",
     unseen: Unseen = "likely", option: RemapOptions = None, seed: Seed = 0, text: Columns = None, data: Data = "auto",
     stats: Stats = None, renumber: Renumber = None, verify: Verify = "files",
+    self_contained: Annotated[bool, typer.Option(
+        "--self-contained", help="Add code, so that transformers alone loads it with trust_remote_code=True.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be kept, and write nothing.")] = False,
 ):
     """Prune the vocabulary of a model for texts, from its files to new ones.
@@ -587,7 +591,7 @@ def _prune_command(
     asked["stats"] = stats and TokenStats.load(_home(stats))
     documents, about, place = texts and _read(texts, text, data), _about(texts or stats, data), None if dry_run else out
     prune_it = _prune_in_memory if get_scorer(scorer).tuned else partial(_prune_files, verify=verify)
-    info = prune_it(model, documents, place, about=about, asked=asked)
+    info = prune_it(model, documents, place, about=about, asked=asked, self_contained=self_contained)
     _print({"written": place or "nothing, because of --dry-run"} | cut_facts(info))
 
 # %% ../nbs/cli.ipynb #54bb5b20

@@ -305,6 +305,7 @@ class Job:
     size: Size
     copies: list[Stored]  # tensors that hold the embedding again
     beyond: dict[str, int]  # tokens without a row
+    code_for: object = None  # transformers' configuration of the model, where code that loads it is added
 
     @cached_property
     def subject(self) -> Subject:
@@ -625,6 +626,7 @@ def _facts(job: Job, new: "NewFiles") -> dict:
         info["architecture"] = checkpoint.architecture
     info |= request_facts(asked)
     info |= new.made | dict(before=before, after=after) | new.choice.facts(new.keep) | asked.ranked_by
+    info["tensors"] = len(everything)
     return info | ({"without_row": job.beyond} if job.beyond else {})
 
 # %% ../../nbs/models/checkpoint.ipynb #fb0adc97
@@ -688,6 +690,10 @@ def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], director
         info = info | carry_pieces(files, directory, job.tokenizer, again, sample)
     _write_config(new.config, directory / "config.json")
     _write_config(new.generation, directory / "generation_config.json")
+    if job.code_for is not None:
+        from vocab_pruning.models.standalone import write_code
+
+        write_code(job.code_for, directory)
     write_weights(checkpoint, new.shards, directory)
     if unlike := [name for name in left if _is_left(name, directory)]:
         info = info | {"left_out": unlike}
@@ -712,6 +718,15 @@ def _place(source: Path, out: str | Path) -> Path:
     if out == source or source in out.parents or out in source.parents:
         raise ValueError(f"out={str(out)!r}: it must lie outside of the source, {source}, which stays as it is")
     return out
+
+
+def _code_for(job: Job):
+    "Return transformers' configuration of the model, None where it loads without code. Raises as `read_config` does."
+    if job.asked.rewrites:
+        return None
+    from vocab_pruning.models.standalone import read_config
+
+    return read_config(job.checkpoint.directory)
 
 
 def _write_as(job: Job, new: NewFiles, info: dict, out: Path, forward: bool) -> dict:
@@ -751,6 +766,7 @@ def prune_checkpoint(
     progress: bool = False,  # show a progress bar
     stats: TokenStats | None = None,  # statistics of the texts, counted before
     unseen: str = "likely",  # how rows that no text uses are ranked, as in `prune`
+    self_contained: bool = False,  # add code, so that transformers alone loads it with trust_remote_code=True
     **oov_options,  # options of `oov`, as `prune` takes them
 ) -> dict:  # how it was made, as in `vocab_pruning.json`
     """Prune the vocabulary of a checkpoint for `texts`, from files to files; no model is built, no code of it is run.
@@ -764,6 +780,7 @@ def prune_checkpoint(
     check_request(asked)
     out = out and _place(real_path(source), out)
     job = open_job(source, asked, include, leave)
+    job.code_for = _code_for(job) if self_contained else None
     new = _new_files(job)
-    info = _facts(job, new) | (about or {})
+    info = _facts(job, new) | (about or {}) | ({"self_contained": True} if job.code_for else {})
     return info if out is None else _write_as(job, new, info, out, verify == "forward")

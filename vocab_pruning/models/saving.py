@@ -292,10 +292,17 @@ def readable(directory: Path):
         raise ValueError(f"the weights in {directory} {what}; save the model again") from error
 
 
+def _as_written(directory: Path) -> bool:
+    "Return whether the weights in `directory` are as many as were written; what they lack, the full model lacked, too."
+    from vocab_pruning.models.tensors import count_tensors
+
+    return _info(directory).get("tensors") == count_tensors(directory)
+
+
 def _check_report(directory: Path, model, report: dict, whole: bool, new_head: bool):
     """Raise `ValueError` where the weights in `directory` do not fit `model`.
 
-    With `whole` no weight may be missing; with `new_head` a head's weights may have another shape."""
+    With `whole` no weight may be missing that was written; with `new_head` a head's weights may have another shape."""
     base = {*model.base_model.state_dict()}
     shaped = sorted(report["mismatched_keys"])
     prefix = f"{model.base_model_prefix}." if model.base_model is not model else ""
@@ -306,7 +313,8 @@ def _check_report(directory: Path, model, report: dict, whole: bool, new_head: b
             what = f"{name} is {tuple(there)} there, {tuple(here)} here"
             cure = new if in_head else "save the model again"
             raise ValueError(f"the weights in {directory} do not fit: {what}; {cure}")
-    if missing := whole and sorted(report["missing_keys"]):
+    missing = sorted(report["missing_keys"]) if whole else []
+    if missing and not _as_written(directory):
         what = f"{missing[0]} and {len(missing) - 1} more"
         raise ValueError(f"the weights in {directory} lack {what}; save the model again")
 
@@ -424,20 +432,22 @@ def write_pruned(pruned: PrunedModel, directory: Path, self_contained: bool = Fa
     from vocab_pruning.models.card import make_card
     from vocab_pruning.models.hub import companions
     from vocab_pruning.models.sentencepiece import is_piece_file, save_pieces
+    from vocab_pruning.models.tensors import count_tensors
     from vocab_pruning.models.tokenizer import write_tokenizer
 
     pruned.model.save_pretrained(directory)
     if own_code := self_contained and not pruned.portable:
-        from vocab_pruning.models.standalone import write_code
+        from vocab_pruning.models.standalone import check_model, write_code
 
-        write_code(pruned.model, directory)
+        check_model(pruned.model)
+        write_code(pruned.model.config, directory)
     tokenizer = None if pruned.tokenizer is None else write_tokenizer(pruned.tokenizer, directory)
     for file, name in companions(getattr(pruned.model, "name_or_path", "")):
         if "original_ids" not in pruned.info or not is_piece_file(file):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, directory / name)
     now = {"after": sizes(pruned.model)} if "before" in pruned.info else {}
-    now |= save_pieces(pruned, tokenizer, directory)
+    now |= save_pieces(pruned, tokenizer, directory) | {"tensors": count_tensors(directory)}
     facts = {name: value for name, value in pruned.info.items() if name != "self_contained"} | now
     facts |= {"self_contained": True} if own_code else {}
     written = to_json(facts | {"versions": library_versions()})
