@@ -144,6 +144,45 @@ def test_a_checkpoint_that_lacks_what_its_class_has(tmp_path):
         load(tmp_path / "pruned")
 
 
+@pytest.mark.parametrize("kind", ["nearest", "resegment"])
+@pytest.mark.parametrize("name", ["BERT", "MPNet", "RoBERTa"])
+def test_an_encoders_weights_under_the_name_of_a_masked_lm(name, kind, tmp_path):
+    "As many sentence encoders are published: verified, and the head that the files lack has the embedding's ids."
+    saved(tmp_path / "full", name, BARE)
+    file = tmp_path / "full" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"architectures": [config["architectures"][0].replace("Model", "ForMaskedLM")]}))
+    prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "pruned", ratio=0.2, base="vocab", oov=kind, verify="forward")
+    p = load(tmp_path / "pruned")
+    head, embedding = p.model.get_output_embeddings(), p.model.get_input_embeddings()
+    assert kind == "resegment" or torch.equal(head.keep, embedding.keep)
+    assert p.model(**p.tokenizer(TEXTS[0], return_tensors="pt")).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["BERT", "RoBERTa", "ALBERT", "MPNet", "DeBERTa"])
+def test_each_bias_of_an_untied_head_is_its_own(name, tmp_path):
+    model, tokenizer = tiny_model(name, MASKED)
+    model.config.tie_word_embeddings = False
+    model = type(model)(model.config).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.3)
+    model.save_pretrained(tmp_path / "full")
+    tokenizer.save_pretrained(tmp_path / "full")
+    model, tokenizer = held(tmp_path)
+    both_ways(model, tokenizer, tmp_path, "pruned", ratio=0.2, base="vocab", oov="nearest")
+    pruned, ids = load(tmp_path / "pruned of files"), tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    kept = torch.tensor([[i for i in ids[0].tolist() if i in set(pruned.keep.tolist())]])
+    torch.testing.assert_close(pruned.model(kept).logits[..., pruned.keep], model(kept).logits[..., pruned.keep], rtol=1e-5, atol=1e-5)
+
+
+def test_a_tokenizer_without_its_configuration(tmp_path):
+    saved(tmp_path / "full", "BERT")
+    (tmp_path / "full" / "tokenizer_config.json").unlink()
+    prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "pruned", ratio=0.2, base="vocab", oov="nearest")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "full")
+    assert load(tmp_path / "pruned").tokenizer(TEXTS)["input_ids"] == again(TEXTS)["input_ids"]
+
+
 @pytest.mark.parametrize("kind", ["pq", "resegment"])
 def test_code_of_its_own(kind, tmp_path):
     "As `save_pretrained` writes it; what transformers loads anyway needs none; other classes are refused before a text is read."

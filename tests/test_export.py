@@ -15,7 +15,7 @@ from conftest import same, state
 from vocab_pruning import PrunedModel, prune
 from vocab_pruning.data.tasks import documents, load_task
 from vocab_pruning.models import onnx as export
-from vocab_pruning.models.embedding import FLOOR
+from vocab_pruning.models.embedding import FLOOR, PrunedHead
 from vocab_pruning.models.onnx import _of_text, compare_onnx, encode, export_onnx, export_program, onnx_session, run_onnx
 from vocab_pruning.models.verify import _token_columns, difference, kept_columns, rounding
 from vocab_pruning.testing.families import tiny_model
@@ -117,6 +117,21 @@ def test_rows_with_weights_compile_as_one_graph():
     with torch.no_grad():
         for some in (ids[None], ids[:60].view(3, 20)):
             assert torch.equal(compiled(some), rows(some))
+    torch.compiler.reset()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler for inductor")
+def test_a_pruned_head_compiled_to_machine_code():
+    "Its columns and its gradients: inductor is the back end that users get, and the only one that writes in place."
+    head = PrunedHead(3, 4, 8, 3)
+    head.keep.copy_(torch.tensor([1, 4, 6]))
+    compiled, found = torch.compile(head), []
+    for one in (head, compiled):
+        hidden = torch.linspace(-1, 1, 8).view(1, 2, 4).requires_grad_()
+        logits = one(hidden)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor([4, 6])).backward()
+        found.append((logits.detach(), hidden.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
     torch.compiler.reset()
 
 

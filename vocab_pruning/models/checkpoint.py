@@ -339,7 +339,14 @@ def check_finite(table: Stored, rewrites: bool):
         first += len(block)
 
 
-def open_job(source: str | Path, asked: Request, include, leave) -> Job:
+def _code_for(directory: Path):
+    "Return transformers' configuration of the model in `directory`. Raises as `read_config` does."
+    from vocab_pruning.models.standalone import read_config
+
+    return read_config(directory)
+
+
+def open_job(source: str | Path, asked: Request, include, leave, self_contained: bool) -> Job:
     "Read the files of `source` and check all that can be checked before a text is read. Raises as `prune_checkpoint`."
     checkpoint = read_checkpoint(source)
     found = find_vocabulary(checkpoint, include, leave)
@@ -350,7 +357,8 @@ def open_job(source: str | Path, asked: Request, include, leave) -> Job:
     configs = checkpoint.configs(found.n_rows)
     check_further(asked.renumber, configs, found.n_rows)
     beyond = tokens_beyond(tokenizer, found.n_rows, ids_named_in(configs, asked.renumber))
-    job = Job(checkpoint, found, tokenizer, asked, size, copies, beyond)
+    code_for = _code_for(checkpoint.directory) if self_contained and not asked.rewrites else None
+    job = Job(checkpoint, found, tokenizer, asked, size, copies, beyond, code_for)
     job.subject.check(asked)
     check_padding_rows(job) if asked.rewrites else check_one_table(job)
     check_finite(found.tables[0], asked.rewrites)
@@ -505,8 +513,10 @@ def remapped(job: Job, new: Remapped) -> dict[str, Part | None]:
     for head in found.heads:
         own = Gathered(replace(table, name=head.name), keep, after=new.extra)
         parts[head.name] = own if untied is None else _padded(replace(untied, name=head.name), keep, new.shapes["rows"])
-    for bias in found.biases:
-        parts[bias.name] = _padded(replace(found.biases[0], name=bias.name), keep, new.shapes["rows"])
+    read = [bias for bias in found.biases if untied is not None and bias.name == f"{module}.bias"]
+    for bias in found.biases:  # they are one where the model is built
+        one = replace((read or found.biases)[0], name=bias.name)
+        parts[bias.name] = _padded(one, keep, new.shapes["rows"])
     return parts | {f"{module}.keep": Made(f"{module}.keep", ids, "I32")}
 
 # %% ../../nbs/models/checkpoint.ipynb #0f49c8bf
@@ -627,6 +637,7 @@ def _facts(job: Job, new: "NewFiles") -> dict:
     info |= request_facts(asked)
     info |= new.made | dict(before=before, after=after) | new.choice.facts(new.keep) | asked.ranked_by
     info["tensors"] = len(everything)
+    info |= {"self_contained": True} if job.code_for is not None else {}
     return info | ({"without_row": job.beyond} if job.beyond else {})
 
 # %% ../../nbs/models/checkpoint.ipynb #fb0adc97
@@ -690,6 +701,8 @@ def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], director
         info = info | carry_pieces(files, directory, job.tokenizer, again, sample)
     _write_config(new.config, directory / "config.json")
     _write_config(new.generation, directory / "generation_config.json")
+    if not (directory / "tokenizer_config.json").is_file():
+        _write_config(job.tokenizer.config, directory / "tokenizer_config.json")
     if job.code_for is not None:
         from vocab_pruning.models.standalone import write_code
 
@@ -720,17 +733,10 @@ def _place(source: Path, out: str | Path) -> Path:
     return out
 
 
-def _code_for(job: Job):
-    "Return transformers' configuration of the model, None where it loads without code. Raises as `read_config` does."
-    if job.asked.rewrites:
-        return None
-    from vocab_pruning.models.standalone import read_config
-
-    return read_config(job.checkpoint.directory)
-
-
-def _write_as(job: Job, new: NewFiles, info: dict, out: Path, forward: bool) -> dict:
-    "Write the pruned checkpoint to `out`, verified and whole; return its `info`."
+def _write_as(job: Job, new: NewFiles, info: dict, out: Path | None, forward: bool) -> dict:
+    "Write the pruned checkpoint to `out` (None: nowhere), verified and whole; return its `info`."
+    if out is None:
+        return info
     check_room(out, new.shards)
     sample = sample_of(job.asked)
     with whole_directory(out, MARKER, unlike="*.onnx", ours=OURS) as directory:
@@ -779,8 +785,6 @@ def prune_checkpoint(
     asked = Request(texts, target, *choices, stats=stats, unseen=unseen, renumber=renumber)
     check_request(asked)
     out = out and _place(real_path(source), out)
-    job = open_job(source, asked, include, leave)
-    job.code_for = _code_for(job) if self_contained else None
+    job = open_job(source, asked, include, leave, self_contained)
     new = _new_files(job)
-    info = _facts(job, new) | (about or {}) | ({"self_contained": True} if job.code_for else {})
-    return info if out is None else _write_as(job, new, info, out, verify == "forward")
+    return _write_as(job, new, _facts(job, new) | (about or {}), out, verify == "forward")

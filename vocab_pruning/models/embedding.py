@@ -152,7 +152,8 @@ class PrunedHead(nn.Linear):
         if logits.requires_grad:
             total = logits.logsumexp(-1, keepdim=True)
             floor = floor + (total - total.detach())  # adds 0, and total's gradient
-        return floor.expand(*logits.shape[:-1], self.n_ids).index_copy(-1, self.keep.long(), logits)
+        columns = self.keep.long().expand_as(logits)  # torch.compile writes an index_copy into the one floor expanded
+        return floor.expand(*logits.shape[:-1], self.n_ids).scatter(-1, columns, logits)
 
     def kept_columns(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the kept columns of `logits` (..., V) as (..., K), and `labels` (...) as numbers of these columns.
@@ -297,13 +298,19 @@ def install(model, embedding: PrunedEmbedding, head: PrunedHead | None):
 
 # %% ../../nbs/models/embedding.ipynb #5e771e02
 def settle(model):
-    "Set what only loaded weights say, in the pruned embeddings of `model`; earlier versions wrote an index of 16 bits."
+    """Set what only loaded weights say, in the pruned embeddings and the heads of `model`.
+
+    Earlier versions wrote an index of 16 bits. A head that the weights lack keeps the ids that the embedding keeps."""
     for part in model.modules():
         if isinstance(part, PrunedEmbedding):
             part.index = part.index.int()
             pad_id = getattr(part, "pad_id", None)
             if pad_id is not None and not part.index.is_meta:
                 part.padding_idx = int(part.index[pad_id, 0])
+    keep = next((part.keep for part in model.modules() if isinstance(part, PrunedEmbedding)), None)
+    for part in model.modules():
+        if isinstance(part, PrunedHead) and keep is not None and not keep.is_meta:
+            part.keep = keep.to(part.weight.device if not part.weight.is_meta else keep.device, copy=True)
 
 # %% ../../nbs/models/embedding.ipynb #862c0443
 def _refuse_adapter(module, name: str, part):

@@ -178,7 +178,8 @@ def check_class(name: str, known: bool):
 
 def check_model(model):
     "Raise as `check_class` does for a pruned `model`."
-    check_class(type(model).__name__, type(model).__module__.startswith("transformers.") and bool(_classes(model.config)))
+    known = type(model).__module__.startswith("transformers.")
+    check_class(type(model).__name__, known and bool(_classes(model.config)))
 
 
 def read_config(directory: Path):
@@ -189,8 +190,8 @@ def read_config(directory: Path):
 
     found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     name = (found.get("architectures") or [str(found.get("model_type"))])[0]
-    ours = hasattr(transformers, name) or not found.get("architectures")
-    check_class(name, ours and found.get("model_type") in transformers.CONFIG_MAPPING and "auto_map" not in found)
+    known = hasattr(transformers, name) or not found.get("architectures")
+    check_class(name, known and found.get("model_type") in transformers.CONFIG_MAPPING and "auto_map" not in found)
     config = transformers.AutoConfig.from_pretrained(directory)
     check_class(name, bool(_classes(config)))
     return config

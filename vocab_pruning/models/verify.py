@@ -395,8 +395,9 @@ def verify_forward(
 
     pruned = load(directory)
     full, report = type(pruned.model).from_pretrained(source, output_loading_info=True)
-    drawn = pruned.model.state_dict()  # what the files lack is drawn at random, and here it is the same in both
-    full.eval().load_state_dict({name: drawn[name] for name in report["missing_keys"]}, strict=False)
+    drawn, sizes = pruned.model.state_dict(), {name: tensor.shape for name, tensor in full.state_dict().items()}
+    same = [name for name in report["missing_keys"] if name in drawn and drawn[name].shape == sizes[name]]
+    full.eval().load_state_dict({name: drawn[name] for name in same}, strict=False)  # drawn at random in each of them
     pruned.original = full, AutoTokenizer.from_pretrained(source)
     check_numbers(pruned)
     _check_table(pruned)
