@@ -23,10 +23,13 @@ look_first := false
 GIVEN += task data ratio max_train_examples epochs learning_rate batch_size look_first
 NAMED := -first-look
 endif
-EXECUTED := $(or $(out),runs)/notebooks/run$(or $(NAMED),$(foreach p,$(filter-out out,$(GIVEN)),-$(p)=$(subst /,_,$($(p))))).ipynb
 empty :=
 comma := ,
-EXECUTED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty) ,,$(EXECUTED))))))
+# What was asked for names the executed page; where that is too long for a file, its beginning and a checksum do.
+ASKED := run$(or $(NAMED),$(foreach p,$(filter-out out,$(GIVEN)),-$(p)=$(subst /,_,$($(p)))))
+ASKED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty) ,,$(ASKED))))))
+ASKED := $(shell printf %s '$(ASKED)' | awk '{ if (length($$0) <= 180) print; else { printf "%s-", substr($$0, 1, 160); print | "cksum | cut -d\" \" -f1" } }')
+EXECUTED := $(or $(out),runs)/notebooks/$(ASKED).ipynb
 
 # Versions: those of constraints.txt, the lowest that settings.ini allows (test-lowest), or the newest (test-newest).
 # Where a lowest version cannot be installed, another may be named: `make test-lowest but=torch==2.13.0`.
@@ -67,8 +70,8 @@ $(RUN_READY): setup.py settings.ini constraints.txt
 
 # Progress is what the notebook writes on stderr; papermill's own bar counts cells and would stand still in the long ones.
 run: $(RUN_READY)
-	@mkdir -p $(dir $(EXECUTED))
-	$(BIN)/papermill nbs/run.ipynb $(EXECUTED) --no-progress-bar --stderr-file /dev/stderr $(foreach p,$(GIVEN),-y "$(p): $($(p))")
+	@mkdir -p '$(or $(out),runs)/notebooks'
+	$(BIN)/papermill nbs/run.ipynb '$(EXECUTED)' --no-progress-bar --stderr-file /dev/stderr $(foreach p,$(GIVEN),-y "$(p): $($(p))")
 	@$(BIN)/python -c "from vocab_pruning.runs.record import summarize_notebook as s; print(s('$(EXECUTED)', '$(or $(out),runs)'))"
 
 sweep: $(RUN_READY)

@@ -200,6 +200,15 @@ def own(tmp_path, monkeypatch):
     return cells
 
 
+def test_two_tasks_of_one_name_are_refused(tmp_path):
+    for language in ("de", "en"):
+        (tmp_path / language).mkdir()
+        (tmp_path / language / "train.csv").write_text(OWN)
+    tasks = ", ".join(str(tmp_path / language / "train.csv") for language in ("de", "en"))
+    with pytest.raises(ValueError, match="it is called 'train', and so is .*de/train.csv; give one of them another name"):
+        sweep_cells(write_recipe(tmp_path / "two.yml", 1, TWO.replace("[cola]", f"[{tasks}]")), ROOT / "nbs" / "run.ipynb")
+
+
 @pytest.mark.parametrize("place", ["data/reviews.csv", "{here}/data/reviews.csv"])
 def test_the_cells_of_an_own_task_lie_below_out(tmp_path, own, place):
     assert {cell.parent for cell in own(place.format(here=tmp_path))} == {tmp_path / "sweep" / "cells"}

@@ -494,11 +494,19 @@ def check_options(
 
 # %% ../nbs/core.ipynb #0ae8927d
 def parse_yaml(text: str):
-    "Parse YAML `text`, in which `2e-5` is a number, as in YAML 1.2. Raises `yaml.YAMLError`."
+    "Parse YAML `text`, in which `2e-5` is a number, as in YAML 1.2. Raises `yaml.YAMLError`, too, for a key twice."
     import yaml
 
     class Loader(yaml.SafeLoader):
-        "Loads plain data only."
+        "Loads plain data only, and no mapping that has a key twice."
+
+        def construct_mapping(self, node, deep=False):
+            "Return the mapping of `node`. Raises for a key that is there twice, of which PyYAML would drop the first."
+            keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+            if twice := next((key for key in keys if keys.count(key) > 1), None):
+                problem = f"the key {twice!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            return super().construct_mapping(node, deep)
 
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")

@@ -72,9 +72,14 @@ def _check_mappings(corpus, queries, qrels):
     for name, given in (("corpus", corpus), ("queries", queries), ("qrels", qrels)):
         if not isinstance(given, Mapping):
             raise TypeError(f"{name} is a {type(given).__name__}; give a dict with ids for keys, as read_beir does")
+        if (bad := next((one for one in given if not isinstance(one, str)), None)) is not None:
+            raise TypeError(f"{name}: the id {bad!r} is a {type(bad).__name__}; give ids that are strings")
         bad = next((one for one, value in given.items() if name != "qrels" and not is_text(value)), None)
         if bad is not None:
             raise TypeError(f"{name} {bad!r} is {given[bad]!r}, not a string of whole characters")
+    for query, judged in qrels.items():
+        if (bad := next((one for one, value in judged.items() if not isinstance(value, int)), None)) is not None:
+            raise TypeError(f"qrels {query!r}: the relevance of {bad!r} is {judged[bad]!r}, not a whole number")
 
 # %% ../../nbs/evaluate/retrieval.ipynb #d744c7ac
 def check_retrieval(

@@ -7,6 +7,7 @@ __all__ = ['REFERENCE', 'IMAGES', 'Figure', 'Section', 'sections', 'report']
 
 # %% ../../nbs/report/build.ipynb #a70a506a
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,7 +74,7 @@ def _best_of(lines: pd.DataFrame, base: str, ratio: float) -> str:
     table = averages(lines).dropna(subset="mean").loc[lambda t: ~t.label.str.startswith((FULL, TRAIN_ONLY))]
     tasks = ", ".join(map(task_title, sort_columns(lines[lines.main].column)))
     if not len(table):
-        return f"With {cut_label(base, ratio)} removed no method was run on each of {tasks}, so there is no average."
+        return f"With {cut_label(base, ratio)} removed, no method has a retention on each of {tasks}, so no average."
     best = table.sort_values("mean", ascending=False).iloc[0]
     near = (table["mean"] >= best["mean"] - best.half).sum() - 1
     spread = (
@@ -197,7 +198,7 @@ def _curves(lines: pd.DataFrame) -> Iterator:
         yield Figure("pareto", "Size against average retention", lambda: pareto(lines))
         yield _front_table(lines)
     else:
-        yield "No method was run on every task, so there is no average to draw: Figure 1 and the front are left out."
+        yield "No method has a retention on every task, so there is no average to draw in Figure 1 and the front."
     if every.label.isin(("tf-idf + unk", REFERENCE, "LoSparse")).any():
         yield Figure("figure2", "Figure 2: tf-idf with and without OOV against LoSparse", lambda: figure_2(every))
 
@@ -232,11 +233,17 @@ def _tables_1(lines: pd.DataFrame) -> Iterator:
         yield table_1(lines, *cut)
 
 
+def _file_name(column: str) -> str:
+    "Return `column` as a part of a file's name that a link can hold."
+    name = re.sub(r"[^\w.-]+", "-", column)
+    return name if name == column else f"{name}-{fingerprint(column)[:4]}"
+
+
 def _heat_maps(lines: pd.DataFrame) -> Iterator:
     "Yield a heat map for each column on which something was pruned."
     for column in sort_columns(lines[lines.label != FULL].column):
         title = f"{task_title(column)}: what is left of the full model's score"
-        yield Figure(f"heat-{column}", title, partial(heat_map, lines, column))
+        yield Figure(f"heat-{_file_name(column)}", title, partial(heat_map, lines, column))
 
 
 def _check_pruned(rows: pd.DataFrame):

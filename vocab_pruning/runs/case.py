@@ -48,7 +48,7 @@ from ..scorers.registry import compute_token_scores, get_scorer
 # %% ../../nbs/runs/case.ipynb #b837902e
 def spaced(texts: Sequence[str], most: int = 512) -> Sequence[str]:
     "Return up to `most` of `texts`, evenly spaced."
-    return texts[:: max(len(texts) // most, 1)][:most]
+    return texts if len(texts) <= most else [texts[i * len(texts) // most] for i in range(most)]
 
 
 def spaced_vectors(

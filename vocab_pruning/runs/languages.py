@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..core import CannotPrune, fingerprint, model_fingerprint, parse_yaml, timed, under_root
+from vocab_pruning.core import (
+    CannotPrune, directory_lock, fingerprint, list_of_names, model_fingerprint, parse_yaml, timed, under_root,
+)
 from ..data.stats import token_stats
 from ..data.tasks import documents, examples, filled_in, load_task, own_task
 from ..evaluate.bootstrap import resampled_scores, retention_interval
@@ -93,18 +95,22 @@ _ONE_BY_ONE = ("texts", "rows", "oov", "unseen")
 def language_cuts(grids: Iterable[Mapping]) -> list[LanguageCut]:
     """Return the cuts of `grids`, in order: every combination of the lists in each.
 
-    A remap with options is a mapping: {pq: {n_bytes: 64}}. Raises `ValueError` for an unknown remap or key."""
+    A remap with options is a mapping: {pq: {n_bytes: 64}}. Raises `ValueError` for an unknown remap or key, a key
+    that is missing, and a language that is no text (`no` is False in YAML)."""
     cuts = {}
     for grid in grids:
         if unknown := grid.keys() - {*_ONE_BY_ONE, "dev"}:
             raise ValueError(f"{min(unknown)}: a grid has {', '.join(_ONE_BY_ONE)} and dev")
+        if lacking := [name for name in ("texts", "rows", "oov") if name not in grid]:
+            raise ValueError(f"a grid has no {lacking[0]}; give texts, rows and oov")
+        list_of_names("texts", grid["texts"])
         lists = [grid[name] if isinstance(grid[name], list) else [grid[name]] for name in _ONE_BY_ONE if name in grid]
         for values in product(*lists):
             given = dict(zip((name for name in _ONE_BY_ONE if name in grid), values, strict=True))
             if isinstance(given["oov"], Mapping):
                 ((given["oov"], given["oov_options"]),) = given["oov"].items()
             get_remap(given["oov"])
-            cut = LanguageCut(**given, dev=tuple(grid.get("dev", ())))
+            cut = LanguageCut(**given, dev=list_of_names("dev", grid.get("dev", ())))
             cuts[fingerprint(asdict(cut))] = cut
     return [*cuts.values()]
 
@@ -217,20 +223,11 @@ def read_languages(out: str | Path) -> list[dict]:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
-
-def evaluate_languages(
-    full: Encoder,
-    cuts: Sequence[LanguageCut],
-    out: str | Path = "runs/languages",  # directory of the rows
-    progress: bool = True,  # show a progress bar
-) -> list[dict]:
-    """Make every one of `cuts` that has no row yet. Return all rows in `out`.
-
-    Warns about cuts that are not possible, such as fewer rows than a language has letters where the tokenizer is
-    rewritten. Raises as `prune` does otherwise, and as `read_pairs`."""
-    path = under_root(out) / PACKED_ROWS
+# %% ../../nbs/runs/languages.ipynb #1e0a3d0b
+def _make_cuts(full: Encoder, cuts: Sequence[LanguageCut], path: Path, progress: bool) -> list[str]:
+    "Add the rows of `cuts` to the file `path`, those that are there aside. Return which are not possible, and why."
+    rows = read_languages(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = read_languages(out)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     done, impossible = {_identity(row) for row in rows}, []
     for cut in tqdm(cuts, unit="cut", disable=not progress):
@@ -244,6 +241,22 @@ def evaluate_languages(
             continue
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in made)
+    return impossible
+
+
+def evaluate_languages(
+    full: Encoder,
+    cuts: Sequence[LanguageCut],
+    out: str | Path = "runs/languages",  # directory of the rows
+    progress: bool = True,  # show a progress bar
+) -> list[dict]:
+    """Make every one of `cuts` that has no row yet. Return all rows in `out`. Waits for another process at work there.
+
+    Warns about cuts that are not possible, such as fewer rows than a language has letters where the tokenizer is
+    rewritten. Raises as `prune` does otherwise, and as `read_pairs`."""
+    directory = under_root(out)
+    with directory_lock(directory):
+        impossible = _make_cuts(full, cuts, directory / PACKED_ROWS, progress)
     if impossible:
         warnings.warn(f"{len(impossible)} cuts are not possible, as {impossible[0]}", stacklevel=2)
     return read_languages(out)
@@ -273,10 +286,12 @@ def run_languages(recipe: str | Path, progress: bool = True) -> list[dict]:
     """Make every cut of a recipe. Return the rows in its directory.
 
     `model` and `pairs` may begin with an environment variable, as in `${TASKS_DIR}/sts`. Raises as `evaluate_languages`
-    and `language_cuts` do, and `ValueError` for a variable that is not set."""
+    and `language_cuts` do, and `ValueError` for a variable that is not set or a key that is missing."""
     from transformers import AutoModel, AutoTokenizer
 
     read = parse_yaml(Path(recipe).read_text(encoding="utf-8"))
+    if lacking := [name for name in ("out", "model", "pairs", "grids") if name not in read]:
+        raise ValueError(f"{recipe} has no {lacking[0]}; give out, model, pairs and grids")
     cuts = language_cuts(read["grids"])
     name = filled_in(read["model"])
     with torch.random.fork_rng():

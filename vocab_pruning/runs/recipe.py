@@ -134,7 +134,10 @@ def _read_tasks(names: Iterable[str]) -> dict[str, Task]:
     tasks = {}
     for name in names:
         with _within(f"tasks.{name}"):
-            tasks[name] = get_task(name)
+            task = get_task(name)
+            if other := next((other for other, there in tasks.items() if there.name == task.name), None):
+                raise ValueError(f"it is called {task.name!r}, and so is {other}; give one of them another name")
+            tasks[name] = task
     return tasks
 
 

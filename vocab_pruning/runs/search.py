@@ -299,10 +299,11 @@ def _search_case(case: Case, spec: RunSpec, wanted: float, max_runs: int, step: 
         low, high, _ = search(len(ratios), drift_at, retention_at, wanted, max_runs)
     kept = {ratio: row[ranked.metric] / score for ratio, row in rows.items()}
     if low < 0:
+        more = f"raise max_runs={max_runs}, " if spec.when == "before" else ""
         raise ValueError(
             f"none of the {len(kept)} ratios measured keeps {wanted} of {ranked.metric} {score:.4f}; the mildest, "
-            f"{min(kept)}, keeps {kept[min(kept)]:.4f}. Lower the retention, raise max_runs={max_runs}, or choose a "
-            "smaller step or another remap")
+            f"{min(kept)}, keeps {kept[min(kept)]:.4f}. Lower the retention, {more}or choose a smaller step or another "
+            "remap")
     fails_at = ratios[high] if high < len(ratios) else None
     curve = _curve_of(ranked, looks, rows, full)
     reached = kept.get(ratios[low], 1.0)
