@@ -199,8 +199,13 @@ def test_commands_in_the_middle_of_a_sentence_name_targets_that_exist(project):
 
 
 def test_runs_with_other_parameters_are_other_notebooks(project):
-    written = [re.search(r"runs/notebooks/\S+", run(["make", "--dry-run", "run", asked], project).stdout)[0] for asked in ("seed=3", "epochs=3")]
-    assert written == ["runs/notebooks/run-seed=3.ipynb", "runs/notebooks/run-epochs=3.ipynb"]
+    def written(*asked: str) -> str:
+        return re.search(r"papermill nbs/run.ipynb '(.+?)'", run(["make", "--dry-run", "run", *asked], project).stdout)[1]
+
+    assert [written("seed=3"), written("epochs=3")] == ["runs/notebooks/run-seed=3.ipynb", "runs/notebooks/run-epochs=3.ipynb"]
+    assert written("task=a/b.csv", "out=my runs: 1") == "my runs: 1/notebooks/run-task=a_b.csv.ipynb"
+    long = [written(f"task={'a' * 300}", f"seed={seed}") for seed in (1, 2)]
+    assert long[0] != long[1] and all(len(Path(name).name) < 200 for name in long)
 
 
 def test_there_is_something_to_run():
