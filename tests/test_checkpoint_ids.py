@@ -8,12 +8,13 @@ import torch
 import transformers
 from test_checkpoint import BARE, OPTIONS, TEXTS, both_ways, edited, held, saved
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
 from vocab_pruning import prune
 from vocab_pruning.models.checkpoint import prune_checkpoint
 from vocab_pruning.remaps.kinds import REMAPS
-from vocab_pruning.testing.families import BART, trained
+from vocab_pruning.testing.families import BART, tiny_model, trained
 
 AROUND = ["<s>", "<pad>", "</s>", "<unk>"]
 
@@ -154,6 +155,24 @@ def test_a_token_without_a_row_is_noted_and_refused_only_where_a_text_uses_it(ki
     for run in (partial(prune, *held(home)), partial(prune_checkpoint, home / "full", out=None)):
         with pytest.raises(ValueError, match=f"the tokenizer emits id {rows} but the embedding has {rows} rows"):
             run(texts=[*TEXTS, "an <img> here"], **cut)
+
+
+def test_an_id_that_a_module_copied_from_its_configuration_follows(tmp_path):
+    "CLIP's text model reads its sentence at the end token, whose id it keeps beside its configuration."
+    _, tokenizer = tiny_model("GPT-2", BARE)
+    end = tokenizer.eos_token_id
+    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64)
+    config = transformers.CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=end, bos_token_id=0, pad_token_id=tokenizer.pad_token_id, **sizes)
+    model = transformers.CLIPTextModel(config).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.3)
+    ending = [(tokenizer.eos_token, end)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {tokenizer.eos_token}", special_tokens=ending)
+    p = prune(model, tokenizer, TEXTS, rows=len(tokenizer) - 40, oov="resegment")
+    assert p.model.config.eos_token_id != end == model.eos_token_id
+    pooled = [m(**t(TEXTS[0], return_tensors="pt")).pooler_output for m, t in ((model, tokenizer), (p.model, p.tokenizer))]
+    torch.testing.assert_close(*pooled)
+    p.save_pretrained(tmp_path / "plain")
 
 
 def test_letters_that_become_unknown_are_on_the_card(tmp_path):

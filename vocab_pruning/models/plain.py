@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..core import CannotPrune
-from .anatomy import configurations, renumber_all, warn_of_dropped
+from .anatomy import NAMES_TOKENS, configurations, renumber_all, warn_of_dropped
 from vocab_pruning.models.embedding import (
     _check_reached,
     _copy,
@@ -74,6 +74,21 @@ def _renumber(model, new_id: dict[int, int], n_old: int, n_rows: int, further: I
     for config in configs:
         if "vocab_size" in vars(config):
             config.vocab_size = n_rows
+
+
+def _renumber_modules(result, model, new_id: dict[int, int]):
+    """Set the token ids that modules of `result` took from their configuration when they were built.
+
+    Raises `ValueError` for a module that `result` shares with `model`, which stays as it is."""
+    shared = {id(part) for part in model.modules()}
+    for part in result.modules():
+        for name, value in [*vars(part).items()]:
+            if not name.endswith(NAMES_TOKENS) or not isinstance(value, int) or new_id.get(value, value) == value:
+                continue
+            if id(part) in shared:
+                what = f"{type(part).__name__}.{name}={value}"
+                raise ValueError(f"{what} is a token, whose id changes; leave share_encoder out")
+            setattr(part, name, new_id[value])
 
 # %% ../../nbs/models/plain.ipynb #fa08e312
 def _check_rows(model, rows: torch.Tensor, n_old: int, pad: int | None, new_pad: int | None):
@@ -140,4 +155,5 @@ def rebuild_plain(
         _install_plain_head(result, _plain_head(head, old, new, rows), rows, n_old)
     _check_reached(model, result)
     _renumber(result, new_id, n_old, n_rows, further)
+    _renumber_modules(result, model, new_id)
     return result
