@@ -97,14 +97,14 @@ def pruned(family: str, task: str, scorer: str, oov: str, base: str, part: float
 
 
 def head_input(model, inputs) -> torch.Tensor:
-    "What the output head reads at real positions: (positions, d)."
+    "What the output head reads: (batch, length, d)."
     seen = []
     handle = model.get_output_embeddings().register_forward_pre_hook(lambda head, args: seen.append(args[0]))
     try:
         outputs(model, inputs)
     finally:
         handle.remove()
-    return seen[0][real_positions(inputs)]
+    return seen[0]
 
 
 def check_head(model, small, keep: torch.Tensor, inputs, full: torch.Tensor, logits: torch.Tensor):
@@ -112,11 +112,13 @@ def check_head(model, small, keep: torch.Tensor, inputs, full: torch.Tensor, log
 
     A product with K columns need not add in the order of one with V, so the sums are compared twice: bit for bit once the pruned head's
     rows stand among V again, and within the error that float arithmetic allows to any order of addition."""
-    hidden, head, few_rows = head_input(small, inputs), model.get_output_embeddings(), small.get_output_embeddings()
-    assert torch.equal(hidden, head_input(model, inputs))
+    real, head, few_rows = real_positions(inputs), model.get_output_embeddings(), small.get_output_embeddings()
+    whole = head_input(model, inputs)
+    hidden = whole[real]
+    assert torch.equal(hidden, head_input(small, inputs)[real])
     weight, bias = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
     weight[keep], bias[keep] = few_rows.weight[: len(keep)], few_rows.bias[: len(keep)]
-    assert torch.equal(F.linear(hidden, weight, bias)[..., keep], full[..., keep])
+    assert torch.equal(F.linear(whole, weight, bias)[real][..., keep], full[..., keep])  # a product of the model's own shape
     n, unit = hidden.shape[-1] + 1, torch.finfo(hidden.dtype).eps / 2
     most = F.linear(hidden.abs().double(), head.weight[keep].abs().double(), head.bias[keep].abs().double()) * 2 * n * unit / (1 - n * unit)
     assert ((logits[..., keep].double() - full[..., keep].double()).abs() <= most).all()
