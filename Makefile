@@ -28,8 +28,8 @@ comma := ,
 # What was asked for names the executed page; where that is too long for a file, its beginning and a checksum do.
 ASKED := run$(or $(NAMED),$(foreach p,$(filter-out out,$(GIVEN)),-$(p)=$(subst /,_,$($(p)))))
 ASKED := $(subst {,,$(subst },,$(subst :,,$(subst $(comma),-,$(subst $(empty) ,,$(ASKED))))))
-ASKED := $(shell printf %s '$(ASKED)' | awk '{ if (length($$0) <= 180) print; else { printf "%s-", substr($$0, 1, 160); print | "cksum | cut -d\" \" -f1" } }')
-EXECUTED := $(or $(out),runs)/notebooks/$(ASKED).ipynb
+NAMED_PAGE = $(shell printf %s '$(ASKED)' | awk '{ if (length($$0) <= 180) print; else { printf "%s-", substr($$0, 1, 160); print | "cksum | cut -d\" \" -f1" } }')
+EXECUTED = $(or $(out),runs)/notebooks/$(NAMED_PAGE).ipynb
 
 # Versions: those of constraints.txt, the lowest that settings.ini allows (test-lowest), or the newest (test-newest).
 # Where a lowest version cannot be installed, another may be named: `make test-lowest but=torch==2.13.0`.

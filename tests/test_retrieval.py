@@ -184,7 +184,7 @@ WRONG = {
     "corpus is a list; give a dict": (TypeError, dict(corpus=["0", "1"])),
     "corpus '1' is None, not a string": (TypeError, dict(corpus=CORPUS_OF_TABLE | {"1": None})),
     "queries is a str; give a dict": (TypeError, dict(queries="0")),
-    "queries: the id 0 is a int; give ids that are strings": (TypeError, dict(queries={0: "q"})),
+    "queries: the id 0 is not a string; give ids that are strings": (TypeError, dict(queries={0: "q"})),
     "qrels 'q': the relevance of '1' is 1.0, not a whole number": (TypeError, dict(qrels={"q": {"1": 1.0}})),
 }
 

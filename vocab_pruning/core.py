@@ -502,9 +502,9 @@ def parse_yaml(text: str):
 
         def construct_mapping(self, node, deep=False):
             "Return the mapping of `node`. Raises for a key that is there twice, of which PyYAML would drop the first."
-            keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+            keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key.value, str)]
             if twice := next((key for key in keys if keys.count(key) > 1), None):
-                problem = f"the key {twice!r} is there twice"
+                problem = f"the key {twice[1]!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
             return super().construct_mapping(node, deep)
 

@@ -73,7 +73,7 @@ def _check_mappings(corpus, queries, qrels):
         if not isinstance(given, Mapping):
             raise TypeError(f"{name} is a {type(given).__name__}; give a dict with ids for keys, as read_beir does")
         if (bad := next((one for one in given if not isinstance(one, str)), None)) is not None:
-            raise TypeError(f"{name}: the id {bad!r} is a {type(bad).__name__}; give ids that are strings")
+            raise TypeError(f"{name}: the id {bad!r} is not a string; give ids that are strings")
         bad = next((one for one, value in given.items() if name != "qrels" and not is_text(value)), None)
         if bad is not None:
             raise TypeError(f"{name} {bad!r} is {given[bad]!r}, not a string of whole characters")

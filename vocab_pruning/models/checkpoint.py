@@ -513,10 +513,9 @@ def remapped(job: Job, new: Remapped) -> dict[str, Part | None]:
     for head in found.heads:
         own = Gathered(replace(table, name=head.name), keep, after=new.extra)
         parts[head.name] = own if untied is None else _padded(replace(untied, name=head.name), keep, new.shapes["rows"])
-    read = [bias for bias in found.biases if untied is not None and bias.name == f"{module}.bias"]
-    for bias in found.biases:  # they are one where the model is built
-        one = replace((read or found.biases)[0], name=bias.name)
-        parts[bias.name] = _padded(one, keep, new.shapes["rows"])
+    own = [bias for bias in found.biases if untied is not None and bias.name == f"{module}.bias"] or found.biases
+    for bias in found.biases:  # where the model is built, all of them are the one that is read
+        parts[bias.name] = _padded(replace(own[0], name=bias.name), keep, new.shapes["rows"])
     return parts | {f"{module}.keep": Made(f"{module}.keep", ids, "I32")}
 
 # %% ../../nbs/models/checkpoint.ipynb #0f49c8bf

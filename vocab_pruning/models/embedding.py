@@ -301,16 +301,17 @@ def settle(model):
     """Set what only loaded weights say, in the pruned embeddings and the heads of `model`.
 
     Earlier versions wrote an index of 16 bits. A head that the weights lack keeps the ids that the embedding keeps."""
+    embeddings = [part for part in model.modules() if isinstance(part, PrunedEmbedding)]
+    for part in embeddings:
+        part.index = part.index.int()
+        pad_id = getattr(part, "pad_id", None)
+        if pad_id is not None and not part.index.is_meta:
+            part.padding_idx = int(part.index[pad_id, 0])
+    if not embeddings or (keep := embeddings[0].keep).is_meta:
+        return
     for part in model.modules():
-        if isinstance(part, PrunedEmbedding):
-            part.index = part.index.int()
-            pad_id = getattr(part, "pad_id", None)
-            if pad_id is not None and not part.index.is_meta:
-                part.padding_idx = int(part.index[pad_id, 0])
-    keep = next((part.keep for part in model.modules() if isinstance(part, PrunedEmbedding)), None)
-    for part in model.modules():
-        if isinstance(part, PrunedHead) and keep is not None and not keep.is_meta:
-            part.keep = keep.to(part.weight.device if not part.weight.is_meta else keep.device, copy=True)
+        if isinstance(part, PrunedHead):
+            part.keep = keep.to(keep.device if part.weight.is_meta else part.weight.device, copy=True)
 
 # %% ../../nbs/models/embedding.ipynb #862c0443
 def _refuse_adapter(module, name: str, part):

@@ -83,7 +83,7 @@ def _renumber_modules(result, model, new_id: dict[int, int]):
     shared = {id(part) for part in model.modules()}
     for part in result.modules():
         for name, value in [*vars(part).items()]:
-            if not name.endswith(NAMES_TOKENS) or not isinstance(value, int) or new_id.get(value, value) == value:
+            if not name.endswith(NAMES_TOKENS) or type(value) is not int or new_id.get(value, value) == value:
                 continue
             if id(part) in shared:
                 what = f"{type(part).__name__}.{name}={value}"
