@@ -10,6 +10,17 @@ RUN_READY := $(READY:%=%-run)
 PARAMETERS := task ratio method when vocab_share losparse_options base scorer scorer_options oov oov_options unseen model data seed epochs learning_rate batch_size precision max_train_examples held_out_examples vocabulary_tasks look_first baseline save_model out
 GIVEN := $(foreach p,$(PARAMETERS),$(if $(filter command,$(origin $(p))),$(p)))
 
+# A name that a goal does not take is a slip, and would silently make other runs than those asked for.
+TAKES_run := $(PARAMETERS)
+TAKES_sweep := recipe engine workers retry
+TAKES_grid := recipe workers
+TAKES_languages := recipe
+ifneq ($(filter run sweep grid languages,$(MAKECMDGOALS)),)
+TAKES := $(foreach goal,$(MAKECMDGOALS),$(TAKES_$(goal)))
+SETTINGS := PYTHON VENV MAKEFLAGS MAKEOVERRIDES
+$(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $(v))),$(if $(filter-out $(TAKES) $(SETTINGS),$(v)),$(error make $(MAKECMDGOALS) takes no $(v); choose from: $(TAKES)))))
+endif
+
 # Without any, a first look of about a minute: half of MiniLM, on generated text that it learns quickly.
 ifeq ($(strip $(filter-out out,$(GIVEN))),)
 task := sst2

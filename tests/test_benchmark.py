@@ -91,6 +91,13 @@ def test_the_interval_holds_the_median_as_often_as_it_says():
     assert np.mean(held) > 0.93
 
 
+def test_without_a_batch_nothing_is_timed(family):
+    with pytest.raises(ValueError, match="^there is no batch for 'full'; give at least one"):
+        latency({"full": shared(family)}, [])
+    with pytest.raises(ValueError, match="^batch_size=0: give a whole number"):
+        text_batches(TEXTS, FAMILIES[family].tokenizer, batch_size=0)
+
+
 @pytest.mark.parametrize("rounds", [1, 5])
 def test_too_few_rounds_have_no_interval(rounds):
     with pytest.raises(ValueError, match=f"{rounds} rounds are too few"):

@@ -89,6 +89,17 @@ def test_scores_stay_with_the_model(tmp_path):
     assert load(tmp_path / "small").info["scores"] == dict(matthews=0.25)
 
 
+def test_a_card_of_layers_alone_says_nothing_of_pruned_tokens():
+    info = dict(base_model="m", architecture="BertForMaskedLM", task="cola", before=dict(rows=10, params=9),
+                after=dict(rows=10, params=8), losparse=dict(rho=0.5, rows=0.5), total_ratio=0.1)
+    card = make_card(info)
+    assert "# m, layers pruned for cola\n\nm with smaller layers and its whole vocabulary, made" in card
+    assert ModelCard(card).data.tags == ["losparse", "cola"]
+    for said in ("pruned token", "vocabulary rows", "those of the vocabulary", "never predicted"):
+        assert said not in card and said in make_card(info | dict(oov="unk", oov_options={}, seed=0, break_even=0.1, ratio=0.5,
+                                                                   base="vocab", train=dict(tokens=1, share=0.1))), said
+
+
 SCORES = {  # what `save_pretrained` is given: metrics by name, or a run's
     "own": (dict(task="reviews", accuracy=0.5, matthews=-0.25), dict(accuracy=0.5, matthews_correlation=-0.25)),
     "run": (dict(task="stsb", metric="pearson", score=0.75, full_score=0.8, retention=0.9375, retention_reason=None), dict(pearsonr=0.75)),

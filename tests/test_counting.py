@@ -19,7 +19,8 @@ from vocab_pruning.core import minilm_directory
 from vocab_pruning.data import stats as stats_module
 from vocab_pruning.data.chunks import ChunkEncoder, CrossesWords, choose_encoder, is_word_local
 from vocab_pruning.data.corpora import Source, find_sources
-from vocab_pruning.data.stats import TokenStats, backend, cells, from_parts, in_parts, sum_by_row, token_stats, tokenizer_fingerprint
+from vocab_pruning.data.stats import TokenStats, backend, cells, coverage, from_parts, in_parts, sum_by_row, token_stats, tokenizer_fingerprint
+from vocab_pruning.evaluate.drift import coverage_of
 from vocab_pruning.models.bare import read_bare
 from vocab_pruning.models.checkpoint import prune_checkpoint
 from vocab_pruning.runs import counting
@@ -127,7 +128,7 @@ def test_a_failed_proof_counts_whole_texts(wrong):
 
 
 def test_a_failed_proof_ends_a_pass_that_cannot_be_repeated(wrong):
-    with pytest.raises(CrossesWords, match="'the student' is tokenized differently word by word.*: whole=True"):
+    with pytest.raises(CrossesWords, match="'the student' is tokenized differently word by word.*; give the texts as a list"):
         token_stats(iter(["the student"]), wrong, len(wrong))
 
 
@@ -135,6 +136,22 @@ def test_a_text_with_the_separator_counts_whole_texts(monkeypatch):
     monkeypatch.setattr("vocab_pruning.data.chunks.LARGE", 1)
     tokenizer, texts = tiny_tokenizer("BertTokenizer"), ["the \ufdd0 student"]
     assert same(token_stats(texts, tokenizer, len(tokenizer)), token_stats(texts, tokenizer, len(tokenizer), whole=True))
+
+
+@pytest.mark.parametrize("oov", ["unk", "resegment"])
+def test_texts_that_are_counted_for_pruning_are_counted_for_coverage(monkeypatch, oov):
+    monkeypatch.setattr("vocab_pruning.data.chunks.LARGE", 1)
+    texts = ["the \ufdd0 student", "the student was here"]
+    p = prune(*tiny_model("BERT"), texts, min_count=1, oov=oov)
+    assert coverage_of(p, texts)["documents"] == 2
+
+
+@pytest.mark.parametrize("n, share", [(1, 100), (4, 25), (5, 20), (6, 100 / 3), (10, 20)])
+def test_the_top_fifth_is_a_fifth(n, share):
+    "Of n tokens that occur once each: rounded up, so that it holds a token."
+    stats = TokenStats.empty(20)
+    stats.counts[:n], stats.n_tokens = 1, n
+    assert coverage(stats)["top20_pct"] == pytest.approx(share)
 
 
 # Order, batches and shards do not matter

@@ -208,6 +208,14 @@ def test_runs_with_other_parameters_are_other_notebooks(project):
     assert long[0] != long[1] and all(len(Path(name).name) < 200 for name in long)
 
 
+@pytest.mark.parametrize("command", ["run rato=0.3", "run task=mrpc max_length=64", "sweep recipe=a.yaml worker=2",
+                                     "grid recipe=a.yaml engine=ray", "languages out=here"])
+def test_a_parameter_that_a_target_does_not_take_is_refused(project, command):
+    target, *_, slip = command.split()
+    done = run(["make", "--dry-run", *command.split()], project)
+    assert done.returncode and f"make {target} takes no {slip.split('=')[0]}; choose from: " in done.stderr
+
+
 def test_there_is_something_to_run():
     names = [name for name, _ in commands()]
     assert names.count("README.md") >= 3 and names.count("CONTRIBUTING.md") >= 5 and names.count(GUIDE) >= 3

@@ -1,6 +1,7 @@
 """Tables of one's own become tasks, whatever their cells hold; what cannot be used stops the load with one line that says where."""
 
 import bz2
+import copy
 import gzip
 import io
 import json
@@ -17,7 +18,7 @@ import pandas as pd
 import pyarrow
 import pytest
 import torch
-from conftest import FAMILIES, WORDS, build, make_texts
+from conftest import FAMILIES, WORDS, build, make_texts, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BartConfig, BartForSequenceClassification
@@ -35,7 +36,8 @@ from vocab_pruning.data.tasks import (
     own_task,
     resolve_data,
 )
-from vocab_pruning.evaluate.finetune import METRICS, finetune, load_classifier, make_recipe
+from vocab_pruning.evaluate.benchmark import text_batches
+from vocab_pruning.evaluate.finetune import METRICS, finetune, load_classifier, make_recipe, tokenize_split
 from vocab_pruning.runs.record import record_run, run_name, shared_parameters, subset
 
 AWKWARD = ['He said "no", twice', "first line\nsecond, line", "None", "NA", "naïve café — 数", "007", " two  spaces ", "'single'", "a\ttab", "nan", "1e5"]
@@ -556,7 +558,7 @@ def test_numbers_and_names_in_a_description(tmp_path):
     with pytest.raises(ValueError, match="put the names in quotes"):
         get_task(tmp_path / "own.yaml")
     (tmp_path / "own.yaml").write_text('train: own.csv\nlabels: ["no", "yes"]\nmetrics: accuracy\nepochs: three')
-    with pytest.raises(ValueError, match="^epochs='three': give a number above 0$"):
+    with pytest.raises(ValueError, match="^own.yaml: epochs='three': give a number above 0$"):
         get_task(tmp_path / "own.yaml")
 
 
@@ -631,8 +633,37 @@ def words(n: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(dict(said=texts, verdict=["yes" if WORDS[0] in text.split() else "no" for text in texts]))
 
 
+@pytest.mark.parametrize("classes, kind", [(2, "single_label_classification"), (3, None), (1, "regression"), (2, "multi_label_classification")])
+def test_the_head_of_a_finished_classifier_is_replaced(tmp_path, classes, kind):
+    "Whatever it was fine-tuned for: the new one is drawn by the seed, and the rest is what it was."
+    finished = build("wordpiece", "classification", num_labels=classes)
+    finished.config.problem_type = kind
+    for parameter in finished.classifier.parameters():
+        torch.nn.init.constant_(parameter, 3.0)
+    finished.save_pretrained(tmp_path / "finished")
+    FAMILIES["wordpiece"].tokenizer.save_pretrained(tmp_path / "finished")
+    for task, n in (("cola", 2), ("stsb", 1)):
+        first, again, other = (load_classifier(tmp_path / "finished", task, seed)[0] for seed in (1, 1, 2))
+        assert first.classifier.weight.shape[0] == n and first.config.problem_type is None
+        assert torch.equal(first.classifier.weight, again.classifier.weight) and not (first.classifier.weight == 3).any()
+        assert not torch.equal(first.classifier.weight, other.classifier.weight) and not first.classifier.bias.any()
+        assert not same(first.base_model.state_dict(), finished.base_model.state_dict())
+
+
+def test_fine_tuning_leaves_the_tokenizer_as_it_was(tmp_path):
+    tokenizer = copy.deepcopy(FAMILIES["wordpiece"].tokenizer)
+    before = tokenizer.backend_tokenizer.to_str()
+    tokenize_split(datasets.Dataset.from_dict(dict(text=["a b c", "b"], label=[0, 1])), tokenizer, 2)
+    text_batches(["a b c", "b"], tokenizer, max_length=2)
+    assert tokenizer.backend_tokenizer.to_str() == before
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_a_single_example_has_no_correlation(name):
+    assert METRICS[name](np.array([1.0]), np.array([2.0])) == 0
+
+
 def test_from_a_csv_to_predictions_by_name(tmp_path):
-    from conftest import FAMILIES
     from transformers import pipeline
 
     build("wordpiece", "bare").save_pretrained(tmp_path / "tiny")
@@ -693,7 +724,6 @@ def test_cells_of_a_csv_are_never_converted(tmp_path):
 def test_the_run_notebook_takes_a_description(tmp_path):
     "The row is named after the task, its data after nobody's directory, and the saved model's card has task and score."
     import papermill
-    from conftest import FAMILIES
     from huggingface_hub import ModelCard
 
     from vocab_pruning.runs.record import row_of_notebook

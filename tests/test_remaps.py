@@ -302,6 +302,11 @@ def test_kmeans_is_as_good_as_scikit_learn(minilm_rows):
     assert len(np.unique(ours)) == 100 and np.array_equal(ours, kmeans_clusters(some, 100, max_iter=30))
 
 
+def test_a_misspelt_start_is_refused(minilm_rows):
+    with pytest.raises(ValueError, match=r"^unknown init 'kmeans\+\+'; choose one of random, k-means\+\+"):
+        kmeans_clusters(minilm_rows[:100], 4, init="kmeans++")
+
+
 def test_a_sample_is_as_good_as_all_rows():
     "Above SAMPLE_ROWS rows the centers are learnt from some; what is lost is below half a per cent."
     rows = torch.randn(2 * SAMPLE_ROWS, 4, generator=torch.Generator().manual_seed(0))

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from conftest import FAMILIES as TOKENIZED
 from conftest import TEXTS, WITHOUT_US, build, shared
+from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
 from vocab_pruning import load, prune
-from vocab_pruning.evaluate.frozen import sentence_vectors
+from vocab_pruning.evaluate.frozen import drift, sentence_vectors, sts_score
 from vocab_pruning.evaluate.retrieval import bootstrap_retention, evaluate_retrieval, paraphrases, rank, read_beir, top_k, write_beir
+from vocab_pruning.testing.families import tiny_model
 
 CORPUS = {f"d{i}": text for i, text in enumerate(TEXTS)}
 QUERIES = {f"q{i}": text for i, text in enumerate(TEXTS[5:15])}
@@ -67,6 +69,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     (dict(corpus='{"_id": "a", "text": "x"}\n["b"]\n'), ValueError, "corpus.jsonl, line 2: not a JSON object"),
     (dict(queries='{"_id": "1"}\n'), ValueError, "queries.jsonl, line 1: .*'text'"),
     (dict(corpus='{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n'), ValueError, "corpus.jsonl, line 2: the id 'a' occurs twice"),
+    (dict(corpus='{"_id": "a", "text": null}\n'), ValueError, "corpus.jsonl, line 1: .*its text is None"),
+    (dict(corpus='{"_id": "a", "text": ["x"]}\n'), ValueError, r"corpus.jsonl, line 1: .*its text is \['x'\]"),
     (dict(qrels="1\ta\t2\n"), ValueError, "test.tsv has no header"),
     (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\n"), ValueError, "test.tsv, line 2: .* is not a query's id"),
     (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\thigh\n"), ValueError, "test.tsv, line 2: .*high"),
@@ -180,6 +184,7 @@ WRONG = {
     "max_length=64: a Table has its own": (TypeError, dict(max_length=64)),
     "tokenizer: a Table has its own": (TypeError, dict(tokenizer=TOKENIZED["wordpiece"].tokenizer)),
     "k=0: give a whole number": (ValueError, dict(k=0)), "k=2.0: give a whole number": (ValueError, dict(k=2.0)),
+    "k=5: recall@100 reads the first 100 documents": (ValueError, dict(k=5)),
     "batch_size='8': give a whole number": (ValueError, dict(batch_size="8")),
     "corpus is a list; give a dict": (TypeError, dict(corpus=["0", "1"])),
     "corpus '1' is None, not a string": (TypeError, dict(corpus=CORPUS_OF_TABLE | {"1": None})),
@@ -211,6 +216,42 @@ def test_vectors_are_those_of_texts(texts):
     "The letters of a string would have vectors, too."
     with pytest.raises(TypeError, match="^texts"):
         sentence_vectors(shared("wordpiece"), TOKENIZED["wordpiece"].tokenizer, texts)
+
+
+def test_a_text_without_a_token_has_a_vector_of_zeros():
+    "A tokenizer that adds no special token finds none in an empty text, whose mean would be 0 / 0."
+    model, tokenizer = tiny_model("GPT-2", "AutoModel")
+    found = sentence_vectors(model, tokenizer, ["the cat sat", "", "a dog ran"], batch_size=2)
+    assert not found[1].any() and found[[0, 2]].isfinite().all() and found[[0, 2]].any(dim=1).all()
+    assert not sentence_vectors(model, tokenizer, ["", ""]).any()
+    found = rank(model, {"empty": "", "same": "the cat sat", "other": "a dog ran"}, {"q": "the cat sat"}, tokenizer)
+    assert [*found["q"]][0] == "same" and found["q"]["empty"] == 0
+    p = prune(model, tokenizer, ["the cat sat"], 0.1, "vocab", oov="unk")
+    assert math.isfinite(drift(p, ["", "the cat sat"], sentence_vectors(model, tokenizer, ["", "the cat sat"])))
+
+
+@pytest.mark.parametrize("name", ["T5", "BART"])
+def test_vectors_of_an_encoder_decoder_are_its_encoders(name):
+    model, tokenizer = tiny_model(name, "AutoModel")
+    batch = tokenizer(["the cat sat"], return_tensors="pt")
+    with torch.no_grad():
+        hidden = model.get_encoder()(input_ids=batch["input_ids"]).last_hidden_state
+    found = sentence_vectors(model, tokenizer, ["the cat sat"])
+    torch.testing.assert_close(found, hidden.mean(1), rtol=0, atol=ROUNDING * found.abs().max().item())
+
+
+def test_vectors_of_a_text_longer_than_the_model_allows():
+    model, tokenizer = tiny_model("BERT", "AutoModel")
+    tokenizer.model_max_length = 8
+    long, cut = sentence_vectors(model, tokenizer, ["the cat sat on the mat " * 100]), sentence_vectors(
+        model, tokenizer, ["the cat sat on the mat " * 100], max_length=8)
+    assert torch.equal(long, cut)
+
+
+def test_only_pairs_have_a_correlation():
+    splits = Dataset.from_dict(dict(text=["a", "b"], label=[0.0, 1.0]))
+    with pytest.raises(ValueError, match="^the split has the columns text, label; give pairs"):
+        sts_score(shared("wordpiece"), TOKENIZED["wordpiece"].tokenizer, splits)
 
 
 # sentence-transformers

@@ -22,7 +22,7 @@ from tools.publish import page_name
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.runs.after import evaluate_grid
 from vocab_pruning.runs.recipe import run_parameters
-from vocab_pruning.runs.record import asked_for, read_rows, row_of_notebook, run_directory, run_name, summarize_notebook
+from vocab_pruning.runs.record import asked_for, pack_runs, read_rows, row_of_notebook, run_directory, run_name, summarize_notebook
 from vocab_pruning.runs.spec import RunSpec, parameter_defaults
 from vocab_pruning.runs.sweep import sweep_cells
 
@@ -234,6 +234,17 @@ def test_a_grid_says_what_is_not_possible(first, grid):
     other.write_text(json.dumps(asked))
     with pytest.raises(ValueError, match="when='before': these runs prune after fine-tuning; put `when: after`"):
         evaluate_grid(other, progress=False)
+
+
+@needs_minilm
+def test_packed_runs_are_continued_only_where_they_were_unpacked(first, grid, tmp_path):
+    "A row that is made beside a packed file would never be read."
+    pack_runs(first / "runs", tmp_path / "packed")
+    asked = json.loads(grid[0].read_text()) | dict(out=str(tmp_path / "packed"))
+    (recipe := tmp_path / "asked.yaml").write_text(json.dumps(asked))
+    with pytest.raises(FileExistsError, match="rows.jsonl holds packed runs; continue from those that unpack_runs"):
+        evaluate_grid(recipe, progress=False)
+    assert {path.name for path in (tmp_path / "packed").iterdir()} <= {"rows.jsonl", "predictions.parquet"}
 
 
 @needs_minilm

@@ -241,6 +241,11 @@ def test_padding_changes_nothing(family):
     np.testing.assert_allclose(alone, together, rtol=10 * ATTENTION)  # products of other shapes, other float32 kernels
 
 
+def test_pairs_and_single_texts_do_not_mix():
+    with pytest.raises(ValueError, match=r"^examples \('a',\) and \('b', 'c'\) differ in the number of texts"):
+        attention_received(shared("wordpiece"), FAMILIES["wordpiece"].tokenizer, ["a", ("b", "c")], 177)
+
+
 def test_the_side_of_padding_does_not_matter():
     tokenizer = FAMILIES["wordpiece"].make_tokenizer()
     right = attention_received(shared("wordpiece"), tokenizer, TEXTS, 177)[0]

@@ -198,19 +198,29 @@ def test_the_interval_is_that_of_the_examples(first, tmp_path):
         run_interval("sst2", full, full, out, "test")
 
 
+def test_a_vocabulary_that_holds_few_of_the_parameters(tmp_path):
+    "Less than the fifth that goes where no ratio is given: the search must not ask for it."
+    family = FAMILIES["wordpiece"]
+    wide = family.config(max_position_embeddings=160, intermediate_size=2048)
+    TASKS["bare"].from_config(wide).save_pretrained(tmp_path / "wide")
+    family.tokenizer.save_pretrained(tmp_path / "wide")
+    asked = QUICK | dict(when="after", retention=0.5, base="params", step=0.005, oov="unk")
+    assert 0 < find_ratio("sst2", model=str(tmp_path / "wide"), out=tmp_path / "runs", **asked).ratio < 0.1
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (dict(scorer="attention"), "has no fixed ranking"),
     (dict(scorer="clustering"), "has no fixed ranking"),
     (dict(retention=0), "above 0 and at most 1"),
     (dict(retention=1.5), "above 0 and at most 1"),
-    (dict(max_runs=0), "at least 1 run"),
+    (dict(max_runs=0), "max_runs=0: give a whole number, 1 or more"),
     (dict(step=0), "step=0"),
     (dict(step="small"), "step='small': give a number"),
     (dict(retention="0.9"), "retention='0.9': give a number"),
     (dict(max_runs=2.0), "max_runs=2.0: give a whole number, 1 or more"),
     (dict(n_texts=0), "n_texts=0: give a whole number, 1 or more"),
-    (dict(seed="one"), "seed='one': give a whole number, 0 or more"),
-    (dict(max_train_examples="64"), "max_train_examples='64': give a whole number, 1 or more, or None"),
+    (dict(seed="one"), "seed='one': give a whole number from 0 to 4,294,967,295"),
+    (dict(max_train_examples="some"), "max_train_examples='some': give a whole number"),
     (dict(max_train_examples=0), "max_train_examples=0: give a whole number, 1 or more, or None"),
     (dict(held_out_examples=-3), "held_out_examples=-3: give a whole number, 1 or more, or None"),
     (dict(epochs="three"), "epochs='three': give a number above 0"),

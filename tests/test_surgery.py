@@ -4,6 +4,7 @@ import copy
 import itertools
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, pipeline
 
 from vocab_pruning import PrunedModel, load, prune
+from vocab_pruning.core import library_versions
 from vocab_pruning.evaluate.drift import coverage_of, spending
 from vocab_pruning.evaluate.preflight import preflight
 from vocab_pruning.models.embedding import PrunedEmbedding, rebuild_model_with_vocab
@@ -136,6 +138,32 @@ def test_a_saved_directory_holds_data_only(tmp_path):
     files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".md"}
     assert {"config.json", "model.safetensors", "tokenizer.json", "vocab_pruning.json"} <= {path.name for path in files}
+
+
+def test_a_lossless_model_is_saved_without_the_full_one(tmp_path):
+    p = prune(build("wordpiece"), FAMILIES["wordpiece"].tokenizer, TEXTS, min_count=1, oov="resegment")
+    assert p.info["lossless"]
+    p.original = None
+    p.save_pretrained(tmp_path / "small")
+    assert load(tmp_path / "small").verify(TEXTS)["compared"] == 0
+    with pytest.raises(ValueError, match="^lossless=True compares with the full model, which is not in memory"):
+        load(tmp_path / "small").verify(TEXTS, lossless=True)
+
+
+def test_a_directory_named_like_a_library_is_none(tmp_path, monkeypatch):
+    "A folder `datasets` beside the program is found like a package, and has no version."
+    (tmp_path / "datasets").mkdir()
+    known = metadata.version
+
+    def version(name: str) -> str:
+        if name == "datasets":
+            raise metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.metadata.version", version)
+    versions = library_versions()
+    assert versions["torch"] == known("torch") and "datasets" not in versions
 
 
 def test_a_second_save_and_load_changes_nothing(family, task, tmp_path):

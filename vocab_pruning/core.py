@@ -61,7 +61,7 @@ def hub_reachable(timeout: float = 5.0) -> bool:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
     try:
-        request = urllib.request.Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD")
+        request = urllib.request.Request(os.environ.get("HF_ENDPOINT") or HUB, method="HEAD")
         urllib.request.urlopen(request, timeout=timeout).close()
     except urllib.error.HTTPError:
         return True
@@ -176,9 +176,11 @@ def model_fingerprint(model: "torch.nn.Module") -> str:
 # %% ../nbs/core.ipynb #c2fcdc74
 def library_versions() -> dict[str, str]:
     "Return the installed versions, by name, of the libraries that a result depends on."
-    names = ["vocab_pruning", "torch", "transformers", "datasets", "tokenizers", "scikit-learn", "numpy"]
-    installed = [name for name in names if importlib.util.find_spec(name.replace("scikit-learn", "sklearn"))]
-    return {name: importlib.metadata.version(name) for name in installed}
+    versions = {}
+    for name in ("vocab_pruning", "torch", "transformers", "datasets", "tokenizers", "scikit-learn", "numpy"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 # %% ../nbs/core.ipynb #93b6d532
 @contextmanager
@@ -494,7 +496,7 @@ def check_options(
 
 # %% ../nbs/core.ipynb #0ae8927d
 def parse_yaml(text: str):
-    "Parse YAML `text`, in which `2e-5` is a number, as in YAML 1.2. Raises `yaml.YAMLError`, too, for a key twice."
+    "Parse YAML `text`, in which `2e-5` is a number, as in YAML 1.2. Raises `yaml.YAMLError` for invalid YAML and for a duplicate key."
     import yaml
 
     class Loader(yaml.SafeLoader):

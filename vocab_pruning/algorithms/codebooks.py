@@ -31,7 +31,7 @@ def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
 
 # %% ../../nbs/algorithms/codebooks.ipynb #1d031816
 ENTRIES = 256  # as many as one byte can name
-LEARNED_ROWS = 65_536  # codebooks are learned from at most so many rows
+LEARNED_ROWS = 65_536  # codebooks are learned from at most this many rows
 
 
 def _code_part(
@@ -75,7 +75,7 @@ def product_quantize(
     return torch.stack(codebooks), torch.stack(codes, dim=1)
 
 # %% ../../nbs/algorithms/codebooks.ipynb #9ea13d33
-ROTATION_ROWS = 16_384  # a rotation is learned from at most so many rows
+ROTATION_ROWS = 16_384  # a rotation is learned from at most this many rows
 ROTATION_ROUNDS = 15
 
 

@@ -139,13 +139,13 @@ class Residuals(Products):
 
 # %% ../../nbs/algorithms/pursuit.ipynb #c2a25294
 def _fit(targets: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    "Least-squares weights of the `chosen` (b, j, d) unit rows for `targets` (b, d), all float64: (b, j)."
+    "Return the least-squares weights of the `chosen` (b, j, d) unit rows for `targets` (b, d), all float64: (b, j)."
     gram = chosen @ chosen.mT + 1e-9 * torch.eye(chosen.shape[1], dtype=torch.float64, device=chosen.device)
     return torch.linalg.solve(gram, chosen @ targets[..., None])[..., 0]
 
 # %% ../../nbs/algorithms/pursuit.ipynb #4914f46f
 def _pursue_block(targets: torch.Tensor, search: Residuals, m: int) -> tuple[torch.Tensor, torch.Tensor]:
-    "Positions and weights, (b, m) each, of the `m` rows of `search` that explain each of `targets` (b, d)."
+    "Return positions and weights, (b, m) each, of the `m` rows of `search` that explain each of `targets` (b, d)."
     targets = targets.double()
     index, weight = targets.new_empty(len(targets), 0, dtype=torch.int64), targets[:, :0]
     chosen = targets[:, None][:, :0]
@@ -160,12 +160,16 @@ def _pursue_block(targets: torch.Tensor, search: Residuals, m: int) -> tuple[tor
     return index, weight
 
 # %% ../../nbs/algorithms/pursuit.ipynb #753f7daf
-def pursue(targets: torch.Tensor, rows: torch.Tensor, m: int = 4, block: int | None = None,
-           progress: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix `m` of `rows` (K, d) to be most like each of `targets` (n, d), by orthogonal matching pursuit.
+def pursue(
+    targets: torch.Tensor,  # (n, d)
+    rows: torch.Tensor,  # (K, d)
+    m: int = 4,  # rows in a mixture; K if that is less
+    block: int | None = None,  # targets at a time (None: as many as make 64 MiB of products)
+    progress: bool = False,  # show a progress bar
+) -> tuple[torch.Tensor, torch.Tensor]:  # positions int64 (n, m), all different, and weights float32 (n, m)
+    """Mix `m` of `rows` to be most like each of `targets`, by orthogonal matching pursuit, in the order picked.
 
-    Returns positions int64 (n, m), all different, and weights float32 (n, m), in the order picked; m is at most K.
-    `block`: targets at a time (None: as many as make 64 MiB of products). Raises `ValueError` for m < 1."""
+    Raises `ValueError` for m < 1."""
     if m < 1:
         raise ValueError(f"m {m}: a mixture has 1 row or more")
     rows, m = rows.double(), min(m, len(rows))

@@ -207,7 +207,7 @@ def _encode_each(encoder, chunks: list[str]) -> tuple[np.ndarray, np.ndarray]:
     ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32)
     ends = ids == encoder.token_to_id(_SEPARATOR)
     if np.count_nonzero(ends) != len(chunks):
-        raise CrossesWords(f"a text holds {_SEPARATOR!r}, which separates words here; encode whole texts: whole=True")
+        raise CrossesWords(f"a text holds {_SEPARATOR!r}, which separates words here")
     return ids[~ends], np.diff(np.flatnonzero(ends), prepend=-1) - 1
 
 # %% ../../nbs/data/chunks.ipynb #f0371e37
@@ -247,7 +247,7 @@ def _prove(encoder, texts: Sequence[str], ids: np.ndarray, ends: np.ndarray, sam
     for i, encoding in zip(some, whole, strict=True):
         if encoding.ids != ids[ends[i] : ends[i + 1]].tolist():
             raise CrossesWords(f"{texts[i][:80]!r} is tokenized differently word by word, which this tokenizer's "
-                               "configuration rules out; encode whole texts: whole=True")
+                               "configuration rules out")
 
 # %% ../../nbs/data/chunks.ipynb #7ed74a2c
 class ChunkEncoder:

@@ -146,7 +146,7 @@ class Source:
     name: str  # a path, or `hub:owner/name[:config]`
     columns: tuple[str, ...] | None = None  # text columns (None: `text`)
     split: str = "train"  # of a data set of the hub
-    most: int | None = None  # read at most so many texts
+    most: int | None = None  # read at most this many texts
     weight: int = 1  # how many times each text counts
 
     @property

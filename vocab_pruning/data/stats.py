@@ -9,6 +9,7 @@ __all__ = ['MOST_DOCUMENTS', 'MOST_CHARACTERS', 'AT_ONCE', 'PROBE', 'backend', '
 
 # %% ../../nbs/data/stats.ipynb #7896a13c
 import copy
+import math
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -293,12 +294,14 @@ def twice_if_needed(
     texts: Iterable[str],  # the documents
     whole: bool = False,  # encode each text as a whole from the start
 ):
-    "Return `count(whole)`. If a tokenizer turns out not to work word by word, count again with whole texts."
+    """Return `count(whole)`. If a tokenizer turns out not to work word by word, count again with whole texts.
+
+    Raises `CrossesWords` where the texts cannot be read again."""
     try:
         return count(whole)
-    except CrossesWords:
+    except CrossesWords as error:
         if is_one_shot(texts):
-            raise
+            raise CrossesWords(f"{error}; give the texts as a list, so that they can be read again") from None
         return count(True)
 
 
@@ -344,7 +347,7 @@ def coverage(
         tokens=stats.n_tokens,
         unique=len(curve),
         coverage_pct=100 * len(curve) / stats.n_rows,
-        top20_pct=100 * curve[int(0.2 * len(curve))],
+        top20_pct=100 * curve[math.ceil(len(curve) / 5) - 1],
     )
     if reference is not None:
         oov = int((stats.seen & ~reference.seen).sum())

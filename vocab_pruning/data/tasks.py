@@ -440,6 +440,8 @@ def read_description(path: str | Path) -> Task:
         said = str(error).replace("\n", " ")
         raise ValueError(f"{path.name} does not describe a task ({said}); it holds train: and the other arguments of "
                          "own_task") from None
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
 
 # %% ../../nbs/data/tasks.ipynb #aec48291
 DESCRIPTIONS = (".yaml", ".yml", ".json")

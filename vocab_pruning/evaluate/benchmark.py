@@ -20,10 +20,11 @@ from time import perf_counter, process_time
 import numpy as np
 import torch
 
-from ..core import needs, quiet_transformers
+from ..core import list_of_texts, needs, quiet_transformers, whole_number
 from .finetune import device_name
 from ..models.anatomy import sizes
 from ..models.saving import _config, _read_model
+from ..models.tokenizer import as_it_was
 from ..models.verify import evaluating
 
 # %% ../../nbs/evaluate/benchmark.ipynb #49c75209
@@ -93,12 +94,12 @@ def text_batches(
     labels: Sequence | None = None,  # (n,), added to the batches
 ) -> list[dict[str, torch.Tensor]]:
     "Return `texts` as batches of model inputs, each padded to its longest text."
-    texts = list(texts)
+    texts, batch_size = list_of_texts(texts), whole_number("batch_size", batch_size)
     batches = []
     for start in range(0, len(texts), batch_size):
         some = slice(start, start + batch_size)
-        inputs = tokenizer(texts[some], truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-        batch = dict(inputs)
+        with as_it_was(tokenizer):
+            batch = dict(tokenizer(texts[some], truncation=True, max_length=max_length, padding=True, return_tensors="pt"))
         if labels is not None:
             batch["labels"] = torch.as_tensor(labels[some])
         batches.append(batch)
@@ -159,6 +160,8 @@ def beside_first(
 def _on_device(models: dict, batches) -> dict[str, list[dict[str, torch.Tensor]]]:
     "Return the batches of each of `models`, by name, on the model's device."
     own = batches if isinstance(batches, dict) else dict.fromkeys(models, batches)
+    if empty := [name for name in models if not own[name]]:
+        raise ValueError(f"there is no batch for {empty[0]!r}; give at least one")
     return {
         name: [{k: v.to(model.device) for k, v in batch.items()} for batch in own[name]]
         for name, model in models.items()
@@ -175,7 +178,7 @@ def latency(
     batches: list | dict[str, list],  # inputs for all models, or by their names
     rounds: int = 20,  # rounds that count
     warm_up: int = 2,  # rounds before them
-    clock: Callable[[], float] = perf_counter,  # as in `in_turn`
+    clock: Callable[[], float] = perf_counter,  # or `process_time`, as in `in_turn`
 ):
     "Return `beside_first` of forward passes of `models`, without gradients and in evaluation mode."
     given = _on_device(models, batches)
@@ -214,7 +217,7 @@ def step_time(
     batches: list | dict[str, list],  # inputs with `labels` for all models, or by their names
     rounds: int = 20,  # rounds that count
     warm_up: int = 2,  # rounds before them
-    clock: Callable[[], float] = perf_counter,  # as in `in_turn`
+    clock: Callable[[], float] = perf_counter,  # or `process_time`, as in `in_turn`
 ):
     "Return `beside_first` of fine-tuning steps of copies of `models`."
     given = _on_device(models, batches)
@@ -229,7 +232,7 @@ def table3(
     rounds: int = 20,  # rounds that count
     warm_up: int = 2,  # rounds before them
     memory: bool = True,  # measure `peak_memory`, too, with the first batch
-    clock: Callable[[], float] = perf_counter,  # as in `in_turn`
+    clock: Callable[[], float] = perf_counter,  # or `process_time`, as in `in_turn`
 ):
     """Return the paper's Table 3 for `models`: a DataFrame with one row per model.
 

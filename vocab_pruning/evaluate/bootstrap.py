@@ -89,7 +89,7 @@ def _pearson(weights: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> np
 
 # %% ../../nbs/evaluate/bootstrap.ipynb #9041ad93
 def _shared_ranks(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    "Return the rank of each of `values` (n,) in each draw, less the mean rank; ties share theirs: (draws, n)."
+    "Return the rank of each of `values` (n,) in each draw, minus the mean rank; ties share theirs: (draws, n)."
     _, place = np.unique(values, return_inverse=True)
     many = np.stack([np.bincount(place, some) for some in weights])
     return (many.cumsum(axis=1) - many / 2 - many.sum(axis=1, keepdims=True) / 2)[:, place]
@@ -154,7 +154,7 @@ def paired_bootstrap(
 ) -> dict[str, float]:
     """Return the `difference` of the main metric of two runs, with the ends of its 95 % interval, `low` and `high`.
 
-    The difference is `run` less `other`. Raises `ValueError` if the runs were not scored on the same examples."""
+    The difference is `run` minus `other`. Raises `ValueError` if the runs were not scored on the same examples."""
     metric = get_task(task).metrics[0]
     first, second = resampled_scores(metric, *read_predictions([run, other], out), n_draws, seed).T
     low, high = np.quantile((first - second)[1:], [0.025, 0.975])

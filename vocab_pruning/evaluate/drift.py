@@ -15,9 +15,9 @@ import numpy as np
 
 from ..scorers.budget import BASES, break_even, max_ratio, model_size
 from ..models.anatomy import special_mask
-from ..core import check_texts
+from ..core import check_texts, whole_number
 from ..models.saving import PrunedModel
-from ..data.stats import TokenStats, backend, batch_stats, coverage_curve, token_batches, token_stats
+from ..data.stats import TokenStats, backend, batch_stats, coverage_curve, token_batches, token_stats, twice_if_needed
 
 # %% ../../nbs/evaluate/drift.ipynb #910fd457
 def spending(
@@ -74,12 +74,12 @@ class _CountedTexts:
     lost: list[dict] = field(default_factory=list)  # the most frequent of them
 
 
-def _count_remapped(pruned: PrunedModel, texts: Iterable[str], n_lost: int, progress: bool) -> _CountedTexts:
+def _count_remapped(pruned: PrunedModel, texts: Iterable[str], n_lost: int, **reading) -> _CountedTexts:
     "Count the tokens of `texts`, and those that lost their row."
     n_rows = len(pruned.model.get_input_embeddings().index)
     kept = np.isin(np.arange(n_rows), pruned.keep.numpy())
     count = _CountedTexts(TokenStats.empty(n_rows))
-    for ids, lengths in token_batches(texts, pruned.tokenizer, progress=progress):
+    for ids, lengths in token_batches(texts, pruned.tokenizer, **reading):
         count.stats += batch_stats(ids, lengths, n_rows)
         document = np.repeat(np.arange(len(lengths)), lengths)
         count.touched += len(np.unique(document[~kept[ids]]))
@@ -100,7 +100,7 @@ def _unknown_parts(text: str, tokenizer, original) -> list[str]:
     return [part for part in parts if original.unk_token_id not in read.encode(part, add_special_tokens=False).ids]
 
 
-def _count_plain(pruned: PrunedModel, texts: Iterable[str], n_lost: int, original, progress: bool) -> _CountedTexts:
+def _count_plain(pruned: PrunedModel, texts: Iterable[str], n_lost: int, original, **reading) -> _CountedTexts:
     "Count the tokens of `texts`, and the parts that are newly unknown."
     if isinstance(texts, str):
         raise TypeError("texts is a single string; give an iterable of texts, e.g. [text]")
@@ -110,7 +110,7 @@ def _count_plain(pruned: PrunedModel, texts: Iterable[str], n_lost: int, origina
     parts = Counter()
     coming = deque()  # texts that were handed to the tokenizer and are not counted yet
     noted = (coming.append(text) or text for text in texts)
-    for ids, lengths in token_batches(noted, tokenizer, progress=progress):
+    for ids, lengths in token_batches(noted, tokenizer, **reading):
         count.stats += batch_stats(ids, lengths, n_rows)
         batch = [coming.popleft() for _ in lengths]
         document = np.repeat(np.arange(len(lengths)), lengths)
@@ -125,9 +125,14 @@ def _count_plain(pruned: PrunedModel, texts: Iterable[str], n_lost: int, origina
 
 def _count_texts(pruned: PrunedModel, texts: Iterable[str], n_lost: int, original, progress: bool) -> _CountedTexts:
     "Count `texts` as fits a plain or a remapped model."
-    if pruned.plain:
-        return _count_plain(pruned, texts, n_lost, original, progress)
-    return _count_remapped(pruned, texts, n_lost, progress)
+
+    def count(whole: bool) -> _CountedTexts:
+        reading = dict(progress=progress, whole=whole)
+        if pruned.plain:
+            return _count_plain(pruned, texts, n_lost, original, **reading)
+        return _count_remapped(pruned, texts, n_lost, **reading)
+
+    return twice_if_needed(count, texts)
 
 # %% ../../nbs/evaluate/drift.ipynb #2f7be517
 def _share_unknown(stats: TokenStats, tokenizer) -> float:
@@ -150,7 +155,7 @@ def _coverage_report(pruned: PrunedModel, count: _CountedTexts, before: dict) ->
         documents=count.stats.n_docs,
         tokens=count.stats.n_tokens,
         kept=1 - count.gone / count.stats.n_tokens,
-        kept_train=1 - train["share"] if train else None,
+        kept_train=1 - train["share"] if train and not pruned.plain else None,
         touched=count.touched / count.stats.n_docs,
         unknown=_share_unknown(count.stats, pruned.tokenizer),
         **before,
@@ -177,7 +182,8 @@ def coverage_of(
     """Return how much of `texts` a pruned model has rows for, JSON-ready.
 
     `documents`, `tokens`: how many there are. `kept`: the share of tokens that have a row of their own; `kept_train`:
-    that of the texts it was pruned for (None if not known). `touched`: the share of documents that lost a token.
+    that of the texts it was pruned for (None if not known,
+    and for a plain model, whose own tokens are others). `touched`: the share of documents that lost a token.
     `unknown`: the share of tokens that are the tokenizer's unknown one; `unknown_original`: that of the `original`
     tokenizer. `growth`: tokens over those of the original. `lost`: the most frequent tokens without a row; for a plain
     model, the parts of the texts that are unknown now (and, with `original`, were not). For a plain model, `growth` and
@@ -185,6 +191,7 @@ def coverage_of(
 
     Raises as `token_stats` does, and `ValueError` if `pruned` has no tokenizer, if the texts hold no token, or if they
     must be read twice and cannot be."""
+    n_lost = whole_number("n_lost", n_lost, least=0)
     tokenizer = pruned.tokenizer
     if tokenizer is None:
         raise ValueError(

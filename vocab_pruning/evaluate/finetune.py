@@ -22,6 +22,7 @@ from ..core import PRECISIONS, check_seed, choose, needs, positive_number, quiet
 from ..data.tasks import Task, get_task
 from .bootstrap import likeness
 from ..models.saving import check_whole
+from ..models.tokenizer import as_it_was
 
 # %% ../../nbs/evaluate/finetune.ipynb #f47cc320
 def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -31,6 +32,8 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
         with needs("train"):
             import scipy.stats
 
+        if len(labels) < 2:
+            return 0.0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
             return float(np.nan_to_num(getattr(scipy.stats, name)(labels, predictions).statistic))
@@ -95,19 +98,24 @@ def load_classifier(
 ):
     """Load `(model, tokenizer)` for `task`, in float32 and with a new classification or regression head.
 
-    Raises `ValueError` for a directory that holds a pruned model."""
+    The head of a checkpoint that is a classifier already is replaced. Raises `ValueError` for a directory that holds a pruned model."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     task = get_task(task)
     check_seed(seed)
-    check_whole(AutoConfig.from_pretrained(model), model)
+    config = AutoConfig.from_pretrained(model)
+    check_whole(config, model)
     names = dict(enumerate(task.labels or ("score",)))
     numbers = {name: i for i, name in names.items()}
     set_seed(seed)
     with quiet_transformers():
         classifier = AutoModelForSequenceClassification.from_pretrained(
-            model, id2label=names, label2id=numbers, dtype=torch.float32
+            model, id2label=names, label2id=numbers, problem_type=None, ignore_mismatched_sizes=True, dtype=torch.float32
         )
+        if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+            set_seed(seed)
+            body, classifier = classifier.base_model, type(classifier)(classifier.config)
+            setattr(classifier, classifier.base_model_prefix, body)
         return classifier, AutoTokenizer.from_pretrained(model)
 
 # %% ../../nbs/evaluate/finetune.ipynb #04a50633
@@ -121,7 +129,8 @@ def tokenize_split(
         from datasets import Dataset
 
     texts = [split[name][:] for name in ("text", "text_pair") if name in split.column_names]
-    inputs = tokenizer(*texts, truncation=True, max_length=max_length)
+    with as_it_was(tokenizer):
+        inputs = tokenizer(*texts, truncation=True, max_length=max_length)
     return Dataset.from_dict({**inputs, "labels": split["label"][:]})
 
 # %% ../../nbs/evaluate/finetune.ipynb #610620fe

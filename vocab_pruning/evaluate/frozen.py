@@ -19,26 +19,29 @@ from ..models.verify import evaluating
 
 # %% ../../nbs/evaluate/frozen.ipynb #1e0e6c9e
 def sentence_vectors(
-    model,  # transformers model; a classifier's encoder is used
+    model,  # transformers model; the encoder of a classifier, or of an encoder-decoder, is used
     tokenizer,  # the model's
     texts: Iterable[str],  # n sentences
     batch_size: int = 64,  # texts at a time
-    max_length: int = 128,  # tokens per text, the rest is cut off
+    max_length: int = 128,  # tokens per text, or as many as the tokenizer allows; the rest is cut off
     progress: bool = False,  # show a progress bar
 ) -> torch.Tensor:
-    """Return mean-pooled vectors of `texts`: float32 (n, d), on the CPU.
+    """Return mean-pooled vectors of `texts`: float32 (n, d), on the CPU; zeros for a text without a token.
 
     Raises `TypeError` for anything but texts, `ValueError` for a length or size that is not a whole number from 1."""
     texts = list_of_texts(texts)
     batch_size = whole_number("batch_size", batch_size)
-    max_length = whole_number("max_length", max_length)
+    max_length = min(whole_number("max_length", max_length), tokenizer.model_max_length)
     encoder = model.base_model
+    if encoder.config.is_encoder_decoder:
+        encoder = encoder.get_encoder()
     if not texts:
         return torch.empty(0, encoder.config.hidden_size)
     with as_it_was(tokenizer):
         encoded = tokenizer(texts, truncation=True, max_length=max_length)
-    order = sorted(range(len(texts)), key=lambda i: len(encoded["input_ids"][i]))
-    result = torch.empty(len(texts), encoder.config.hidden_size)
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    order = sorted((i for i, length in enumerate(lengths) if length), key=lengths.__getitem__)
+    result = torch.zeros(len(texts), encoder.config.hidden_size)
     for start in tqdm(range(0, len(order), batch_size), unit="batch", desc="sentences", disable=not progress):
         some = order[start : start + batch_size]
         chosen = {name: [values[i] for i in some] for name, values in encoded.items()}
@@ -70,10 +73,12 @@ def sts_score(
 ) -> float:
     """Return the Spearman correlation of cosine and label over the pairs of `split`, without fine-tuning.
 
-    Raises `ValueError` if the labels or the cosines are all the same."""
+    Raises `ValueError` for texts that are no pairs, and if the labels or the cosines are all the same."""
     with needs("train"):
         from scipy.stats import spearmanr
 
+    if "text_pair" not in split.column_names:
+        raise ValueError(f"the split has the columns {', '.join(split.column_names)}; give pairs: text and text_pair")
     first, second = (
         sentence_vectors(model, tokenizer, texts, **options) for texts in zip(*examples(split), strict=True)
     )

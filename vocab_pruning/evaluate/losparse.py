@@ -155,7 +155,7 @@ def _check_schedule(beta: float, window: int, warmup: float, final: float):
     if not (0 <= beta < 1 and window >= 1 and warmup >= 0 and final >= 0 and warmup + final < 1):
         raise ValueError(
             f"beta={beta}, window={window}, warmup={warmup}, final={final}: "
-            "give a beta in [0, 1), a window of at least 1, and a warmup and final of together less than 1"
+            "give a beta in [0, 1), a window of at least 1, and a warmup and a final share that add up to less than 1"
         )
 
 

@@ -154,8 +154,6 @@ def _checked_cuts(ratios, base: str, oovs) -> list[tuple[float, str]]:
     if not ratios or not oovs:
         raise ValueError(f"ratios={ratios}, oovs={list(oovs)}: give at least one of each")
     for ratio in ratios:
-        if not isinstance(ratio, Real) or isinstance(ratio, bool):
-            raise ValueError(f"ratio={ratio!r}: give a number, the fraction to remove")
         check_ratio(ratio, base)
     for oov in oovs:
         check_remap(oov, {})
@@ -171,7 +169,7 @@ def preflight(
     base: str = "params",  # what a ratio is a fraction of, as in `prune`
     oovs: str | Iterable[str] | None = None,  # remaps to look at (None: those that take seconds)
     scorer: str = "tfidf",  # what ranks the tokens
-    seed: int = 0,  # of what is drawn
+    seed: int = 0,  # random seed
     progress: bool = False,  # show progress bars
 ):
     """Return a DataFrame of what pruning would leave, one row for each ratio and remap. Nothing is trained.

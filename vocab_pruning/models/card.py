@@ -45,11 +45,14 @@ def _pipeline_tag(info: dict) -> str:
     return next((kind for ending, kind in kinds.items() if architecture.endswith(ending)), "feature-extraction")
 
 
+def _cuts_vocabulary(info: dict) -> bool:
+    "Return whether rows of the vocabulary were pruned, and not the layers alone."
+    return "oov" in info or "losparse" not in info
+
+
 def _card_title(info: dict) -> str:
     "Name the model, what was pruned and for which task."
-    layers = "losparse" in info
-    vocabulary = "oov" in info or "losparse" not in info
-    pruned = " and ".join(["vocabulary"] * vocabulary + ["layers"] * layers)
+    pruned = " and ".join(["vocabulary"] * _cuts_vocabulary(info) + ["layers"] * ("losparse" in info))
     purpose = f" for {_task_name(info)}" if _task_name(info) else ""
     return f"{_model_name(info)}, {pruned} pruned{purpose}"
 
@@ -131,8 +134,9 @@ def _making_section(info: dict) -> str:
 def _encoder_section(info: dict) -> str:
     "Say what became of the encoder's layers."
     rho, left = info["losparse"]["rho"], info["losparse"]["rows"]
+    with_rows = ", those of the vocabulary included" if _cuts_vocabulary(info) else ""
     rows = [
-        ("removed", f"{info['total_ratio']:.2%} of all parameters, those of the vocabulary included"),
+        ("removed", f"{info['total_ratio']:.2%} of all parameters{with_rows}"),
         ("low rank", f"{rho:.2%} of a weight's parameters"),
         ("rows", f"{left:.2%} of the entries"),
     ]
@@ -195,20 +199,24 @@ def _usage_section(info: dict) -> str:
 def _limitations_section(info: dict) -> str:
     "Say what the model does worse than the full one, or cannot do."
     name = f", {_task_name(info)}," if _task_name(info) else ""
+    cut, becomes = _cuts_vocabulary(info), _becomes(info.get("oov"))
+    lost = f"A pruned token {becomes}. Other text has more of them; `vocab-prune check` counts them."
+    length = "The tokenizer is unchanged, so no text becomes longer."
+    if "original_ids" in info:
+        length = "Such text is split into more tokens: it takes longer and reaches a length limit sooner."
+    outputs = ("Before fine-tuning, its outputs equal the full model's for every text that keeps all its tokens. "
+               "Fine-tuning changes that.")
+    if "losparse" in info:
+        outputs = "Its layers were compressed during training, so its outputs differ from the full model's."
+    predicts = cut and info.get("architecture", "").endswith("MaskedLM")
     lines = [
         f"It was pruned for one task{name} and for texts like those of that task. It was not evaluated on other text.",
-        f"A pruned token {_becomes(info.get('oov'))}. Other text has more of them; `vocab-prune check` counts them.",
-        "The tokenizer is unchanged, so no text becomes longer.",
-        "Before fine-tuning, its outputs equal the full model's for every text that keeps all its tokens. Fine-tuning "
-        "changes that.",
+        *[lost] * cut,
+        length,
+        outputs,
         "It inherits the base model's limitations.",
+        *["A pruned token is never predicted."] * predicts,
     ]
-    if "original_ids" in info:
-        lines[2] = "Such text is split into more tokens: it takes longer and reaches a length limit sooner."
-    if "losparse" in info:
-        lines[3] = "Its layers were compressed during training, so its outputs differ from the full model's."
-    if info.get("architecture", "").endswith("MaskedLM"):
-        lines.append("A pruned token is never predicted.")
     return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
 
 # %% ../../nbs/models/card.ipynb #881a48a0
@@ -251,8 +259,7 @@ def _front_matter(info: dict) -> str:
     "Return the card's metadata as YAML."
     from huggingface_hub import ModelCardData
 
-    tags = ["losparse"] if "losparse" in info else []
-    tags.append("vocabulary-pruning")
+    tags = ["losparse"] * ("losparse" in info) + ["vocabulary-pruning"] * _cuts_vocabulary(info)
     tags += [tag for tag in (_task_name(info), info.get("oov")) if tag]
     results = _eval_results(info)
     return ModelCardData(
@@ -281,8 +288,8 @@ def make_card(info: dict) -> str:
     Sections whose facts are missing are left out. The card shows `info["scores"]`, metrics by name, and `info["task"]`
     where they are given."""
     before, after = info.get("before"), info.get("after")
-    part = "part of its vocabulary"
-    if before and after:
+    part = "part of its vocabulary" if _cuts_vocabulary(info) else "smaller layers and its whole vocabulary"
+    if before and after and _cuts_vocabulary(info):
         part = f"{after['rows']:,} of its {before['rows']:,} vocabulary rows"
     lead = f"# {_card_title(info)}\n\n{_model_name(info)} with {part}, made with vocab_pruning."
     known = [fact for fact in SECTIONS if not fact or fact in info and (fact != "before" or after)]

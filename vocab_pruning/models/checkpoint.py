@@ -759,7 +759,7 @@ def prune_checkpoint(
     *,
     rows: int | None = None,  # number of rows to keep, in place of a ratio
     coverage: float | None = None,  # share of the texts' occurrences that the kept tokens make up, e.g. 0.9995
-    min_count: int | None = None,  # keep every token that occurs so often in the texts
+    min_count: int | None = None,  # keep every token that occurs at least this many times in the texts
     keep=None,  # what must stay, as in `prune`
     include=(),  # names or patterns of tensors to prune that are not known by name
     leave=(),  # names or patterns of tensors to keep whole that have the vocabulary's size
@@ -780,8 +780,9 @@ def prune_checkpoint(
     not be the vocabulary's, `OSError` where files are missing or in the way or the disk is full; else as `prune`."""
     VERIFY.check("verify", verify)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
-    choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options)
-    asked = Request(texts, target, *choices, stats=stats, unseen=unseen, renumber=renumber)
+    asked = Request(
+        texts=texts, target=target, scorer=scorer, scorer_options=scorer_options, oov=oov, oov_options=oov_options,
+        seed=seed, scores=scores, keep=keep, stats=stats, unseen=unseen, renumber=renumber, progress=progress)
     check_request(asked)
     out = out and _place(real_path(source), out)
     job = open_job(source, asked, include, leave, self_contained)

@@ -190,7 +190,7 @@ def compare_onnx(
     session,  # its graph, as `onnx_session` opens it
     texts: list,  # strings or pairs of strings
     tolerance: float | None = None,  # difference relative to the largest output or 1 (None: `rounding` of the model)
-    every_id: bool = False,  # also compare sequences that hold all ids, which takes as long as reading so many tokens
+    every_id: bool = False,  # also compare sequences that hold all ids, which takes as long as reading that many tokens
 ) -> float:
     """Return the largest difference between the outputs of the graph and the model.
 

@@ -49,8 +49,6 @@ def _check_model(model, tokenizer, further: Iterable[str] = ()):
             f"tokenizer is a {type(tokenizer).__name__}, which is slow or not a tokenizer: give a fast one "
             "(a tokenizer.json, PreTrainedTokenizerFast)"
         )
-    if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
-        raise ValueError(f"{empty[0]} is on the device meta, which holds no numbers; load the weights before pruning")
     check_further(further, configurations(model, len(rows)), len(rows))
     without_row(model, tokenizer, further)
     finite = torch.isfinite(torch.stack(rows.aminmax(dim=1))).all(dim=0)
@@ -72,16 +70,17 @@ def _by_remap(model, tokenizer, choice: Choice, oov: str, options: dict, share_e
 
 
 def _by_resegmenting(
-    model, choice: Choice, texts, share_encoder: bool, further: Iterable[str], pad_to_multiple_of: int = 1, **options,
+    model, choice: Choice, asked: Request, texts, pad_to_multiple_of: int = 1, **options,
 ):
     "Return the plain model of a rewritten tokenizer, that tokenizer, and facts for `info`."
-    new = choice.resegmented(texts, pad_to_multiple_of=pad_to_multiple_of, **options)
+    further = asked.renumber
+    new = choice.resegmented(texts, asked.progress, pad_to_multiple_of=pad_to_multiple_of, **options)
     special = choice.subject.special
     new_id = {old_id: i for i, old_id in enumerate(new.rows.tolist())}
     left = not_renumbered(configurations(model, len(special)), new_id, special, further)
     warn_of_fields(left)
     facts = dict(not_renumbered=left, dropped_ids=dropped_ids(model, new.rows, further))
-    rebuilt = rebuild_plain(model, new.rows, pad_to_multiple_of, share_encoder, further)
+    rebuilt = rebuild_plain(model, new.rows, pad_to_multiple_of, asked.share_encoder, further)
     return rebuilt, new.tokenizer, new.facts | {name: fact for name, fact in facts.items() if fact}
 
 # %% ../../nbs/models/pruning.ipynb #53b90a18
@@ -119,8 +118,7 @@ def _prune_scored(
     wanted = subject.keep_list(asked.keep)
     choice = choose_rows(subject, stats, scores, asked.target, wanted, asked.oov, asked.seed, asked.unseen)
     if asked.rewrites:
-        options = dict(further=asked.renumber, **asked.oov_options)
-        rebuilt, now, made = _by_resegmenting(model, choice, texts, asked.share_encoder, **options)
+        rebuilt, now, made = _by_resegmenting(model, choice, asked, texts, **asked.oov_options)
     else:
         rebuilt, now, made = _by_remap(model, tokenizer, choice, asked.oov, asked.oov_options, asked.share_encoder)
     info = dict(base_model=base_model(model), architecture=type(model).__name__, **request_facts(asked), **made)
@@ -145,7 +143,7 @@ def prune_with_stats(
     *,
     rows: int | None = None,  # number of rows to keep, in place of a ratio
     coverage: float | None = None,  # share of the occurrences that the kept tokens make up
-    min_count: int | None = None,  # keep every token that occurs so often
+    min_count: int | None = None,  # keep every token that occurs at least this many times
     keep=None,  # tokens that must stay, as in `prune`
     texts: Iterable[str] | None = None,  # the texts of `stats`, which "resegment" reads again
     share_encoder: bool = False,  # let the result share the encoder of `model`; do not train it then
@@ -159,8 +157,8 @@ def prune_with_stats(
     check_remap(oov, oov_options)
     check_seed(seed)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
-    choices = ("given", oov, seed, scores, None, False, keep, oov_options)
-    asked = Request(texts, target, *choices, share_encoder=share_encoder, unseen=unseen, renumber=renumber)
+    choices = dict(scorer="given", oov=oov, oov_options=oov_options, seed=seed, scores=scores, keep=keep)
+    asked = Request(texts=texts, target=target, **choices, share_encoder=share_encoder, unseen=unseen, renumber=renumber)
     subject = subject_of(model, tokenizer, asked)
     return _prune_scored(asked, subject, model, tokenizer, stats, scores, texts)
 
@@ -193,7 +191,7 @@ def prune(
     *,
     rows: int | None = None,  # number of rows to keep, in place of a ratio
     coverage: float | None = None,  # share of the texts' occurrences that the kept tokens make up, e.g. 0.9995
-    min_count: int | None = None,  # keep every token that occurs so often in the texts
+    min_count: int | None = None,  # keep every token that occurs at least this many times in the texts
     keep=None,  # what must stay: tokens, ids, "re:…", "script:Latin", "texts:FILE", lists of texts (`read_keep`)
     scores: np.ndarray | None = None,  # scores to use in place of a scorer's: float (V,), larger = keep
     scorer_options: dict | None = None,  # options of `scorer`
@@ -221,5 +219,8 @@ def prune(
     a token or that can be read only once where they are read twice, and rows that are missing or not finite. Raises
     `TypeError` for a pruned model, texts that are not strings, a slow tokenizer, an unknown option, a wrong type."""
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
-    choices = (scorer, oov, seed, scores, scorer_options, progress, keep, oov_options, scorer_model, examples)
-    return _prune_as(Request(texts, target, *choices, share_encoder, stats, unseen, renumber), model, tokenizer)
+    asked = Request(
+        texts=texts, target=target, scorer=scorer, scorer_options=scorer_options, scorer_model=scorer_model,
+        examples=examples, oov=oov, oov_options=oov_options, seed=seed, scores=scores, keep=keep, stats=stats,
+        unseen=unseen, renumber=renumber, share_encoder=share_encoder, progress=progress)
+    return _prune_as(asked, model, tokenizer)

@@ -175,7 +175,7 @@ def _read_back(pruned: PrunedModel, directory: Path, tokenizer=None) -> PrunedMo
 
 # %% ../../nbs/models/verify.ipynb #533dd8ad
 def _check_reload(pruned: PrunedModel, directory: Path, texts: list[str], tokenizer=None) -> PrunedModel:
-    """Ask question 1: read `directory`, compare it with the model in memory, and return what was read.
+    """Read `directory` back, compare it with the model in memory, and return what was read.
 
     Its `tokenizer` may have been read and compared already. Raises `ValueError` where weights, tokenizer or the outputs
     for the longest text differ."""
@@ -276,7 +276,7 @@ def _compare_with_original(
 
 # %% ../../nbs/models/verify.ipynb #f2a70a75
 def _compare_texts(pruned: PrunedModel, again: PrunedModel, texts: list[str]) -> dict:
-    """Ask questions 2 and 3 of `texts` and return a report that is JSON-ready.
+    """Compare `texts` with the full model, and return a report that is JSON-ready.
 
     Raises `ValueError` where the outputs of `again`, read from disk, are not the original's."""
     before = now = same = 0
@@ -319,7 +319,7 @@ def _check_table(pruned: PrunedModel):
 
 def _check_lossless(report: dict, lossless: bool):
     "Raise `ValueError` where a text was to lose no token and has lost one."
-    if lossless and (lost := report["texts"] - report.get("nothing_lost", 0)):
+    if lossless and (lost := report["texts"] - report["nothing_lost"]):
         what = f"{lost} of {report['texts']} texts are not segmented as before"
         raise ValueError(f"{what}; keep more rows, or do not ask for lossless=True")
 
@@ -328,9 +328,9 @@ def check_saved(pruned: PrunedModel, directory: Path, texts: list[str], lossless
     "Return the report of `verify`. The tokenizer of `directory` may have been read and compared already."
     _check_table(pruned)
     again = _check_reload(pruned, directory, texts, tokenizer)
-    report = dict(texts=len(texts), compared=0)
-    if pruned.original is not None and texts:
-        report = _compare_texts(pruned, again, texts)
+    if pruned.original is None or not texts:
+        return dict(texts=len(texts), compared=0)
+    report = _compare_texts(pruned, again, texts)
     _check_lossless(report, lossless)
     return report
 
@@ -360,16 +360,18 @@ def verify(
 ) -> dict:  # report, JSON-ready
     """Compare a saved directory with the model in memory and with the full model it was made from.
 
-    The report holds:
-    `texts`: how many there are,
+    The report holds `texts`, how many there are, and `compared`, how many were compared with the full model. Where that is
+    in memory, it also holds:
     `nothing_lost`: how many keep all their tokens, or are segmented as before,
     `growth`: tokens now divided by tokens before,
     `target`: what the cut was asked for, e.g. "16,000 rows",
-    `compared`: how many were compared with the full model,
     `max_difference`: the largest difference of their outputs.
 
-    Raises `ValueError` where a comparison fails, naming the text and what differs, and for a text with a token that has
-    no row. Raises `TypeError` as `list_of_texts` does."""
+    Raises `ValueError` where a comparison fails, naming the text and what differs, for a text with a token that has no
+    row, and for `lossless=True` without the full model. Raises `TypeError` as `list_of_texts` does."""
+    if lossless and pruned.original is None:
+        raise ValueError("lossless=True compares with the full model, which is not in memory; verify right after prune, or "
+                         "leave it out")
     lossless = texts is None and pruned.info.get("lossless", False) if lossless is None else lossless
     given = pruned.sample if texts is None else list_of_texts(texts)
     if pruned.tokenizer is not None and texts is not None:

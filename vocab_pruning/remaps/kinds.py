@@ -340,7 +340,7 @@ def density_clusters(
     return cluster_rows(rows, n_clusters, "dbscan")
 
 # %% ../../nbs/remaps/kinds.ipynb #067de3bf
-SEEN_WEIGHT = 4  # a row that the texts use counts as so many others in the codebooks of `pq`, at least
+SEEN_WEIGHT = 4  # a row that the texts use counts as at least this many others in the codebooks of `pq`
 
 
 def seen_weight(seen: np.ndarray) -> int:

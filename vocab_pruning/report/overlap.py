@@ -9,7 +9,7 @@ __all__ = ['kept_rows', 'what_is_lost', 'overlap', 'plot_overlap', 'kept_alone',
 import numpy as np
 
 from ..data.stats import TokenStats
-from ..models.pruning import lost_by
+from ..models.choosing import lost_by
 from ..scorers.budget import rank_rows
 from ..core import needs
 

@@ -229,7 +229,7 @@ def _second_splits(rows: pd.DataFrame) -> list[tuple[str, str]]:
 
 # %% ../../nbs/report/summary.ipynb #54ba579c
 def _without_twins(rows: pd.DataFrame) -> pd.DataFrame:
-    "Return `rows` less those that lack a full model's score and repeat a run that has one."
+    "Return `rows` without those that lack a full model's score and repeat a run that has one."
     compared = rows.full_score.notna() | (rows.label == FULL) if "full_score" in rows else pd.Series(True, rows.index)
     return rows[
         compared
@@ -525,7 +525,7 @@ def who_wins(
 ) -> pd.DataFrame:
     """Compare methods at a cut by a paired bootstrap over examples, and by Student's t over seeds.
 
-    A line for each pair and column: `first`, `second`, `seeds`, `difference` (first less second, of scores; for "all
+    A line for each pair and column: `first`, `second`, `seeds`, `difference` (first minus second, of scores; for "all
     tasks" of the average retention), its interval `low` to `high`, the `smallest` difference that could have shown, and
     the `verdict`.
     Raises `ValueError` if runs were scored on different examples, or if no method is called `reference`."""

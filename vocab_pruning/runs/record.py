@@ -306,9 +306,12 @@ def record_run(
     that was recorded without its model is repeated. If another process is making the same run, this one waits and reads
     its row.
 
-    Raises `FileExistsError` where `directory` holds something else."""
+    Raises `FileExistsError` where `directory` holds something else, or lies among packed runs."""
     if (row := finished_row(directory, save is not None)) is not None:
         return row
+    if (packed := Path(directory).parent / PACKED_ROWS).is_file():
+        raise FileExistsError(f"{packed} holds packed runs; continue from those that unpack_runs({str(packed.parent)!r}, …) "
+                              "writes")
     task = get_task(task or parameters["task"])
     with directory_lock(directory), tempfile.TemporaryDirectory() as scratch:
         if (row := finished_row(directory, save is not None)) is not None:

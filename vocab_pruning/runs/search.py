@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import check_seed, needs, timed, whole_number
+from ..core import needs, timed, whole_number
 from ..data.tasks import Task, documents, get_task
 from ..evaluate.bootstrap import read_predictions, resampled_scores, retention_interval
 from ..evaluate.finetune import make_recipe
@@ -34,7 +34,7 @@ from vocab_pruning.runs.case import (
     tuned_model,
 )
 from .spec import RunSpec
-from ..scorers.budget import max_ratio
+from ..scorers.budget import CUTS, max_ratio
 from ..scorers.registry import get_scorer
 
 # %% ../../nbs/runs/search.ipynb #802741e2
@@ -194,10 +194,9 @@ class Found:
 
     def in_words(self) -> str:
         "Return what was found, as Markdown."
-        of = {"params": "parameters", "vocab": "rows", "seen": "rows that train uses"}[self.base]
         failed = "no cut that was tried" if self.fails_at is None else f"a cut of {100 * self.fails_at:.3g} %"
         return (
-            f"**{100 * self.ratio:.3g} %** of the {of} can go: retention is {self.retention:.3f}, and {self.wanted:g} "
+            f"**{100 * self.ratio:.3g} %** {CUTS[self.base]} can go: retention is {self.retention:.3f}, and {self.wanted:g} "
             f"was wanted; {failed} failed. {self.effort.capitalize()}."
         )
 
@@ -254,21 +253,17 @@ def _curve_of(ranked: _Ranked, looks: dict[float, dict], rows: dict[float, dict]
     return pd.DataFrame([looks[ratio] for ratio in sorted(looks)], columns=columns)
 
 # %% ../../nbs/runs/search.ipynb #a83c1e8d
-def _check_asked(retention, max_runs, step, n_texts, seed, max_train_examples, held_out_examples):
+def _check_asked(retention, max_runs, step, n_texts):
     "Raise `ValueError`, which names the argument, for a number that `find_ratio` does not accept."
     for name, value in (("retention", retention), ("step", step)):
         if not isinstance(value, Real) or isinstance(value, bool):
             raise ValueError(f"{name}={value!r}: give a number")
-    if not 0 < retention <= 1 or isinstance(max_runs, int) and max_runs < 1:
-        raise ValueError(f"retention={retention}, max_runs={max_runs}: give a retention above 0 and at most 1, and at "
-                         f"least 1 run")
+    if not 0 < retention <= 1:
+        raise ValueError(f"retention={retention}: give a number above 0 and at most 1")
     if not 0 < step < 1:
         raise ValueError(f"step={step}: give a fraction between 0 and 1")
-    check_seed(seed)
     for name, value in (("max_runs", max_runs), ("n_texts", n_texts)):
         whole_number(name, value)
-    for name, value in (("max_train_examples", max_train_examples), ("held_out_examples", held_out_examples)):
-        whole_number(name, value, none=True)
 
 # %% ../../nbs/runs/search.ipynb #42452ba1
 def _search_case(case: Case, spec: RunSpec, wanted: float, max_runs: int, step: float, n_texts: int) -> Found:
@@ -278,7 +273,7 @@ def _search_case(case: Case, spec: RunSpec, wanted: float, max_runs: int, step: 
         raise ValueError(f"no multiple of step {step} of {spec.base} can be removed with oov={spec.oov!r}; "
                          "choose a smaller step or another remap")
     full = full_row(case, save=spec.when == "after")
-    ranked = _rank(case, spec)
+    ranked = _rank(case, replace(spec, ratio=ratios[0]))
     score = full[ranked.metric]
     if score <= 0:
         raise ValueError(f"the full model's {ranked.metric} is {score:.4f}, not above 0, so retention is undefined; "
@@ -341,7 +336,7 @@ def find_ratio(
 
     Raises `ValueError` where no ratio measured keeps `retention`, where the full model's score is not above 0, for a
     scorer without a fixed ranking, and for what `RunSpec`, `subset` and `make_recipe` refuse."""
-    _check_asked(retention, max_runs, step, n_texts, seed, max_train_examples, held_out_examples)
+    _check_asked(retention, max_runs, step, n_texts)
     task = get_task(task)
     spec = RunSpec.parse(
         task=task, base=base, scorer=scorer, oov=oov, scorer_options=scorer_options, oov_options=oov_options,

@@ -94,8 +94,11 @@ def _received(model, inputs: dict[str, torch.Tensor], by_value: bool) -> torch.T
 
 # %% ../../nbs/scorers/attention.ipynb #ac38573e
 def _check_strings(chunk: list[tuple]):
-    "Raise `TypeError` for an example that holds anything but strings."
+    "Raise `TypeError` for an example that holds anything but strings, `ValueError` where only some are pairs."
     for example in chunk:
+        if len(example) != len(chunk[0]):
+            raise ValueError(f"examples {chunk[0]!r} and {example!r} differ in the number of texts; give only pairs or "
+                             "only single texts")
         if not all(isinstance(text, str) for text in example):
             raise TypeError(f"example {example!r} holds something that is not a string; leave out missing texts first")
 

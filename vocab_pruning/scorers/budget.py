@@ -86,7 +86,7 @@ def max_ratio(
     n_special: int,  # number of special rows, which always stay
     base: str = "params",  # a key of `BASES`
 ) -> float:
-    "Return the largest ratio that leaves the special rows: (V - specials) · c / P for `params`, else 1."
+    "Return the largest ratio that leaves the special rows: (V - specials - spent) · c / P for `params`, else 1."
     return (size.rows - n_special - size.spent) * size.row_cost / size.params if base == "params" else 1.0
 
 # %% ../../nbs/scorers/budget.ipynb #9d227b8f
@@ -113,6 +113,9 @@ def count_rows(
     rows = BASES[base](ratio, size, special, seen)
     if rows < special.sum():
         most = max_ratio(size, int(special.sum()), base)
+        if most <= 0:
+            raise CannotPrune("this remap adds more parameters than the vocabulary can give up; choose another oov, e.g. "
+                              "'nearest'")
         raise CannotPrune(
             f"ratio={ratio} is more than the embedding holds: at most {most:.4%} of all parameters can go; "
             "choose a smaller ratio or prune the encoder too"
@@ -150,9 +153,11 @@ def rank_rows(
     Raises `ValueError` for scores of another shape or not finite."""
     scores = check_scores(scores, stats.n_rows)
     rare = stats.counts < max(min_count, base == "seen")
-    free = ~special if asked is None else ~special * 2 - (asked & ~special)
+    group = np.where(special, 0, 2)  # special rows, those asked for, all others
+    if asked is not None:
+        group[asked & ~special] = 1
     ties = np.zeros(stats.n_rows) if resemblance is None else -resemblance
-    return np.lexsort((np.arange(stats.n_rows), ties, -stats.counts, -scores, rare, free))
+    return np.lexsort((np.arange(stats.n_rows), ties, -stats.counts, -scores, rare, group))
 
 # %% ../../nbs/scorers/budget.ipynb #81c8d7c5
 RATIO = 0.2  # fraction of the parameters that goes where no target is given
@@ -217,27 +222,25 @@ def _rows_seen_often(target: Target, ranked: Ranked) -> int:
 class TargetSpec:
     "One way to ask for a number of rows."
 
-    takes: Option  # the values it takes
+    takes: Option | None  # the values it takes; None: `check_ratio` says
     rows: Callable[[Target, Ranked], int]  # how many rows stay
     said: Callable[[Target], str]  # the target in words
     names_tokens: bool = False  # says which tokens stay; rows that a remap needs for itself come on top
 
 
-def _is_fraction(value, least: bool) -> bool:
-    "Return whether `value` is a number from 0 to 1: without 1 if `least`, else without 0."
-    number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-    return number and (0 <= value < 1 if least else 0 < value <= 1)
+def _is_share(value) -> bool:
+    "Return whether `value` is a number above 0 and at most 1."
+    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and 0 < value <= 1
 
 
 TARGETS: dict[str, TargetSpec] = {
     "ratio": TargetSpec(
-        Option("the fraction to remove, at least 0 and below 1", lambda value: _is_fraction(value, least=True)),
+        None,
         lambda t, ranked: count_rows(t.value, t.base, ranked.size, ranked.special, ranked.counts > 0),
         lambda t: f"{t.value:.2%} {CUTS[t.base]}"),
     "rows": TargetSpec(at_least(1), lambda t, ranked: int(t.value), lambda t: f"{t.value:,} rows"),
     "coverage": TargetSpec(
-        Option("a share of the occurrences, above 0 and at most 1, e.g. 0.9995",
-               lambda value: _is_fraction(value, least=False)),
+        Option("a share of the occurrences, above 0 and at most 1, e.g. 0.9995", _is_share),
         _rows_that_cover, lambda t: f"{float(100 * Fraction(str(float(t.value)))):.10g} % of the occurrences", True),
     "min_count": TargetSpec(
         at_least(1), _rows_seen_often,
