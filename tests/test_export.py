@@ -96,6 +96,16 @@ def test_a_graph_leaves_the_model_as_it_was():
     assert torch.equal(module(batch)["logits"], module(batch)["logits"])
 
 
+def test_what_has_no_graph_says_so(tmp_path):
+    p = prune(*tiny_model("BERT", "AutoModelForMultipleChoice"), TEXTS, 0.5, "vocab", oov="nearest")
+    with pytest.raises(ValueError, match="^a BertForMultipleChoice reads several texts for each answer"):
+        export_program(p)
+    with pytest.raises(TypeError, match="^texts is "):
+        export_onnx(pruned("BERT", "mapped"), tmp_path / "graph", texts="a cat")
+    with pytest.raises(FileNotFoundError, match="holds no model.onnx, nor onnx/model.onnx"):
+        onnx_session(tmp_path)
+
+
 def test_a_model_without_a_tokenizer():
     with pytest.raises(ValueError, match="without its tokenizer"):
         export_program(PrunedModel(pruned("BERT", "mapped").model))
@@ -225,6 +235,14 @@ def test_a_graph_and_a_model_do_not_replace_each_other(exported, tmp_path):
     with pytest.raises(FileExistsError, match=r"holds model.onnx, a save of another kind"):
         p.save_pretrained(directory)
     assert (tmp_path / "model" / "model.safetensors").is_file() and (directory / "model.onnx").is_file()
+
+
+def test_a_graph_in_a_folder_of_its_own_is_not_replaced(tmp_path):
+    (tmp_path / "onnx").mkdir()
+    for name in ("onnx/model.onnx", "vocab_pruning.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(FileExistsError, match=r"holds model.onnx, a save of another kind"):
+        pruned("BERT", "mapped").save_pretrained(tmp_path)
 
 
 def test_onnx_whole_or_not_at_all(tmp_path):

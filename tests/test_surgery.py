@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import subprocess
 import sys
 from importlib import metadata
@@ -13,17 +14,19 @@ import torch
 from conftest import FAMILIES, TASKS, TEXTS, WORDS, batch, build, draw_ids, outputs, same, shared, state
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, pipeline
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from vocab_pruning import PrunedModel, load, prune
-from vocab_pruning.core import library_versions
+from vocab_pruning.core import CannotPrune, library_versions
 from vocab_pruning.evaluate.drift import coverage_of, spending
 from vocab_pruning.evaluate.preflight import preflight
+from vocab_pruning.models.checkpoint import prune_checkpoint
 from vocab_pruning.models.embedding import PrunedEmbedding, rebuild_model_with_vocab
 from vocab_pruning.remaps.kinds import REMAPS
 from vocab_pruning.remaps.resegmenting import parts_of_words
 from vocab_pruning.remaps.table import Remap
 from vocab_pruning.scorers.attention import attention_received
+from vocab_pruning.testing.families import tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 FRESH_PROCESS = """
@@ -148,6 +151,52 @@ def test_a_lossless_model_is_saved_without_the_full_one(tmp_path):
     assert load(tmp_path / "small").verify(TEXTS)["compared"] == 0
     with pytest.raises(ValueError, match="^lossless=True compares with the full model, which is not in memory"):
         load(tmp_path / "small").verify(TEXTS, lossless=True)
+
+
+@pytest.mark.parametrize("oov", ["nearest", "resegment"])
+@pytest.mark.parametrize("name", ["BERT", "RoBERTa"])
+def test_several_texts_for_each_answer(name, oov, tmp_path):
+    model, tokenizer = tiny_model(name, "AutoModelForMultipleChoice")
+    p = prune(model, tokenizer, TEXTS, 0.2, "vocab", oov=oov)
+    p.save_pretrained(tmp_path / "small")
+    assert p.verify(TEXTS[:4])["texts"] == 4 and not same(load(tmp_path / "small").model.state_dict(), p.model.state_dict())
+
+
+@pytest.mark.parametrize("scores", [[0.9], "0.9"])
+def test_scores_without_names_are_refused_and_forgotten(tmp_path, scores):
+    p = prune(build("wordpiece"), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov="nearest")
+    with pytest.raises(TypeError, match="^scores=.*: give a dict of metrics by name"):
+        p.save_pretrained(tmp_path / "small", scores=scores)
+    p.save_pretrained(tmp_path / "small", scores=dict(by_class=np.array([0.5, 0.6]), all=torch.tensor(0.5)))
+    assert load(tmp_path / "small").info["scores"] == dict(by_class=[0.5, 0.6], all=0.5)
+
+
+def test_companions_are_found_from_another_directory(tmp_path, monkeypatch):
+    "A model that was loaded from a relative path is saved after the working directory has changed."
+    prune(build("wordpiece"), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, "vocab", oov="nearest").save_pretrained(tmp_path / "one")
+    (tmp_path / "one" / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "a.Transformer"}]')
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    p = load("one")
+    monkeypatch.chdir("elsewhere")
+    p.save_pretrained(tmp_path / "two")
+    assert (tmp_path / "two" / "modules.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["WordWeights", "BoW", "SparseStaticEmbedding"])
+def test_modules_that_know_tokens_by_id_need_the_ids(tmp_path, kind):
+    "A rewritten tokenizer has others; a remap keeps them."
+    build("wordpiece", "bare").save_pretrained(tmp_path / "full"), FAMILIES["wordpiece"].tokenizer.save_pretrained(tmp_path / "full")
+    modules = [dict(idx=0, name="0", path="", type="a.Transformer"), dict(idx=1, name="1", path="1_Own", type=f"a.b.{kind}")]
+    (tmp_path / "full" / "modules.json").write_text(json.dumps(modules))
+    model, tokenizer = AutoModel.from_pretrained(tmp_path / "full"), AutoTokenizer.from_pretrained(tmp_path / "full")
+    asked = dict(coverage=1.0, scorer="frequency")
+    for make in (lambda oov: prune(model, tokenizer, TEXTS, oov=oov, **asked),
+                 lambda oov: prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / oov, oov=oov, **asked)):
+        with pytest.raises(CannotPrune, match=f"^1_Own of full .a.b.{kind}. holds a number for each token id"):
+            make("resegment")
+        make("nearest")
+    assert not (tmp_path / "resegment").exists()
 
 
 def test_a_directory_named_like_a_library_is_none(tmp_path, monkeypatch):

@@ -423,6 +423,19 @@ def test_adapters_on_linears(peft, auto, target):
     assert type(merged) is type(p.model) and isinstance(merged.get_input_embeddings(), PrunedEmbedding)
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_model_with_an_adapter_in_it_is_not_saved(peft, verify, tmp_path):
+    "Its weights have names of the adapter's, under which `load` would not find them and draw others."
+    p = pruned()
+    adapted = peft.get_peft_model(p.model, peft.LoraConfig(target_modules=["query", "value"]))
+    with pytest.raises(ValueError, match="query holds an adapter; save the adapter on its own .*, or merge it first"):
+        p.save_pretrained(tmp_path / "small", verify=verify)
+    assert not (tmp_path / "small").exists()
+    p.model = adapted.merge_and_unload()
+    p.save_pretrained(tmp_path / "small", verify=verify)
+    assert not same(load(tmp_path / "small").model.state_dict(), p.model.state_dict())
+
+
 def test_labels_of_an_adapted_model(peft):
     "Pruned labels do not count, with an adapter neither; a batch of them alone costs nothing."
     p = pruned(auto=MASKED)

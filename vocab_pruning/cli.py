@@ -268,7 +268,7 @@ def _check_cut(ratios: list[float], base: str, scorer: str, remaps: list[str], s
 def _check_prune(target: dict, base: str, scorer: str, oov: str, options: dict, seed: int, out: Path | None,
                  verify: str):
     "Raise `ValueError`, `TypeError` or `OSError` for a choice that `prune` does not take, or where it cannot write."
-    from vocab_pruning.core import MARKER, check_replaceable
+    from vocab_pruning.core import GRAPHS, MARKER, check_replaceable
     from vocab_pruning.models.checkpoint import VERIFY
     from vocab_pruning.remaps.kinds import check_remap
     from vocab_pruning.scorers.budget import get_target
@@ -278,7 +278,7 @@ def _check_prune(target: dict, base: str, scorer: str, oov: str, options: dict, 
     _check_cut([], base, scorer, [oov], seed)
     check_remap(oov, options)
     if out is not None:
-        check_replaceable(out, MARKER, unlike="*.onnx")
+        check_replaceable(out, MARKER, unlike=GRAPHS)
 
 
 def _home(path: Path | str | None) -> Path | None:

@@ -40,7 +40,8 @@ def _is_plain(info: dict) -> bool:
 
 def _pipeline_tag(info: dict) -> str:
     "Return the hub's name for what the model does."
-    kinds = {"ForSequenceClassification": "text-classification", "ForMaskedLM": "fill-mask"}
+    kinds = {"ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification",
+             "ForQuestionAnswering": "question-answering", "ForMultipleChoice": "multiple-choice", "ForMaskedLM": "fill-mask"}
     architecture = info.get("architecture", "")
     return next((kind for ending, kind in kinds.items() if architecture.endswith(ending)), "feature-extraction")
 
@@ -151,7 +152,7 @@ def _scores_section(info: dict) -> str:
         for name, value in info["scores"].items()
         if value is not None
     ]
-    what = "Measured on held-out examples with one seed. A difference of one or two points can be chance."
+    what = "With one seed and on few examples, a difference of one or two points can be chance."
     return f"## Scores\n\n{what}\n\n" + markdown_table(("", ""), rows)
 
 

@@ -29,7 +29,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from vocab_pruning.core import (
-    MARKER, NEEDS_US, OURS, CannotPrune, check_replaceable, library_versions, list_of_names,
+    GRAPHS, MARKER, NEEDS_US, OURS, CannotPrune, check_replaceable, library_versions, list_of_names,
     one_of, real_path, to_json, whole_directory,
 )
 from ..data.stats import TokenStats
@@ -42,6 +42,7 @@ from vocab_pruning.models.choosing import (
     Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens,
     request_facts, sample_of, score_rows, tokens_beyond,
 )
+from .hub import check_modules
 from .sentencepiece import carry_pieces, is_piece_file, piece_files
 from vocab_pruning.models.tensors import (
     DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, blocks_of, check_written, floats_of, from_floats,
@@ -656,6 +657,7 @@ class NewFiles:
 
 def by_resegmenting(job: Job, choice: Choice, pad_to_multiple_of: int = 1, **options) -> NewFiles:
     "Return the files of a plain checkpoint with a rewritten tokenizer."
+    check_modules(str(job.checkpoint.directory))
     texts = job.asked.texts_again
     new = choice.resegmented(texts, job.asked.progress, pad_to_multiple_of=pad_to_multiple_of, **options)
     n_rows = ceil(len(new.rows) / pad_to_multiple_of) * pad_to_multiple_of
@@ -726,7 +728,7 @@ VERIFY = one_of("files", "forward")
 
 def _place(source: Path, out: str | Path) -> Path:
     "Return the directory to write. Raises as `check_replaceable`, and `ValueError` unless `source` lies apart from it."
-    out = check_replaceable(out, MARKER, unlike="*.onnx")
+    out = check_replaceable(out, MARKER, unlike=GRAPHS)
     if out == source or source in out.parents or out in source.parents:
         raise ValueError(f"out={str(out)!r}: it must lie outside of the source, {source}, which stays as it is")
     return out
@@ -738,7 +740,7 @@ def _write_as(job: Job, new: NewFiles, info: dict, out: Path | None, forward: bo
         return info
     check_room(out, new.shards)
     sample = sample_of(job.asked)
-    with whole_directory(out, MARKER, unlike="*.onnx", ours=OURS) as directory:
+    with whole_directory(out, MARKER, unlike=GRAPHS, ours=OURS) as directory:
         info = write_files(job, new, info, sample, directory)
         if forward:
             from vocab_pruning.models.verify import verify_forward

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import MARKER, OURS, library_versions, one_of, to_json, whole_directory
+from ..core import MARKER, OURS, check_texts, library_versions, one_of, to_json, whole_directory
 from .saving import PrunedModel
 from .tokenizer import as_it_was, write_tokenizer
 from vocab_pruning.models.verify import (
@@ -62,12 +62,15 @@ def export_program(pruned: PrunedModel) -> torch.export.ExportedProgram:
     Batch size and length are free. The model is not changed. The graph's `module()` takes what `encode` returns and
     returns a dictionary of tensors.
 
-    Raises `ValueError` without a tokenizer, and what `torch.export` raises for a model that has no graph."""
+    Raises `ValueError` without a tokenizer and for a model of multiple choice, and what `torch.export` raises for a model that has no graph."""
     if pruned.tokenizer is None:
         raise ValueError(
             "a model without its tokenizer cannot be exported, because its inputs are not known; set pruned.tokenizer"
         )
     model = pruned.model if pruned.model.device.type == "cpu" else copy.deepcopy(pruned.model).cpu()
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        raise ValueError(f"a {type(model).__name__} reads several texts for each answer, which no graph here takes; export "
+                         "its encoder, model.base_model")
     example = encode(pruned, ["Two texts, one of them longer.", "Two texts, one of them longer."])
     free = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in example}
     with evaluating(model), torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
@@ -131,12 +134,15 @@ def _onnx_program(pruned: PrunedModel):
 def onnx_session(directory: str | Path, threads: int | None = None):
     """Return an `onnxruntime.InferenceSession` on the CPU for the graph in `directory`.
 
-    `threads`: how many it may use (None: its own choice). Raises `ImportError` without the extra."""
+    `threads`: how many it may use (None: its own choice). Raises `ImportError` without the extra, `FileNotFoundError`
+    where there is no graph."""
     runtime = _runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     graph = Path(directory) / "model.onnx"
     graph = graph if graph.is_file() else graph.parent / "onnx" / graph.name
+    if not graph.is_file():
+        raise FileNotFoundError(f"{directory} holds no model.onnx, nor onnx/model.onnx; give a directory that export_onnx wrote")
     return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
@@ -222,6 +228,7 @@ def export_onnx(
     `folder` is another."""
     _runtime()
     ONNX_FOLDER.check("folder", folder)
+    check_texts(texts or [])
     texts = pruned.sample if texts is None else list(texts)
     if pruned.model.dtype != torch.float32:
         raise ValueError(
@@ -230,7 +237,7 @@ def export_onnx(
         )
     if not texts:
         raise ValueError("there is no text to compare the graph with the model on; give texts=[…]")
-    with whole_directory(directory, MARKER, unlike="*.safetensors", ours=OURS) as new:
+    with whole_directory(directory, MARKER, unlike=("*.safetensors",), ours=OURS) as new:
         (new / folder).mkdir(exist_ok=True)
         _onnx_program(pruned).save(new / folder / "model.onnx")
         pruned.model.config.save_pretrained(new)

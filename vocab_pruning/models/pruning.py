@@ -23,6 +23,7 @@ from vocab_pruning.models.choosing import (
     request_facts, sample_of, score_rows, tokens_beyond,
 )
 from .embedding import plain_embedding, rebuild_model_with_vocab
+from .hub import check_modules
 from .plain import dropped_ids, rebuild_plain
 from .saving import PrunedModel
 from ..remaps.kinds import check_remap, get_remap
@@ -73,6 +74,7 @@ def _by_resegmenting(
     model, choice: Choice, asked: Request, texts, pad_to_multiple_of: int = 1, **options,
 ):
     "Return the plain model of a rewritten tokenizer, that tokenizer, and facts for `info`."
+    check_modules(getattr(model, "name_or_path", ""))
     further = asked.renumber
     new = choice.resegmented(texts, asked.progress, pad_to_multiple_of=pad_to_multiple_of, **options)
     special = choice.subject.special

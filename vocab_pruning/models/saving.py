@@ -14,14 +14,17 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as shortened
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..core import MARKER, METHOD, OURS, OWN_CODE, library_versions, shortly, to_json, whole_directory
+from vocab_pruning.core import (
+    GRAPHS, MARKER, METHOD, OURS, OWN_CODE, library_versions, shortly, to_json, whole_directory,
+)
 from .anatomy import size_change, sizes
 from .embedding import PrunedEmbedding, PrunedHead, in_manner_of, install
 from ..remaps.codes import make_codes
@@ -395,7 +398,7 @@ def open_pruned(
     info = _info(directory)
     if not any(hasattr(config, name) for name in PARTS) and "original_ids" not in info:
         raise ValueError(f"{directory} holds a model that is not pruned; load it with transformers, then prune it")
-    if weights is None and any(directory.glob("*.onnx")) and not any(directory.glob("*.safetensors")):
+    if weights is None and any(any(directory.glob(pattern)) for pattern in GRAPHS) and not any(directory.glob("*.safetensors")):
         raise ValueError(f"{directory} holds an ONNX graph; run it with onnxruntime (models.onnx.onnx_session)")
     return _read_model(directory, config, model_class, weights, trust, **named, **kwargs), info
 
@@ -417,6 +420,7 @@ def load(
 
     Raises `FileNotFoundError` where there is no model, `ValueError` where it is damaged or is not a pruned one."""
     path = Path(directory).expanduser()
+    path = path.absolute() if path.exists() else path  # it is looked at again by a save, maybe from elsewhere
     where = dict(revision=revision, token=token, cache_dir=cache_dir)
     named = isinstance(directory, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", directory)
     if named and not path.exists():
@@ -427,6 +431,13 @@ def load(
     return PrunedModel(model, read_tokenizer_of(path, trust_remote_code), info)
 
 # %% ../../nbs/models/saving.ipynb #4854389a
+def _check_merged(model):
+    "Raise `ValueError` where an adapter was put into `model`: its weights would be saved under names of the adapter's."
+    if name := next((name for name, part in model.named_modules() if hasattr(part, "base_layer")), None):
+        raise ValueError(f"{name} holds an adapter; save the adapter on its own (peft_model.save_pretrained), or merge it "
+                         "first: pruned.model = peft_model.merge_and_unload()")
+
+
 def write_pruned(pruned: PrunedModel, directory: Path, self_contained: bool = False):
     "Write model, tokenizer, companions, `vocab_pruning.json`, card, code if asked; return the tokenizer read back."
     from vocab_pruning.models.card import make_card
@@ -435,6 +446,7 @@ def write_pruned(pruned: PrunedModel, directory: Path, self_contained: bool = Fa
     from vocab_pruning.models.tensors import count_tensors
     from vocab_pruning.models.tokenizer import write_tokenizer
 
+    _check_merged(pruned.model)
     pruned.model.save_pretrained(directory)
     if own_code := self_contained and not pruned.portable:
         from vocab_pruning.models.standalone import check_model, write_code
@@ -470,14 +482,17 @@ def save_pruned(
     that are not this library's stay. What transformers alone loads anyway needs no code, and gets none.
 
     Raises `FileExistsError` where `directory` holds anything but an earlier save or is the working directory.
-    Raises `ValueError` where verification fails; nothing is left behind then."""
+    Raises `ValueError` where verification fails, and for a model with an adapter in it; nothing is left behind then."""
     from vocab_pruning.models.verify import check_numbers, check_saved
 
-    pruned.info |= {"scores": scores} if scores else {}
+    if not isinstance(scores or {}, dict):
+        raise TypeError(f"scores={shortened(scores)}: give a dict of metrics by name")
+    given, pruned = pruned, replace(pruned, info=pruned.info | ({"scores": scores} if scores else {}))
     if verify and pruned.original is not None and pruned.tokenizer is not None:
         check_numbers(pruned)
-    with whole_directory(directory, MARKER, unlike="*.onnx", ours=OURS) as new:
+    with whole_directory(directory, MARKER, unlike=GRAPHS, ours=OURS) as new:
         tokenizer = write_pruned(pruned, new, self_contained)
         if verify:
             texts = [] if pruned.tokenizer is None else pruned.sample
             check_saved(pruned, new, texts, pruned.info.get("lossless", False), tokenizer)
+    given.info |= pruned.info

@@ -31,6 +31,14 @@ except ImportError as error:
 UNLIMITED = 10**6  # tokens; transformers writes 10**30 where a tokenizer has no limit
 
 
+def _text_of(item) -> str:
+    "Return `item`, or what it holds as `text`. Raises `TypeError` for what is no text."
+    text = item.get("text") if isinstance(item, dict) else item
+    if not isinstance(text, str):
+        raise TypeError(f"{item!r} is not a text; a pruned encoder takes strings")
+    return text
+
+
 def _prompt_length(module, prompt: str, max_length: int | None) -> int:
     "Return how many tokens `prompt` takes before a text; a special token at its end does not count."
     ids = module.preprocess([prompt], max_length=max_length)["input_ids"][0]
@@ -81,8 +89,9 @@ class PrunedTransformer(InputModule):
 
     def preprocess(self, inputs: list[str], prompt=None, max_length=None, processing_kwargs=None, **kwargs) -> dict:
         "Return the model's inputs, int64 (n, tokens), for texts, and the length of a `prompt` put before each."
-        texts = self._prepend_prompt(inputs, prompt) if prompt else inputs
-        texts = [text.lower() for text in texts] if self.do_lower_case else list(texts)
+        texts = [_text_of(item) for item in inputs]
+        texts = self._prepend_prompt(texts, prompt) if prompt else texts
+        texts = [text.lower() for text in texts] if self.do_lower_case else texts
         options = dict(padding=True, truncation=True, max_length=max_length or self.max_seq_length)
         options |= (processing_kwargs or {}).get("text", {})
         length = {"prompt_length": _prompt_length(self, prompt, max_length)} if prompt else {}
@@ -107,7 +116,7 @@ class PrunedTransformer(InputModule):
 
 # %% ../../nbs/models/sentences.ipynb #df17315b
 def _plain(pruned: PrunedModel, device) -> SentenceTransformer:
-    "Return a model with a rewritten tokenizer as sentence-transformers itself loads it."
+    "Return a copy of a model with a rewritten tokenizer, as sentence-transformers itself loads it."
     with tempfile.TemporaryDirectory() as scratch:
         pruned.save_pretrained(Path(scratch) / "model")
         return SentenceTransformer(str(Path(scratch) / "model"), device=device, local_files_only=True)
@@ -152,8 +161,9 @@ def sentence_transformer(
 ) -> SentenceTransformer:
     """Return a `SentenceTransformer` around `pruned`, on its device.
 
-    `encode`, `similarity`, training and `save_pretrained` are the library's own. A directory saved with it is read by
-    `vocab_pruning.load` and, where vocab_pruning is installed, by `SentenceTransformer(directory,
+    `encode`, `similarity`, training and `save_pretrained` are the library's own. A plain model is copied into it: what
+    is trained is the copy, and what that saves is a model of sentence-transformers alone. Of others, a directory saved
+    with it is read by `vocab_pruning.load` and, where vocab_pruning is installed, by `SentenceTransformer(directory,
     trust_remote_code=True)`. One that `pruned.save_pretrained` wrote needs only `SentenceTransformer(directory)`, after
     `import vocab_pruning` where the model is not plain.
 

@@ -43,6 +43,8 @@ def evaluating(model) -> Iterator:
 def _outputs(model, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     "Return all hidden states and outputs of `model` for one text's `ids` (1, n), by name."
     ids = ids.to(model.get_input_embeddings().weight.device)
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        ids = ids[None]  # (1, choices, n)
     decoder = {"decoder_input_ids": ids} if "decoder_input_ids" in inspect.signature(model.forward).parameters else {}
     with evaluating(model):
         got = model(input_ids=ids, output_hidden_states=True, return_dict=True, **decoder)
