@@ -107,6 +107,7 @@ def check_readings(asked: Request):
     if by_examples:
         check_texts(asked.examples, f"scorer {asked.scorer!r}", "examples")
     again = get_remap(asked.oov).rewrites_tokenizer and asked.oov_options.get("lossless", True)
+    again = again or asked.oov_options.get("calibrate", False)
     reader = f"oov={asked.oov!r}" if again else None
     if spec is not None and not by_examples and spec.reads_texts(asked.scorer_options or {}):
         reader = f"scorer {asked.scorer!r}"
@@ -164,6 +165,7 @@ class Subject:
     special: np.ndarray  # which rows are special: bool (V,)
     rows: Callable | None = None  # returns the embedding, float (V, d); None where no remap reads it
     blocks: Callable | None = None  # returns the embedding, block after block: arrays of float32 (., d)
+    metric: Callable | None = None  # `metric(n_docs=…, seed=…)` is `embedding_metric`; None without a model or texts
 
     @cached_property
     def reserved(self) -> np.ndarray:
@@ -298,6 +300,7 @@ def choose_rows(
         letters=letters,
         asked=ranked.asked,
         on_top=target.names_tokens,
+        metric=subject.metric and partial(subject.metric, n_docs=stats.n_docs, seed=seed),
     )
     return Choice(subject, stats, target, wanted, ranked, plan)
 

@@ -26,6 +26,7 @@ from .embedding import plain_embedding, rebuild_model_with_vocab
 from .hub import check_modules
 from .plain import dropped_ids, rebuild_plain
 from .saving import PrunedModel
+from .sensitivity import embedding_metric
 from ..remaps.kinds import check_remap, get_remap
 from ..scorers.budget import Size, get_target, model_size
 from ..scorers.registry import get_scorer
@@ -104,7 +105,9 @@ def subject_of(model, tokenizer, asked: Request) -> Subject:
     rows = plain_embedding(model).weight.detach()
     special = special_mask(model, tokenizer, asked.renumber)
     size = size_with(model, asked.oov, **asked.oov_options)
-    return Subject(tokenizer, size, special, rows.cpu, partial(_blocks_of_rows, rows))
+    texts = asked.texts_again
+    metric = None if texts is None else partial(embedding_metric, model, tokenizer, texts, progress=asked.progress)
+    return Subject(tokenizer, size, special, rows.cpu, partial(_blocks_of_rows, rows), metric)
 
 # %% ../../nbs/models/pruning.ipynb #b122aa96
 def _prune_scored(
@@ -213,7 +216,7 @@ def prune(
     others. `p.provenance` says why each row stays. With `base="seen"`, rows that no text uses are removed first, and
     `ratio` applies to the rest. Tf-idf, attention and "resegment" read `texts` twice: give no generator.
 
-    Options of `oov` are in `REMAPS`: "pq" takes `n_bytes`, `rotate` and `graded`. With `only_seen=True`, which all but
+    Options of `oov` are in `REMAPS`: "pq" takes `n_bytes`, `rotate`, `graded` and `calibrate`. With `only_seen=True`, which all but
     "unk" and "resegment" take, pruned rows that no text reads go to the unknown token and are not searched, stored or
     coded. "resegment" leaves out tokens without a row and those of `keep` that no text can reach; `info` lists both.
 

@@ -140,6 +140,26 @@ class ProductCodes(RowCodes):
         return sizes if self.finer is None else sizes | dict(finer=self.finer.describe())
 
 # %% ../../nbs/remaps/codes.ipynb #7ecbff25
+def _turned(
+    rows: torch.Tensor,  # (n, d)
+    parts: int,  # codes per row
+    seed: int,
+    weights: np.ndarray | None,
+    metric: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    "Return `rows` turned such that product codes lose least by `metric`, and the matrix (d, d) that turns them back."
+    from vocab_pruning.algorithms.codebooks import learn_rotation
+
+    if metric is None:
+        rotation = learn_rotation(rows, parts, seed, weights).to(rows)
+        return rows @ rotation, rotation
+    values, axes = torch.linalg.eigh(metric.double())
+    root, inverse = ((axes * values**power) @ axes.T for power in (0.5, -0.5))
+    rows = rows @ root.to(rows)
+    rotation = learn_rotation(rows, parts, seed, weights)
+    return rows @ rotation.to(rows), (inverse @ rotation.double()).to(rows)
+
+
 def product_codes(
     rows: torch.Tensor,  # (n, d)
     parts: int = 32,  # codes per row; divides d
@@ -149,22 +169,22 @@ def product_codes(
     rotate: bool = True,  # rotate the rows first; not done where every row is an entry of its own
     weights: np.ndarray | None = None,  # how many rows each row counts as: int (n,), from 1; None: one
     finer: tuple[int, int] | None = None,  # how many of the first rows get more codes, and how many more
+    metric: torch.Tensor | None = None,  # an error e costs e' metric e; None: e' e. Only where rows are rotated: (d, d)
 ) -> ProductCodes:
     "Return `ProductCodes` of `rows`, on their device and in their dtype. Raises as `ProductCodes` does."
-    from vocab_pruning.algorithms.codebooks import ENTRIES, learn_rotation, product_quantize
+    from vocab_pruning.algorithms.codebooks import ENTRIES, product_quantize
 
     rotated = rotate and len(rows) > ENTRIES
     result = ProductCodes(*rows.shape, parts, min(ENTRIES, len(rows)), device=rows.device, dtype=rows.dtype)
     if rotated:
-        rotation = learn_rotation(rows, parts, seed, weights).to(rows)
-        rows = rows @ rotation
+        rows, back = _turned(rows, parts, seed, weights, metric)
     codebooks, codes = product_quantize(rows, parts, seed, max_iter, progress, weights)
     result.codebooks.data.copy_(codebooks)
     result.codes.copy_(codes)
     n, more = finer or (0, parts)
     lost = rows[:n] - result(torch.arange(n, device=rows.device)).detach()
     if rotated:
-        result.rotation = rounded_rows(rotation)
+        result.rotation = rounded_rows(back)
     if n:
         result.finer = product_codes(lost, more, seed, max_iter, progress, rotate=False)
     return result

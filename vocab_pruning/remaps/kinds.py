@@ -41,6 +41,7 @@ class Plan:
     letters: np.ndarray | None = None  # which ids are letters, kept first if the remap asks for it: bool (V,)
     asked: np.ndarray | None = None  # which ids stay because a keep list names them: bool (V,)
     on_top: bool = False  # whether rows that a remap needs for itself come on top of K
+    metric: "Callable[[], torch.Tensor] | None" = None  # returns what errors of rows cost, float64 (d, d), if it is known
 
     @cached_property
     def keep(self) -> np.ndarray:
@@ -74,6 +75,7 @@ OPTIONS: dict[str, Option] = {  # of the remaps on this page
     "n_bytes": at_least(1, none=True),
     "rotate": FLAG,
     "graded": Option("True, False or None", lambda value: value is None or FLAG.fits(value)),
+    "calibrate": FLAG,
     "bits": one_of(8, 4),
     "only_seen": FLAG,
     "lossless": FLAG,
@@ -404,15 +406,20 @@ def remap_to_product_codes(
     n_bytes: int | None = None,  # bytes a row; None: the divisor of the width that is closest to 32
     rotate: bool = True,  # rotate the rows before they are coded, which takes a matrix of width x width bytes
     graded: bool | None = None,  # share the bytes out by rank, as `graded_bytes` says; None: as `is_graded` says
+    calibrate: bool = False,  # measure errors by what they do to the outputs for the texts, not by their length
     only_seen: bool = False,  # send pruned ids that the texts do not use to the row of [UNK]
 ) -> Remap:
     """Send every pruned id to its row in product codes.
 
     Rows that the texts use count `seen_weight` times when codebooks and rotation are learned. Raises `ValueError` if
-    `n_bytes` does not divide the width, and as `graded_bytes` does."""
+    `n_bytes` does not divide the width, for `calibrate` without a model to measure or a rotation, and as
+    `graded_bytes` does."""
     from vocab_pruning.remaps.codes import product_codes
 
-    _check_values(n_bytes=n_bytes, rotate=rotate, graded=graded)
+    _check_values(n_bytes=n_bytes, rotate=rotate, graded=graded, calibrate=calibrate)
+    if calibrate and plan.metric is None:
+        raise ValueError("calibrate=True measures the model in memory on texts; use prune(model, tokenizer, texts, …), or "
+                         "leave it out")
     width = plan.rows.shape[1]
     parts, finer = _bytes_of(n_bytes, width), None
     ids, rest = looked_for(plan, only_seen)
@@ -421,6 +428,7 @@ def remap_to_product_codes(
         ids, finer = _first_by_rank(plan, ids, n_finer), (n_finer, more)
     weights = None if plan.seen is None else np.where(plan.seen[ids], seen_weight(plan.seen[ids]), 1)
     settings = dict(parts=parts, seed=plan.seed, rotate=rotate, weights=weights, finer=finer)
+    settings |= dict(metric=plan.metric()) if calibrate and len(ids) else {}
     coded = product_codes(plan.rows[ids], **settings) if len(ids) else None
     numbers = plan.n_keep + np.arange(len(ids))
     return table_of(plan.keep, len(plan.order), ids, numbers, rest=rest, coded=coded)
@@ -477,8 +485,14 @@ class RemapSpec:
         return self.make is not None and self.by_row is None
 
 # %% ../../nbs/remaps/kinds.ipynb #8530f6ab
-def _codes_fit(width: int, n_bytes: int | None = None, graded: bool | None = None, **_):
-    "Raise `ValueError` if `n_bytes` does not divide a row of `width` numbers, or cannot be shared out."
+def _codes_fit(
+    width: int, n_bytes: int | None = None, graded: bool | None = None, rotate: bool = True, calibrate: bool = False, **_,
+):
+    """Raise `ValueError` for bytes that do not divide a row of `width` numbers or cannot be shared out.
+
+    So it does for `calibrate` without the rotation, whose matrix undoes the metric."""
+    if calibrate and not rotate:
+        raise ValueError("calibrate=True needs the matrix of the rotation; leave rotate at True")
     if n_bytes:
         from vocab_pruning.remaps.codes import check_divides
 
@@ -518,7 +532,7 @@ REMAPS: dict[str, RemapSpec] = {spec.name: spec for spec in (  # colors: Paul To
     RemapSpec("pieces", "reads the mean of the rows of the kept tokens it splits into", remap_to_pieces, options=_SEEN,
               keeps_letters=True, marker="<", dash="--", color="#661100"),
     RemapSpec("pq", "reads its own row, coded in a few bytes", remap_to_product_codes,
-              options=_shared_options("n_bytes", "rotate", "graded", "only_seen"), trains=_codebook_numbers,
+              options=_shared_options("n_bytes", "rotate", "graded", "calibrate", "only_seen"), trains=_codebook_numbers,
               fits=_codes_fit, marker="P", dash=":", color="#999933"),
     RemapSpec("int4", "reads its own row, rounded to 4 bits", partial(remap_to_rounded, bits=4), _ROUNDED,
               fits=partial(_steps_fit, bits=4), by_row=partial(rows_rounded, bits=4), marker="X", dash=":",
