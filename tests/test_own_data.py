@@ -537,7 +537,7 @@ def test_other_files(tmp_path):
     refuses("IterableDataset is not a table", datasets.Dataset.from_dict(dict(text=["a"])).to_iterable_dataset(), error=TypeError)
     some = datasets.Dataset.from_dict(dict(text=["a", "b"], label=[0, 1]))
     refuses("there is no split 'train' among 'test'", datasets.DatasetDict(test=some))
-    refuses("beside train there is 'val', and no split 'dev' or 'validation'; give dev=", datasets.DatasetDict(train=some, val=some))
+    refuses("besides train, there is 'val', and no split 'dev' or 'validation'; give dev=", datasets.DatasetDict(train=some, val=some))
 
 
 @pytest.mark.parametrize(("options", "message"), [

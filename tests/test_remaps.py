@@ -9,14 +9,18 @@ import torch
 import torch.nn.functional as F
 from conftest import Unread
 from safetensors.torch import load_file
+from transformers import BertConfig
+from transformers.modeling_outputs import BaseModelOutput
 
-from vocab_pruning import prune
+from vocab_pruning import load, prune
 from vocab_pruning.algorithms.clusters import SAMPLE_ROWS, centroids, cluster_rows, kmeans_clusters, medoids
 from vocab_pruning.algorithms.linkage import cluster_sums
 from vocab_pruning.algorithms.pursuit import Products, Residuals, _pursue_block, pursue
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.data.stats import token_stats
 from vocab_pruning.models.anatomy import PLACEHOLDER, reserved_mask, special_mask
+from vocab_pruning.models.checkpoint import prune_checkpoint
+from vocab_pruning.models.sensitivity import LEAST, embedding_metric
 from vocab_pruning.remaps.codes import product_codes
 from vocab_pruning.remaps.kinds import OPTIONS, REMAPS, Plan, check_remap, nearest_rows, remap_to_product_codes
 from vocab_pruning.remaps.pieces import splitter
@@ -158,6 +162,7 @@ WRONG = {
     "only_seen": ["no", 0, None],
     "rotate": ["no", 1, None],
     "graded": ["no", 1, 0],
+    "calibrate": ["no", 1, None],
     "lossless": ["false", 1],
     "pad_to_multiple_of": [0, 8.0, "8", True],
 }
@@ -196,6 +201,7 @@ def test_values_of_numpy_are_values():
     ("pq", dict(n_bytes=5), "5 codes do not divide a row of 16"),
     ("pq", dict(n_bytes=1, graded=True), "n_bytes=1; give 2 or more"),
     ("pq", dict(n_bytes=32), "32 codes do not divide a row of 16"),
+    ("pq", dict(calibrate=True, rotate=False), "calibrate=True needs the matrix of the rotation; leave rotate at True"),
 ])
 def test_codes_that_do_not_fit_are_refused_before_texts_are_read(oov, options, told):
     model, tokenizer = tiny_model("BERT")
@@ -358,6 +364,78 @@ def test_graded_codes_take_no_more_bytes_and_serve_what_ranks_first(minilm_rows)
     lost = [(remap.coded(remap.index[order[200:], 0] - 200) - rows[order[200:]]).square().sum(1).detach() for remap in (even, graded)]
     first = lost[1][:150].mean() / lost[0][:150].mean(), lost[1][150:].mean() / lost[0][150:].mean()
     assert first[0] < 0.5 and 1 < first[1] < 1.5
+
+
+def test_codes_lose_least_where_errors_cost_most(minilm_rows):
+    "With a metric, the cost of errors by it falls, their length may grow, and no byte is added."
+    rows = minilm_rows[2000:5000]
+    axes = torch.linalg.qr(torch.randn(384, 384, generator=torch.Generator().manual_seed(0)))[0].double()
+    metric = (axes * torch.logspace(1, -1, 384, dtype=torch.float64)) @ axes.T
+    plain, coded = (product_codes(rows, seed=1, max_iter=5, metric=m) for m in (None, metric))
+    assert coded.describe() == plain.describe()
+    errors = [(codes(torch.arange(3000)) - rows).detach().double() for codes in (plain, coded)]
+    cost = [((e @ metric) * e).sum() for e in errors]
+    assert cost[1] < 0.8 * cost[0] and errors[1].square().sum() > errors[0].square().sum()
+    even = product_codes(rows, seed=1, max_iter=5, metric=torch.eye(384, dtype=torch.float64))(torch.arange(3000))
+    torch.testing.assert_close(even.mean(), plain(torch.arange(3000)).mean(), rtol=0, atol=1e-3)
+
+
+class Listens(torch.nn.Module):
+    "A model whose answer is the sum of the first of four numbers of each token's row."
+
+    def __init__(self):
+        super().__init__()
+        self.config = BertConfig(is_encoder_decoder=False)
+        self.rows = torch.nn.Embedding(1000, 4)
+        self.device = torch.device("cpu")
+
+    def get_input_embeddings(self):
+        return self.rows
+
+    def forward(self, input_ids, attention_mask, **options):
+        return BaseModelOutput(last_hidden_state=self.rows(input_ids) * torch.tensor([1.0, 0, 0, 0]))
+
+
+def test_the_metric_is_what_the_model_listens_to():
+    "One direction has all the weight: of the mean sensitivity 1 it has 4, and the others the least there is."
+    metric = embedding_metric(Listens(), tiny_model("BERT")[1], ["", "a cat", "a dog"] * 40, 120)
+    torch.testing.assert_close(metric, torch.diag(torch.tensor([4.0, LEAST, LEAST, LEAST], dtype=torch.float64)).sqrt())
+
+
+def test_a_model_that_does_not_listen_has_no_metric():
+    model, tokenizer = tiny_model("BERT", "AutoModel")
+    with pytest.raises(ValueError, match="^the outputs of this model do not depend on the texts; give others"):
+        embedding_metric(model, tokenizer, [" ", ""], 2)
+
+
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForSequenceClassification"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_measured_and_left_as_it_was(name, auto):
+    model, tokenizer = tiny_model(name, auto)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.train().requires_grad_(False)
+    metric = embedding_metric(model, tokenizer, ["the cat sat", "", "a dog ran away"], 3)
+    values = torch.linalg.eigvalsh(metric)
+    assert values.min() >= 0.999 * LEAST**0.5 and values.max() > 1.01 * values.min()
+    assert torch.equal(metric, embedding_metric(model, tokenizer, ["the cat sat", "", "a dog ran away"], 3)) or name == "XLNet"
+    assert model.training and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not model.get_input_embeddings()._forward_hooks and all(p.grad is None for p in model.parameters())
+
+
+def test_calibration_reads_texts_again_and_needs_the_model(tmp_path):
+    model, tokenizer = tiny_model("BERT")
+    asked = dict(ratio=0.9, base="vocab", oov="pq", n_bytes=4, calibrate=True, scorer="frequency")
+    with pytest.raises(ValueError, match="oov='pq' reads texts a second time"):
+        prune(model, tokenizer, iter(TEXTS), **asked)
+    with pytest.raises(ValueError, match="oov='pq' reads the texts, which stats do not hold"):
+        prune(model, tokenizer, stats=token_stats(TEXTS, tokenizer, len(tokenizer)), **asked)
+    model.save_pretrained(tmp_path / "full"), tokenizer.save_pretrained(tmp_path / "full")
+    with pytest.raises(ValueError, match="^calibrate=True measures the model in memory on texts; use prune"):
+        prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "small", **asked)
+    assert not (tmp_path / "small").exists()
+    p = prune(model, tokenizer, TEXTS, **asked)
+    p.save_pretrained(tmp_path / "small")
+    assert load(tmp_path / "small").info["oov_options"] == dict(n_bytes=4, calibrate=True)
 
 
 def test_kmeans_on_unit_rows_has_the_number_wanted(minilm_rows):

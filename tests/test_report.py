@@ -107,7 +107,7 @@ def test_a_score_of_zero_has_no_retention(rows):
     zero = rows.task.eq("cola") & rows.method.eq("full")
     lines = evaluations(rows.assign(score=rows.score.mask(zero, 0.0), retention=rows.retention.mask(rows.task.eq("cola"))))
     assert averages(lines)["mean"].isna().all()
-    assert "No average for want of a retention" in table_1(lines, "vocab", 0.95).note
+    assert "No average, because a retention is missing" in table_1(lines, "vocab", 0.95).note
 
 
 def test_two_runs_in_one_cell_are_refused(rows):

@@ -75,8 +75,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\n"), ValueError, "test.tsv, line 2: .* is not a query's id"),
     (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\thigh\n"), ValueError, "test.tsv, line 2: .*high"),
     (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\t1\n1\ta\t2\n"), ValueError, "test.tsv, line 3: the pair '1', 'a' occurs twice"),
-    (dict(qrels="query-id\tcorpus-id\tscore\n2\ta\t1\n"), ValueError, "the query '2' and 0 more"),
-    (dict(qrels="query-id\tcorpus-id\tscore\n1\tc\t1\n1\td\t1\n"), ValueError, "the document 'c' and 1 more"),
+    (dict(qrels="query-id\tcorpus-id\tscore\n2\ta\t1\n"), ValueError, "1 of the queries that qrels name, e.g. '2', are not among"),
+    (dict(qrels="query-id\tcorpus-id\tscore\n1\tc\t1\n1\td\t1\n"), ValueError, "2 of the documents that qrels name, e.g. 'c', are not among"),
     (dict(qrels="query-id\tcorpus-id\tscore\n1\ta\t0\n"), ValueError, "no document relevant"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
 def test_bad_files_are_named(changed, error, message, tmp_path):

@@ -340,8 +340,8 @@ def coverage(
     """Return one side of the paper's Table 2.
 
     `tokens` and `unique` are counts; `coverage_pct` is the share of the vocabulary that is present and `top20_pct` the
-    share of occurrences that the top fifth covers, in per cent. With `reference`, `oov_unique` and `oov_pct` are the
-    unique tokens that it lacks, as a count and in per cent."""
+    share of occurrences that the top fifth covers, in percent. With `reference`, `oov_unique` and `oov_pct` are the
+    unique tokens that it lacks, as a count and in percent."""
     curve = coverage_curve(stats)
     row = dict(
         tokens=stats.n_tokens,
@@ -356,7 +356,7 @@ def coverage(
 
 # %% ../../nbs/data/stats.ipynb #d331f236
 def _stratified_parts(task: Task, split, seed: int) -> list[np.ndarray]:
-    "Return the row numbers of 90 and 10 per cent of `split`, stratified for classes."
+    "Return the row numbers of 90 and 10 percent of `split`, stratified for classes."
     with needs("train"):
         from sklearn.model_selection import train_test_split
 
@@ -377,7 +377,7 @@ def coverage_table(
 ):
     """Return the paper's Table 2 as a DataFrame, one row per task.
 
-    Train and test are 90 and 10 per cent of a task's train split, stratified for classes.
+    Train and test are 90 and 10 percent of a task's train split, stratified for classes.
 
     Raises `ValueError` for a class with a single example, which cannot be in both parts."""
     with needs("data"):

@@ -286,7 +286,7 @@ def _train_and_dev(train, dev):
         raise ValueError(f"there is no split 'train' among {', '.join(map(repr, train))}; give one of them alone")
     own = next((train[name] for name in ("dev", "validation") if name in train), None)
     if own is None and dev is None and (others := [name for name in train if name != "train"]):
-        raise ValueError(f"beside train there is {', '.join(map(repr, others))}, and no split 'dev' or 'validation'; "
+        raise ValueError(f"besides train, there is {', '.join(map(repr, others))}, and no split 'dev' or 'validation'; "
                          "give dev=, or the train table alone to draw a part of it")
     return train["train"], own if dev is None else dev
 

@@ -98,13 +98,12 @@ def check_retrieval(
         raise ValueError("the corpus is empty; give at least one document")
     if unknown := [query for query in qrels if query not in queries]:
         raise ValueError(
-            f"qrels name the query {unknown[0]!r} and {len(unknown) - 1} more "
-            f"that are not among the {len(queries):,} queries"
+            f"{len(unknown):,} of the queries that qrels name, e.g. {unknown[0]!r}, are not among the {len(queries):,} queries"
         )
     if unknown := [document for judged in qrels.values() for document in judged if document not in corpus]:
         raise ValueError(
-            f"qrels name the document {unknown[0]!r} and {len(unknown) - 1} more "
-            f"that are not among the {len(corpus):,} of the corpus"
+            f"{len(unknown):,} of the documents that qrels name, e.g. {unknown[0]!r}, are not among the {len(corpus):,} of "
+            "the corpus"
         )
     if not any(relevance > 0 for judged in qrels.values() for relevance in judged.values()):
         raise ValueError("qrels call no document relevant; give at least one pair with a relevance above 0")

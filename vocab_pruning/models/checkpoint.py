@@ -471,7 +471,7 @@ class Remapped:
 
     keep: np.ndarray  # ids of the original rows that stay: int64
     shapes: dict  # what `load` needs, as `Remap.describe` returns it
-    added: list[Part]  # tensors beside the rows, by their names within the embedding
+    added: list[Part]  # tensors in addition to the rows, by their names within the embedding
     extra: np.ndarray | None = None  # synthetic rows after the original ones, as they are written
     n_clusters: int = 0
 

@@ -318,7 +318,7 @@ def _check_report(directory: Path, model, report: dict, whole: bool, new_head: b
             raise ValueError(f"the weights in {directory} do not fit: {what}; {cure}")
     missing = sorted(report["missing_keys"]) if whole else []
     if missing and not _as_written(directory):
-        what = f"{missing[0]} and {len(missing) - 1} more"
+        what = f"{len(missing):,} tensors, e.g. {missing[0]}"
         raise ValueError(f"the weights in {directory} lack {what}; save the model again")
 
 # %% ../../nbs/models/saving.ipynb #dc11f293

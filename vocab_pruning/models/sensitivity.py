@@ -70,7 +70,8 @@ def embedding_metric(
 ) -> torch.Tensor:  # float64 (d, d), symmetric and positive, on the CPU
     """Return the metric that says how much an error in an embedding row changes what `model` says of `texts`.
 
-    An error e costs e' metric e. The mean eigenvalue before the square root is 1. The model is not changed."""
+    An error e costs e' metric e. The mean eigenvalue before the square root is 1. The model is not changed. Raises
+    `ValueError` where nothing depends on the texts."""
     measured = model.get_encoder() if model.config.is_encoder_decoder else model
     width, totals = measured.get_input_embeddings().embedding_dim, []
     draw = torch.Generator().manual_seed(seed)
@@ -81,7 +82,9 @@ def embedding_metric(
             totals = totals or [torch.zeros(width, width, dtype=torch.float64) for _ in found]
             for total, g in zip(totals, found, strict=True):
                 total += g.T @ g
-    total = sum(total / total.trace() for total in totals)
-    values, axes = torch.linalg.eigh(total)
+    shares = [total / total.trace() for total in totals if total.trace() > 0]
+    if not shares:
+        raise ValueError("the outputs of this model do not depend on the texts; give others, or leave calibrate out")
+    values, axes = torch.linalg.eigh(sum(shares))
     values = (values / values.mean()).clamp(min=LEAST).sqrt()
     return (axes * values) @ axes.T

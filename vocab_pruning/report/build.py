@@ -98,8 +98,8 @@ def _verdicts(won: pd.DataFrame, reference: str) -> str:
     better, worse = (some[sure & side]["first"].tolist() for side in (some.difference > 0, some.difference < 0))
     return (
         f"Against {reference}, over all tasks{' (one seed)' if some.seeds.max() == 1 else ''}: "
-        f"better by more than noise {', '.join(better) or 'none'}; worse {', '.join(worse) or 'none'}; "
-        f"not told apart {n - sure.sum()} of {n}. "
+        f"better beyond noise: {', '.join(better) or 'none'}; worse: {', '.join(worse) or 'none'}; "
+        f"not distinguishable: {n - sure.sum()} of {n}. "
         "The smallest difference of average retention that could have shown is "
         f"{100 * some.smallest.min():.1f} to {100 * some.smallest.max():.1f} points."
     )
@@ -178,7 +178,7 @@ def _front_table(lines: pd.DataFrame) -> Table:
         rows.append(tuple(map(Cell, texts)))
     return Table(
         "front",
-        "What nothing smaller equals",
+        "The best retention at each size",
         ("point", "method", "removed", "bytes on disk (MiB)", "average retention (%)"),
         tuple(rows),
     )

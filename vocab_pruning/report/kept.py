@@ -112,7 +112,7 @@ def remap_of(label: str) -> str:
 
 
 def with_interval(some) -> str:
-    "Return a mean and its interval in per cent; `some` has `mean`, `low` and `high`."
+    "Return a mean and its interval in percent; `some` has `mean`, `low` and `high`."
     return f"{100 * some['mean']:.1f} ({100 * some['low']:.1f} to {100 * some['high']:.1f})"
 
 # %% ../../nbs/report/kept.ipynb #74e3862d

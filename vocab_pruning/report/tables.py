@@ -283,9 +283,9 @@ def _note_1(lines: pd.DataFrame) -> str:
         [
             "; ".join(f"{metric}: {tasks}" for metric, tasks in metrics.items()),
             f"{spread} (seeds {', '.join(map(str, seeds))})",
-            "Retention is the mean over the tasks' dev splits of pruned ÷ full in per cent; "
+            "Retention is the mean over the tasks' dev splits of pruned ÷ full in percent; "
             "sizes are means over the tasks run",
-            *([f"No average for want of a retention: {'; '.join(missing)}"] if missing else []),
+            *([f"No average, because a retention is missing: {'; '.join(missing)}"] if missing else []),
             "Small: the paper (ModernBERT-base; CoLA, SST-2, STS-B, MRPC less 20 % of the rows that train uses, "
             "the others less 77.34 % of the vocabulary), averages over the same tasks; "
             f"ours is {', '.join(lines.model_id.unique())} on {', '.join(lines.data_id.unique())}",
@@ -363,7 +363,7 @@ def table_2(ours: pd.DataFrame) -> Table:
         "Table 2: tokens of the tasks",
         ("task", *(title for title, _ in TABLE_2.values())),
         tuple(rows),
-        "Train and test are 90 and 10 per cent of each task's train split. Small: the paper; "
+        "Train and test are 90 and 10 percent of each task's train split. Small: the paper; "
         "– where the data is not at hand",
     )
 
