@@ -137,11 +137,14 @@ Coverage = Annotated[
 ]
 Unseen = Annotated[
     str,
-    typer.Option(help="How to rank tokens that the texts lack: likely (those most like the texts' tokens first) or id."),
+    typer.Option(help="How to rank tokens the texts lack: likely (those most like the texts' tokens first) or id."),
 ]
 MinCount = Annotated[
     int | None,
-    typer.Option(help="Keep every token that occurs at least this many times in the texts, in place of a ratio.", show_default=False),
+    typer.Option(
+        help="Keep every token that occurs at least this many times in the texts, in place of a ratio.",
+        show_default=False,
+    ),
 ]
 
 # %% ../nbs/cli.ipynb #4d5f0c02

@@ -202,7 +202,7 @@ OURS = [  # files that an earlier save of a model may have left
     "modules.json", "*sentence*.json", "[0-9]_*/*.json", "[0-9]_*/*.safetensors", "[0-9]_*/*.bin", "[0-9]_*/*.model",
 ]
 
-
+# %% ../nbs/core.ipynb #5d0c2f11
 def _check_exchangeable(path: Path):
     "Raise `FileExistsError` if the directory `path` is a mount point or is in use as the working directory."
     other = f"choose a directory in it, e.g. {path / 'pruned'}"
@@ -497,7 +497,9 @@ def check_options(
 
 # %% ../nbs/core.ipynb #0ae8927d
 def parse_yaml(text: str):
-    "Parse YAML `text`, in which `2e-5` is a number, as in YAML 1.2. Raises `yaml.YAMLError` for invalid YAML and for a duplicate key."
+    """Parse YAML `text`, in which `2e-5` is a number, as in YAML 1.2.
+
+    Raises `yaml.YAMLError` for invalid YAML and for a duplicate key."""
     import yaml
 
     class Loader(yaml.SafeLoader):

@@ -99,7 +99,8 @@ def text_batches(
     for start in range(0, len(texts), batch_size):
         some = slice(start, start + batch_size)
         with as_it_was(tokenizer):
-            batch = dict(tokenizer(texts[some], truncation=True, max_length=max_length, padding=True, return_tensors="pt"))
+            inputs = tokenizer(texts[some], truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+        batch = dict(inputs)
         if labels is not None:
             batch["labels"] = torch.as_tensor(labels[some])
         batches.append(batch)

@@ -17,7 +17,9 @@ from ..scorers.budget import BASES, break_even, max_ratio, model_size
 from ..models.anatomy import special_mask
 from ..core import check_texts, whole_number
 from ..models.saving import PrunedModel
-from ..data.stats import TokenStats, backend, batch_stats, coverage_curve, token_batches, token_stats, twice_if_needed
+from vocab_pruning.data.stats import (
+    TokenStats, backend, batch_stats, coverage_curve, token_batches, token_stats, twice_if_needed,
+)
 
 # %% ../../nbs/evaluate/drift.ipynb #910fd457
 def spending(

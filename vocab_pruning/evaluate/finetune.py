@@ -98,7 +98,8 @@ def load_classifier(
 ):
     """Load `(model, tokenizer)` for `task`, in float32 and with a new classification or regression head.
 
-    The head of a checkpoint that is a classifier already is replaced. Raises `ValueError` for a directory that holds a pruned model."""
+    The head of a checkpoint that is a classifier already is replaced. Raises `ValueError` for a directory that holds a
+    pruned model."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     task = get_task(task)
@@ -110,7 +111,8 @@ def load_classifier(
     set_seed(seed)
     with quiet_transformers():
         classifier = AutoModelForSequenceClassification.from_pretrained(
-            model, id2label=names, label2id=numbers, problem_type=None, ignore_mismatched_sizes=True, dtype=torch.float32
+            model, id2label=names, label2id=numbers, problem_type=None, dtype=torch.float32,
+            ignore_mismatched_sizes=True,
         )
         if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
             set_seed(seed)

@@ -98,12 +98,13 @@ def check_retrieval(
         raise ValueError("the corpus is empty; give at least one document")
     if unknown := [query for query in qrels if query not in queries]:
         raise ValueError(
-            f"{len(unknown):,} of the queries that qrels name, e.g. {unknown[0]!r}, are not among the {len(queries):,} queries"
+            f"{len(unknown):,} of the queries that qrels name, e.g. {unknown[0]!r}, are not among the {len(queries):,} "
+            "queries"
         )
     if unknown := [document for judged in qrels.values() for document in judged if document not in corpus]:
         raise ValueError(
-            f"{len(unknown):,} of the documents that qrels name, e.g. {unknown[0]!r}, are not among the {len(corpus):,} of "
-            "the corpus"
+            f"{len(unknown):,} of the documents that qrels name, e.g. {unknown[0]!r}, are not among the "
+            f"{len(corpus):,} of the corpus"
         )
     if not any(relevance > 0 for judged in qrels.values() for relevance in judged.values()):
         raise ValueError("qrels call no document relevant; give at least one pair with a relevance above 0")
@@ -305,7 +306,8 @@ def evaluate_retrieval(
     measures = _ir_measures()
     wanted = {measures.parse_measure(name): ours for ours, name in RETRIEVAL_METRICS.items()}
     if whole_number("k", options.get("k", DEEPEST)) < DEEPEST:
-        raise ValueError(f"k={options['k']}: recall@100 reads the first {DEEPEST} documents; give no fewer, or call rank")
+        raise ValueError(f"k={options['k']}: recall@100 reads the first {DEEPEST} documents; give no fewer, or call "
+                         "rank")
     run = rank(model, corpus, {query: queries[query] for query in qrels}, tokenizer, **options)
     values = [
         (found.query_id, wanted[found.measure], found.value) for found in measures.iter_calc([*wanted], qrels, run)

@@ -41,7 +41,8 @@ def _is_plain(info: dict) -> bool:
 def _pipeline_tag(info: dict) -> str:
     "Return the hub's name for what the model does."
     kinds = {"ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification",
-             "ForQuestionAnswering": "question-answering", "ForMultipleChoice": "multiple-choice", "ForMaskedLM": "fill-mask"}
+             "ForQuestionAnswering": "question-answering", "ForMultipleChoice": "multiple-choice",
+             "ForMaskedLM": "fill-mask"}
     architecture = info.get("architecture", "")
     return next((kind for ending, kind in kinds.items() if architecture.endswith(ending)), "feature-extraction")
 

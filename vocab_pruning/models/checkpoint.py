@@ -782,10 +782,9 @@ def prune_checkpoint(
     not be the vocabulary's, `OSError` where files are missing or in the way or the disk is full; else as `prune`."""
     VERIFY.check("verify", verify)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
-    asked = Request(
-        texts=texts, target=target, scorer=scorer, scorer_options=scorer_options, oov=oov, oov_options=oov_options,
-        seed=seed, scores=scores, keep=keep, stats=stats, unseen=unseen, renumber=renumber, progress=progress)
-    check_request(asked)
+    choices = dict(scorer=scorer, scorer_options=scorer_options, oov=oov, oov_options=oov_options, seed=seed)
+    given = dict(scores=scores, keep=keep, stats=stats, unseen=unseen, renumber=renumber, progress=progress)
+    check_request(asked := Request(texts=texts, target=target, **choices, **given))
     out = out and _place(real_path(source), out)
     job = open_job(source, asked, include, leave, self_contained)
     new = _new_files(job)

@@ -62,15 +62,16 @@ def export_program(pruned: PrunedModel) -> torch.export.ExportedProgram:
     Batch size and length are free. The model is not changed. The graph's `module()` takes what `encode` returns and
     returns a dictionary of tensors.
 
-    Raises `ValueError` without a tokenizer and for a model of multiple choice, and what `torch.export` raises for a model that has no graph."""
+    Raises `ValueError` without a tokenizer and for a model of multiple choice, and what `torch.export` raises for a
+    model that has no graph."""
     if pruned.tokenizer is None:
         raise ValueError(
             "a model without its tokenizer cannot be exported, because its inputs are not known; set pruned.tokenizer"
         )
     model = pruned.model if pruned.model.device.type == "cpu" else copy.deepcopy(pruned.model).cpu()
     if type(model).__name__.endswith("ForMultipleChoice"):
-        raise ValueError(f"a {type(model).__name__} reads several texts for each answer, which no graph here takes; export "
-                         "its encoder, model.base_model")
+        raise ValueError(f"a {type(model).__name__} reads several texts for each answer, which no graph here takes; "
+                         "export its encoder, model.base_model")
     example = encode(pruned, ["Two texts, one of them longer.", "Two texts, one of them longer."])
     free = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in example}
     with evaluating(model), torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
@@ -142,7 +143,8 @@ def onnx_session(directory: str | Path, threads: int | None = None):
     graph = Path(directory) / "model.onnx"
     graph = graph if graph.is_file() else graph.parent / "onnx" / graph.name
     if not graph.is_file():
-        raise FileNotFoundError(f"{directory} holds no model.onnx, nor onnx/model.onnx; give a directory that export_onnx wrote")
+        raise FileNotFoundError(f"{directory} holds no model.onnx, nor onnx/model.onnx; give a directory that "
+                                "export_onnx wrote")
     return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

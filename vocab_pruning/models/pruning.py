@@ -163,7 +163,8 @@ def prune_with_stats(
     check_seed(seed)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = dict(scorer="given", oov=oov, oov_options=oov_options, seed=seed, scores=scores, keep=keep)
-    asked = Request(texts=texts, target=target, **choices, share_encoder=share_encoder, unseen=unseen, renumber=renumber)
+    how = dict(share_encoder=share_encoder, unseen=unseen, renumber=renumber)
+    asked = Request(texts=texts, target=target, **choices, **how)
     subject = subject_of(model, tokenizer, asked)
     return _prune_scored(asked, subject, model, tokenizer, stats, scores, texts)
 
@@ -211,21 +212,18 @@ def prune(
 ) -> PrunedModel:  # the pruned model, its tokenizer, and `info`: how it was made
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1).
 
-    Give one of `ratio`, `rows`, `coverage` and `min_count`. Rows that `keep` names count inside it; what a remap needs
-    for itself (alphabet, merges, representatives) counts inside a ratio or a number of rows, and comes on top of the
-    others. `p.provenance` says why each row stays. With `base="seen"`, rows that no text uses are removed first, and
-    `ratio` applies to the rest. Tf-idf, attention and "resegment" read `texts` twice: give no generator.
+    Give one of `ratio`, `rows`, `coverage` and `min_count`. Rows that `keep` names count inside it; so does what a remap
+    needs for itself (alphabet, merges, representatives) with a ratio or `rows`, else it comes on top. `p.provenance`
+    says why each row stays. Tf-idf, attention and "resegment" read `texts` twice: give no generator.
 
-    Options of `oov` are in `REMAPS`: "pq" takes `n_bytes`, `rotate`, `graded` and `calibrate`. With `only_seen=True`, which all but
-    "unk" and "resegment" take, pruned rows that no text reads go to the unknown token and are not searched, stored or
-    coded. "resegment" leaves out tokens without a row and those of `keep` that no text can reach; `info` lists both.
+    Options of `oov` are in `REMAPS`. `only_seen=True`, which all but "unk" and "resegment" take, sends pruned rows that
+    no text reads to [UNK]. "resegment" leaves out tokens that no text can reach or that have no row; `info` lists them.
 
     Raises `ValueError` for an unknown choice, a target that cannot be reached or is too small for `keep`, texts without
     a token or that can be read only once where they are read twice, and rows that are missing or not finite. Raises
     `TypeError` for a pruned model, texts that are not strings, a slow tokenizer, an unknown option, a wrong type."""
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
-    asked = Request(
-        texts=texts, target=target, scorer=scorer, scorer_options=scorer_options, scorer_model=scorer_model,
-        examples=examples, oov=oov, oov_options=oov_options, seed=seed, scores=scores, keep=keep, stats=stats,
-        unseen=unseen, renumber=renumber, share_encoder=share_encoder, progress=progress)
-    return _prune_as(asked, model, tokenizer)
+    ranking = dict(scorer=scorer, scorer_options=scorer_options, scorer_model=scorer_model, examples=examples)
+    given = dict(texts=texts, stats=stats, scores=scores, keep=keep, oov=oov, oov_options=oov_options, seed=seed)
+    how = dict(target=target, unseen=unseen, renumber=renumber, share_encoder=share_encoder, progress=progress)
+    return _prune_as(Request(**given, **ranking, **how), model, tokenizer)

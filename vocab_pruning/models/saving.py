@@ -398,7 +398,8 @@ def open_pruned(
     info = _info(directory)
     if not any(hasattr(config, name) for name in PARTS) and "original_ids" not in info:
         raise ValueError(f"{directory} holds a model that is not pruned; load it with transformers, then prune it")
-    if weights is None and any(any(directory.glob(pattern)) for pattern in GRAPHS) and not any(directory.glob("*.safetensors")):
+    has_graph = any(any(directory.glob(pattern)) for pattern in GRAPHS)
+    if weights is None and has_graph and not any(directory.glob("*.safetensors")):
         raise ValueError(f"{directory} holds an ONNX graph; run it with onnxruntime (models.onnx.onnx_session)")
     return _read_model(directory, config, model_class, weights, trust, **named, **kwargs), info
 
@@ -434,8 +435,8 @@ def load(
 def _check_merged(model):
     "Raise `ValueError` where an adapter was put into `model`: its weights would be saved under names of the adapter's."
     if name := next((name for name, part in model.named_modules() if hasattr(part, "base_layer")), None):
-        raise ValueError(f"{name} holds an adapter; save the adapter on its own (peft_model.save_pretrained), or merge it "
-                         "first: pruned.model = peft_model.merge_and_unload()")
+        raise ValueError(f"{name} holds an adapter; save the adapter on its own (peft_model.save_pretrained), or merge "
+                         "it first: pruned.model = peft_model.merge_and_unload()")
 
 
 def write_pruned(pruned: PrunedModel, directory: Path, self_contained: bool = False):

@@ -48,7 +48,9 @@ CALIBRATION_TEXTS = 512
 LEAST = 0.01  # sensitivity of the direction that matters least, relative to the mean of all
 
 
-def _batches(model, tokenizer, texts: Iterable[str], n_docs: int, size: int = 16) -> Iterator[dict[str, torch.Tensor]]:
+def _calibration_batches(
+    model, tokenizer, texts: Iterable[str], n_docs: int, size: int = 16,
+) -> Iterator[dict[str, torch.Tensor]]:
     "Yield up to `CALIBRATION_TEXTS` of the `n_docs` texts, evenly spaced, as batches of model inputs."
     spaced = islice(texts, 0, None, max(1, n_docs // CALIBRATION_TEXTS))
     some = [text for text in islice(spaced, CALIBRATION_TEXTS) if text.strip()]
@@ -59,7 +61,7 @@ def _batches(model, tokenizer, texts: Iterable[str], n_docs: int, size: int = 16
                               padding=tokenizer.pad_token is not None, return_tensors="pt")
         yield {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
 
-
+# %% ../../nbs/models/sensitivity.ipynb #7be39fe6
 def embedding_metric(
     model,  # a transformers model; the encoder of an encoder-decoder is measured
     tokenizer,  # its fast tokenizer
@@ -75,7 +77,7 @@ def embedding_metric(
     measured = model.get_encoder() if model.config.is_encoder_decoder else model
     width, totals = measured.get_input_embeddings().embedding_dim, []
     draw = torch.Generator().manual_seed(seed)
-    batches = _batches(model, tokenizer, texts, n_docs)
+    batches = _calibration_batches(model, tokenizer, texts, n_docs)
     with evaluating(measured), torch.inference_mode(False), torch.enable_grad():
         for batch in tqdm(batches, unit="batch", desc="sensitivity", disable=not progress):
             found = [g.double().cpu() for g in _gradients(measured, batch, draw)]

@@ -89,8 +89,7 @@ class PrunedTransformer(InputModule):
 
     def preprocess(self, inputs: list[str], prompt=None, max_length=None, processing_kwargs=None, **kwargs) -> dict:
         "Return the model's inputs, int64 (n, tokens), for texts, and the length of a `prompt` put before each."
-        texts = [_text_of(item) for item in inputs]
-        texts = self._prepend_prompt(texts, prompt) if prompt else texts
+        texts = self._prepend_prompt([*map(_text_of, inputs)], prompt) if prompt else [*map(_text_of, inputs)]
         texts = [text.lower() for text in texts] if self.do_lower_case else texts
         options = dict(padding=True, truncation=True, max_length=max_length or self.max_seq_length)
         options |= (processing_kwargs or {}).get("text", {})

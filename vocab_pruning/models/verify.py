@@ -362,8 +362,8 @@ def verify(
 ) -> dict:  # report, JSON-ready
     """Compare a saved directory with the model in memory and with the full model it was made from.
 
-    The report holds `texts`, how many there are, and `compared`, how many were compared with the full model. Where that is
-    in memory, it also holds:
+    The report holds `texts`, how many there are, and `compared`, how many were compared with the full model. Where that
+    is in memory, it also holds:
     `nothing_lost`: how many keep all their tokens, or are segmented as before,
     `growth`: tokens now divided by tokens before,
     `target`: what the cut was asked for, e.g. "16,000 rows",
@@ -372,8 +372,8 @@ def verify(
     Raises `ValueError` where a comparison fails, naming the text and what differs, for a text with a token that has no
     row, and for `lossless=True` without the full model. Raises `TypeError` as `list_of_texts` does."""
     if lossless and pruned.original is None:
-        raise ValueError("lossless=True compares with the full model, which is not in memory; verify right after prune, or "
-                         "leave it out")
+        raise ValueError("lossless=True compares with the full model, which is not in memory; verify right after "
+                         "prune, or leave it out")
     lossless = texts is None and pruned.info.get("lossless", False) if lossless is None else lossless
     given = pruned.sample if texts is None else list_of_texts(texts)
     if pruned.tokenizer is not None and texts is not None:

@@ -159,7 +159,7 @@ def _turned(
     rotation = learn_rotation(rows, parts, seed, weights)
     return rows @ rotation.to(rows), (inverse @ rotation.double()).to(rows)
 
-
+# %% ../../nbs/remaps/codes.ipynb #7ecbff26
 def product_codes(
     rows: torch.Tensor,  # (n, d)
     parts: int = 32,  # codes per row; divides d

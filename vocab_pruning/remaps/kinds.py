@@ -41,7 +41,7 @@ class Plan:
     letters: np.ndarray | None = None  # which ids are letters, kept first if the remap asks for it: bool (V,)
     asked: np.ndarray | None = None  # which ids stay because a keep list names them: bool (V,)
     on_top: bool = False  # whether rows that a remap needs for itself come on top of K
-    metric: "Callable[[], torch.Tensor] | None" = None  # returns what errors of rows cost, float64 (d, d), if it is known
+    metric: Callable | None = None  # returns what errors of rows cost, float64 (d, d), where a model can be measured
 
     @cached_property
     def keep(self) -> np.ndarray:
@@ -418,8 +418,8 @@ def remap_to_product_codes(
 
     _check_values(n_bytes=n_bytes, rotate=rotate, graded=graded, calibrate=calibrate)
     if calibrate and plan.metric is None:
-        raise ValueError("calibrate=True measures the model in memory on texts; use prune(model, tokenizer, texts, …), or "
-                         "leave it out")
+        raise ValueError("calibrate=True measures the model in memory on texts; use prune(model, tokenizer, texts, …), "
+                         "or leave it out")
     width = plan.rows.shape[1]
     parts, finer = _bytes_of(n_bytes, width), None
     ids, rest = looked_for(plan, only_seen)
@@ -486,7 +486,8 @@ class RemapSpec:
 
 # %% ../../nbs/remaps/kinds.ipynb #8530f6ab
 def _codes_fit(
-    width: int, n_bytes: int | None = None, graded: bool | None = None, rotate: bool = True, calibrate: bool = False, **_,
+    width: int, n_bytes: int | None = None, graded: bool | None = None, rotate: bool = True, calibrate: bool = False,
+    **_,
 ):
     """Raise `ValueError` for bytes that do not divide a row of `width` numbers or cannot be shared out.
 
@@ -532,8 +533,8 @@ REMAPS: dict[str, RemapSpec] = {spec.name: spec for spec in (  # colors: Paul To
     RemapSpec("pieces", "reads the mean of the rows of the kept tokens it splits into", remap_to_pieces, options=_SEEN,
               keeps_letters=True, marker="<", dash="--", color="#661100"),
     RemapSpec("pq", "reads its own row, coded in a few bytes", remap_to_product_codes,
-              options=_shared_options("n_bytes", "rotate", "graded", "calibrate", "only_seen"), trains=_codebook_numbers,
-              fits=_codes_fit, marker="P", dash=":", color="#999933"),
+              options=_shared_options("n_bytes", "rotate", "graded", "calibrate", "only_seen"),
+              trains=_codebook_numbers, fits=_codes_fit, marker="P", dash=":", color="#999933"),
     RemapSpec("int4", "reads its own row, rounded to 4 bits", partial(remap_to_rounded, bits=4), _ROUNDED,
               fits=partial(_steps_fit, bits=4), by_row=partial(rows_rounded, bits=4), marker="X", dash=":",
               color="#cc6677"),

@@ -149,7 +149,7 @@ def before_and_after(
 ) -> pd.DataFrame:
     """Compare each method with itself: pruning after fine-tuning (`first`), and before (`second`).
 
-    Return a line for each method and task, with the columns of `who_wins`. Its `difference` is the score after minus the
+    Return a line for each method and task, with the columns of `who_wins`. `difference` is the score after minus the
     score before.
     Raises `ValueError` if no method has both."""
     there = set(lines.label)

@@ -284,6 +284,13 @@ def _write_json(directory: Path, history: list[dict], row: dict):
     (directory / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
 
 # %% ../../nbs/runs/record.ipynb #aa53ffeb
+def _refuse_packed(out: Path):
+    "Raise `FileExistsError` where `out` holds packed runs, beside which no other run would be read."
+    if (packed := out / PACKED_ROWS).is_file():
+        raise FileExistsError(f"{packed} holds packed runs; continue from those that unpack_runs({str(out)!r}, …) "
+                              "writes")
+
+# %% ../../nbs/runs/record.ipynb #aa53ffec
 def record_run(
     directory: str | Path,
     parameters: dict,  # they identify the run
@@ -302,16 +309,13 @@ def record_run(
 ) -> dict:
     """Return the row of a run: read where `directory` holds it, else made by fine-tuning `model` and written whole.
 
-    With `train=False` the model is scored only. Sizes are those of the trained model. With `save`, a run
-    that was recorded without its model is repeated. If another process is making the same run, this one waits and reads
-    its row.
+    With `train=False` the model is scored only. Sizes are those of the trained model. With `save`, a run that was
+    recorded without its model is repeated. If another process is making the same run, this one waits and reads its row.
 
     Raises `FileExistsError` where `directory` holds something else, or lies among packed runs."""
     if (row := finished_row(directory, save is not None)) is not None:
         return row
-    if (packed := Path(directory).parent / PACKED_ROWS).is_file():
-        raise FileExistsError(f"{packed} holds packed runs; continue from those that unpack_runs({str(packed.parent)!r}, …) "
-                              "writes")
+    _refuse_packed(Path(directory).parent)
     task = get_task(task or parameters["task"])
     with directory_lock(directory), tempfile.TemporaryDirectory() as scratch:
         if (row := finished_row(directory, save is not None)) is not None:

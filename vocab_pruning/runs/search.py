@@ -196,8 +196,8 @@ class Found:
         "Return what was found, as Markdown."
         failed = "no cut that was tried" if self.fails_at is None else f"a cut of {100 * self.fails_at:.3g} %"
         return (
-            f"**{100 * self.ratio:.3g} %** {CUTS[self.base]} can go: retention is {self.retention:.3f}, and {self.wanted:g} "
-            f"was wanted; {failed} failed. {self.effort.capitalize()}."
+            f"**{100 * self.ratio:.3g} %** {CUTS[self.base]} can go: retention is {self.retention:.3f}, and "
+            f"{self.wanted:g} was wanted; {failed} failed. {self.effort.capitalize()}."
         )
 
 # %% ../../nbs/runs/search.ipynb #10076002

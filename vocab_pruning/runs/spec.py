@@ -177,7 +177,8 @@ METHODS: dict[str, str] = {  # what the column `method` of a row says for each
 
 
 WHEN: dict[str, str] = {  # what is pruned
-    "before": "the pretrained model, which is then fine-tuned", "after": "the fine-tuned model; nothing is trained then"}
+    "before": "the pretrained model, which is then fine-tuned",
+    "after": "the fine-tuned model; nothing is trained then"}
 
 
 def _parameter(default, kind: Kind, says: str):

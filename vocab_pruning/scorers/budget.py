@@ -114,8 +114,8 @@ def count_rows(
     if rows < special.sum():
         most = max_ratio(size, int(special.sum()), base)
         if most <= 0:
-            raise CannotPrune("this remap adds more parameters than the vocabulary can give up; choose another oov, e.g. "
-                              "'nearest'")
+            raise CannotPrune("this remap adds more parameters than the vocabulary can give up; choose another oov, "
+                              "e.g. 'nearest'")
         raise CannotPrune(
             f"ratio={ratio} is more than the embedding holds: at most {most:.4%} of all parameters can go; "
             "choose a smaller ratio or prune the encoder too"

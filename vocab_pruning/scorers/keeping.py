@@ -123,7 +123,8 @@ def _ids_of_entry(tokens: Tokens, entry) -> tuple[list[int], str]:
         return ids, f"texts:{Path(value).name}" if find is KEEP_ENTRIES["texts"] else entry
     if not isinstance(entry, Iterable) or isinstance(entry, bytes | Mapping):
         what = f"keep={shortened(entry)}, a {type(entry).__name__}"
-        raise TypeError(f"{what}: give tokens, ids, {', '.join(f'{kind}:…' for kind in KEEP_ENTRIES)}, or lists of texts")
+        kinds = ", ".join(f"{kind}:…" for kind in KEEP_ENTRIES)
+        raise TypeError(f"{what}: give tokens, ids, {kinds}, or lists of texts")
     texts = list_of_texts(entry, "keep")
     return _read_by(tokens, texts), f"{len(texts):,} texts"
 
