@@ -212,9 +212,9 @@ def prune(
 ) -> PrunedModel:  # the pruned model, its tokenizer, and `info`: how it was made
     """Prune the vocabulary of `model` for `texts` (paper Algorithm 1).
 
-    Give one of `ratio`, `rows`, `coverage` and `min_count`. Rows that `keep` names count inside it; so does what a remap
-    needs for itself (alphabet, merges, representatives) with a ratio or `rows`, else it comes on top. `p.provenance`
-    says why each row stays. Tf-idf, attention and "resegment" read `texts` twice: give no generator.
+    Give one of `ratio`, `rows`, `coverage` and `min_count`. Rows that `keep` names count inside it; so does what a
+    remap needs for itself (alphabet, merges, representatives) with a ratio or `rows`, else it comes on top.
+    `p.provenance` says why each row stays. Tf-idf, attention and "resegment" read `texts` twice: give no generator.
 
     Options of `oov` are in `REMAPS`. `only_seen=True`, which all but "unk" and "resegment" take, sends pruned rows that
     no text reads to [UNK]. "resegment" leaves out tokens that no text can reach or that have no row; `info` lists them.
