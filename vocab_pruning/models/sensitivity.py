@@ -86,7 +86,8 @@ def embedding_metric(
                 total += g.T @ g
     shares = [total / total.trace() for total in totals if total.trace() > 0]
     if not shares:
-        raise ValueError("the outputs of this model do not depend on the texts; give others, or leave calibrate out")
+        raise ValueError(f"the outputs of this model do not depend on the texts, or overflow in {model.dtype}; give "
+                         "other texts or model.float(), or leave calibrate out")
     values, axes = torch.linalg.eigh(sum(shares))
     values = (values / values.mean()).clamp(min=LEAST).sqrt()
     return (axes * values) @ axes.T
