@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from .tokenizer import as_it_was
@@ -27,9 +28,9 @@ def _answers(model, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _gradients(model, batch: dict[str, torch.Tensor], draw: torch.Generator) -> list[torch.Tensor]:
-    """Return, for a random sum of each of the `_answers`, its gradients by the rows that were read: (tokens, d) each.
+    """Return the directions of the gradients of a random sum of each of the `_answers`, by the rows that were read.
 
-    Those of padding are zero."""
+    They are of length 1, float64 (tokens, d) on the CPU. Rows that change nothing, such as padding's, are left out."""
     rows = []
 
     def keep(module, given, read):
@@ -41,7 +42,9 @@ def _gradients(model, batch: dict[str, torch.Tensor], draw: torch.Generator) -> 
     finally:
         handle.remove()
     sums = [(answer * torch.randn(answer.shape, generator=draw).to(answer)).sum() for answer in answers]
-    return [torch.autograd.grad(total, rows[0], retain_graph=True)[0].flatten(0, -2) for total in sums]
+    found = [torch.autograd.grad(total, rows[0], retain_graph=True)[0]for total in sums]
+    flat = [g.flatten(0, -2).cpu().double() for g in found]
+    return [F.normalize(g[g.any(dim=1)], dim=1) for g in flat]
 
 # %% ../../nbs/models/sensitivity.ipynb #7be39fe5
 CALIBRATION_TEXTS = 512
@@ -80,7 +83,7 @@ def embedding_metric(
     batches = _calibration_batches(model, tokenizer, texts, n_docs)
     with evaluating(measured), torch.inference_mode(False), torch.enable_grad():
         for batch in tqdm(batches, unit="batch", desc="sensitivity", disable=not progress):
-            found = [g.double().cpu() for g in _gradients(measured, batch, draw)]
+            found = _gradients(measured, batch, draw)
             totals = totals or [torch.zeros(width, width, dtype=torch.float64) for _ in found]
             for total, g in zip(totals, found, strict=True):
                 total += g.T @ g
