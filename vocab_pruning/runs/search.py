@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import needs, timed, whole_number
+from ..core import check_seed, needs, timed, whole_number
 from ..data.tasks import Task, documents, get_task
 from ..evaluate.bootstrap import read_predictions, resampled_scores, retention_interval
 from ..evaluate.finetune import make_recipe
@@ -253,7 +253,7 @@ def _curve_of(ranked: _Ranked, looks: dict[float, dict], rows: dict[float, dict]
     return pd.DataFrame([looks[ratio] for ratio in sorted(looks)], columns=columns)
 
 # %% ../../nbs/runs/search.ipynb #a83c1e8d
-def _check_asked(retention, max_runs, step, n_texts):
+def _check_asked(retention, max_runs, step, n_texts, seed, max_train_examples, held_out_examples):
     "Raise `ValueError`, which names the argument, for a number that `find_ratio` does not accept."
     for name, value in (("retention", retention), ("step", step)):
         if not isinstance(value, Real) or isinstance(value, bool):
@@ -262,8 +262,11 @@ def _check_asked(retention, max_runs, step, n_texts):
         raise ValueError(f"retention={retention}: give a number above 0 and at most 1")
     if not 0 < step < 1:
         raise ValueError(f"step={step}: give a fraction between 0 and 1")
+    check_seed(seed)
     for name, value in (("max_runs", max_runs), ("n_texts", n_texts)):
         whole_number(name, value)
+    for name, value in (("max_train_examples", max_train_examples), ("held_out_examples", held_out_examples)):
+        whole_number(name, value, none=True)
 
 # %% ../../nbs/runs/search.ipynb #42452ba1
 def _search_case(case: Case, spec: RunSpec, wanted: float, max_runs: int, step: float, n_texts: int) -> Found:
@@ -336,7 +339,7 @@ def find_ratio(
 
     Raises `ValueError` where no ratio measured keeps `retention`, where the full model's score is not above 0, for a
     scorer without a fixed ranking, and for what `RunSpec`, `subset` and `make_recipe` refuse."""
-    _check_asked(retention, max_runs, step, n_texts)
+    _check_asked(retention, max_runs, step, n_texts, seed, max_train_examples, held_out_examples)
     task = get_task(task)
     spec = RunSpec.parse(
         task=task, base=base, scorer=scorer, oov=oov, scorer_options=scorer_options, oov_options=oov_options,
