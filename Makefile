@@ -17,7 +17,7 @@ TAKES_grid := recipe workers
 TAKES_languages := recipe
 ifneq ($(filter run sweep grid languages,$(MAKECMDGOALS)),)
 TAKES := $(foreach goal,$(MAKECMDGOALS),$(TAKES_$(goal)))
-SETTINGS := PYTHON VENV MAKEFLAGS MAKEOVERRIDES
+SETTINGS := PYTHON VENV BIN READY RUN_READY MAKEFLAGS MAKEOVERRIDES
 $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $(v))),$(if $(filter-out $(TAKES) $(SETTINGS),$(v)),$(error make $(MAKECMDGOALS) takes no $(v); choose from: $(TAKES)))))
 endif
 

@@ -123,6 +123,6 @@ BY_TOKEN = ("WordWeights", "BoW", "SparseStaticEmbedding")  # modules that hold 
 def check_modules(name_or_path: str):
     "Raise `CannotPrune` where a module of a sentence-transformers model knows tokens by the ids that they had."
     _, modules = _modules(name_or_path)
-    if bad := next((module for module in modules if module["type"].split(".")[-1] in BY_TOKEN), None):
+    if bad := next((module for module in modules if module.get("type", "").split(".")[-1] in BY_TOKEN), None):
         raise CannotPrune(f"{bad['path']} of {Path(name_or_path).name} ({bad['type']}) holds a number for each token "
                           "id, and a rewritten tokenizer has other ids; choose another oov, e.g. 'nearest'")
