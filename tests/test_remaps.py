@@ -376,8 +376,8 @@ def test_codes_lose_least_where_errors_cost_most(minilm_rows):
     errors = [(codes(torch.arange(3000)) - rows).detach().double() for codes in (plain, coded)]
     cost = [((e @ metric) * e).sum() for e in errors]
     assert cost[1] < 0.8 * cost[0] and errors[1].square().sum() > errors[0].square().sum()
-    even = product_codes(rows, seed=1, max_iter=5, metric=torch.eye(384, dtype=torch.float64))(torch.arange(3000))
-    torch.testing.assert_close(even.mean(), plain(torch.arange(3000)).mean(), rtol=0, atol=1e-3)
+    even = product_codes(rows, seed=1, max_iter=5, metric=torch.eye(384, dtype=torch.float64))(torch.arange(3000)) - rows
+    assert even.detach().double().square().sum() == pytest.approx(errors[0].square().sum().item(), rel=0.02)  # rounding sends k-means another way
 
 
 class Listens(torch.nn.Module):
@@ -420,6 +420,12 @@ def test_every_family_is_measured_and_left_as_it_was(name, auto):
     assert torch.equal(metric, embedding_metric(model, tokenizer, ["the cat sat", "", "a dog ran away"], 3)) or name == "XLNet"
     assert model.training and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not model.get_input_embeddings()._forward_hooks and all(p.grad is None for p in model.parameters())
+
+
+def test_without_a_pad_token_each_text_is_measured_alone():
+    model, tokenizer = tiny_model("GPT-2", "AutoModel")
+    tokenizer.pad_token = None
+    assert embedding_metric(model, tokenizer, ["the cat sat", "a dog"], 2).shape == (16, 16)
 
 
 def test_calibration_reads_texts_again_and_needs_the_model(tmp_path):

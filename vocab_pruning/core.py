@@ -6,10 +6,10 @@
 __all__ = ['HUB', 'MODERNBERT', 'MINILM', 'MARKER', 'GRAPHS', 'OURS', 'METHOD', 'REMEDY', 'NEEDS_US', 'OWN_CODE', 'TRUST', 'FLAG',
            'POSITIVE', 'PRECISIONS', 'hub_reachable', 'minilm_directory', 'real_path', 'resolve_model',
            'quiet_transformers', 'is_text', 'to_json', 'shortly', 'fingerprint', 'model_fingerprint',
-           'library_versions', 'timed', 'check_replaceable', 'whole_directory', 'directory_lock', 'name_remedy',
-           'refuse_plain_loading', 'project_root', 'under_root', 'Option', 'at_least', 'one_of', 'check_options',
-           'parse_yaml', 'choose', 'positive_number', 'whole_number', 'check_seed', 'truth_value', 'list_of_names',
-           'is_one_shot', 'check_texts', 'list_of_texts', 'CannotPrune', 'needs']
+           'library_versions', 'timed', 'first_file', 'check_replaceable', 'whole_directory', 'directory_lock',
+           'name_remedy', 'refuse_plain_loading', 'project_root', 'under_root', 'Option', 'at_least', 'one_of',
+           'check_options', 'parse_yaml', 'choose', 'positive_number', 'whole_number', 'check_seed', 'truth_value',
+           'list_of_names', 'is_one_shot', 'check_texts', 'list_of_texts', 'CannotPrune', 'needs']
 
 # %% ../nbs/core.ipynb #a5c21399
 import ctypes
@@ -203,6 +203,11 @@ OURS = [  # files that an earlier save of a model may have left
 ]
 
 # %% ../nbs/core.ipynb #5d0c2f11
+def first_file(directory: Path, patterns: Iterable[str]) -> Path | None:
+    "Return a file of `directory` that matches one of the `patterns`, None where there is none."
+    return next((file for pattern in patterns for file in directory.glob(pattern)), None)
+
+
 def _check_exchangeable(path: Path):
     "Raise `FileExistsError` if the directory `path` is a mount point or is in use as the working directory."
     other = f"choose a directory in it, e.g. {path / 'pruned'}"
@@ -229,7 +234,7 @@ def check_replaceable(
     if not home.is_dir() or not os.access(home, os.W_OK):
         raise PermissionError(f"{home} cannot be written to; choose another path for {path.name}")
     _check_exchangeable(path)
-    if other := next((file for pattern in unlike for file in path.glob(pattern)), None):
+    if other := first_file(path, unlike):
         raise FileExistsError(f"{path} holds {other.name}, a save of another kind, which would be lost; choose another "
                               "path or remove it yourself")
     if path.is_dir() and not any(path.iterdir()) or (path / marker).is_file() or not path.exists():

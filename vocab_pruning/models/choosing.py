@@ -106,9 +106,7 @@ def check_readings(asked: Request):
     by_examples = spec is not None and spec.tuned and asked.examples is not None
     if by_examples:
         check_texts(asked.examples, f"scorer {asked.scorer!r}", "examples")
-    again = get_remap(asked.oov).rewrites_tokenizer and asked.oov_options.get("lossless", True)
-    again = again or asked.oov_options.get("calibrate", False)
-    reader = f"oov={asked.oov!r}" if again else None
+    reader = f"oov={asked.oov!r}" if get_remap(asked.oov).reads_texts(asked.oov_options) else None
     if spec is not None and not by_examples and spec.reads_texts(asked.scorer_options or {}):
         reader = f"scorer {asked.scorer!r}"
     if asked.texts is not None or asked.stats is None:

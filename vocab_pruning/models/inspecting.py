@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import GRAPHS, MARKER, real_path
+from ..core import GRAPHS, MARKER, first_file, real_path
 from .bare import read_bare, read_mapping
 from .tensors import read_header
 from ..remaps.kinds import REMAPS
@@ -59,7 +59,7 @@ def _kept_ids(directory: Path, info: dict) -> np.ndarray:
         name = min((name for name in tensors if re.fullmatch(r"(.*\.)?keep", name)), default=None)
         if name:
             return np.frombuffer(b"".join(tensors[name].chunks()), np.int32).astype(np.int64)
-    if any(any(directory.glob(pattern)) for pattern in GRAPHS):
+    if first_file(directory, GRAPHS):
         raise ValueError(f"{directory} holds an ONNX graph; give the directory of the model that was exported")
     raise ValueError(f"{directory} does not say which rows stay; prune the model again")
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from vocab_pruning.core import (
-    GRAPHS, MARKER, METHOD, OURS, OWN_CODE, library_versions, shortly, to_json, whole_directory,
+    GRAPHS, MARKER, METHOD, OURS, OWN_CODE, first_file, library_versions, shortly, to_json, whole_directory,
 )
 from .anatomy import size_change, sizes
 from .embedding import PrunedEmbedding, PrunedHead, in_manner_of, install
@@ -398,8 +398,7 @@ def open_pruned(
     info = _info(directory)
     if not any(hasattr(config, name) for name in PARTS) and "original_ids" not in info:
         raise ValueError(f"{directory} holds a model that is not pruned; load it with transformers, then prune it")
-    has_graph = any(any(directory.glob(pattern)) for pattern in GRAPHS)
-    if weights is None and has_graph and not any(directory.glob("*.safetensors")):
+    if weights is None and first_file(directory, GRAPHS) and not any(directory.glob("*.safetensors")):
         raise ValueError(f"{directory} holds an ONNX graph; run it with onnxruntime (models.onnx.onnx_session)")
     return _read_model(directory, config, model_class, weights, trust, **named, **kwargs), info
 

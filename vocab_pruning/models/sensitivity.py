@@ -54,14 +54,16 @@ LEAST = 0.01  # sensitivity of the direction that matters least, relative to the
 def _calibration_batches(
     model, tokenizer, texts: Iterable[str], n_docs: int, size: int = 16,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    "Yield up to `CALIBRATION_TEXTS` of the `n_docs` texts, evenly spaced, as batches of model inputs."
+    "Yield up to `CALIBRATION_TEXTS` of the `n_docs` texts, evenly spaced, in batches; each alone without a pad token."
     spaced = islice(texts, 0, None, max(1, n_docs // CALIBRATION_TEXTS))
     some = [text for text in islice(spaced, CALIBRATION_TEXTS) if text.strip()]
     length = min(trial_length(model.config), tokenizer.model_max_length)
+    padded = tokenizer.pad_token is not None
+    size = size if padded else 1
     for start in range(0, len(some), size):
+        some_of = some[start : start + size]
         with as_it_was(tokenizer):
-            batch = tokenizer(some[start : start + size], truncation=True, max_length=length,
-                              padding=tokenizer.pad_token is not None, return_tensors="pt")
+            batch = tokenizer(some_of, truncation=True, max_length=length, padding=padded, return_tensors="pt")
         yield {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
 
 # %% ../../nbs/models/sensitivity.ipynb #7be39fe6

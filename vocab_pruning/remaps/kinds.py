@@ -467,6 +467,7 @@ class RemapSpec:
     options: Mapping[str, Option] = field(default_factory=dict)  # the options it takes
     trains: Callable[..., int] = lambda width, n_rows, **options: 0  # number of trainable numbers it adds
     fits: Callable[..., object] = lambda width, **options: None  # raises if the embedding's width does not suit it
+    reads_texts: Callable[[Mapping], bool] = lambda options: False  # whether it reads the texts again
     by_row: Callable[..., RowByRow] | None = None  # does what `make` does, but needs no rows to fill the table
     keeps_letters: bool = False  # the letters of the texts are kept first, so that other tokens split into them
     slow: bool = False  # takes minutes where others take seconds, so nothing tries it unasked
@@ -534,14 +535,16 @@ REMAPS: dict[str, RemapSpec] = {spec.name: spec for spec in (  # colors: Paul To
               keeps_letters=True, marker="<", dash="--", color="#661100"),
     RemapSpec("pq", "reads its own row, coded in a few bytes", remap_to_product_codes,
               options=_shared_options("n_bytes", "rotate", "graded", "calibrate", "only_seen"),
-              trains=_codebook_numbers, fits=_codes_fit, marker="P", dash=":", color="#999933"),
+              trains=_codebook_numbers, fits=_codes_fit, reads_texts=lambda options: options.get("calibrate", False),
+              marker="P", dash=":", color="#999933"),
     RemapSpec("int4", "reads its own row, rounded to 4 bits", partial(remap_to_rounded, bits=4), _ROUNDED,
               fits=partial(_steps_fit, bits=4), by_row=partial(rows_rounded, bits=4), marker="X", dash=":",
               color="#cc6677"),
     RemapSpec("int8", "reads its own row, rounded to 8 bits", remap_to_rounded, _ROUNDED,
               fits=partial(_steps_fit, bits=8), by_row=rows_rounded, marker="*", dash=":", color="#882255"),
     RemapSpec("resegment", "is split into kept tokens by the rewritten tokenizer",
-              options=_shared_options("lossless", "pad_to_multiple_of"), marker="h", dash="-.", color="#aa4499"),
+              options=_shared_options("lossless", "pad_to_multiple_of"),
+              reads_texts=lambda options: options.get("lossless", True), marker="h", dash="-.", color="#aa4499"),
 )}
 
 
