@@ -86,11 +86,11 @@ run: $(RUN_READY)
 	@$(BIN)/python -c "from vocab_pruning.runs.record import summarize_notebook as s; print(s('$(EXECUTED)', '$(or $(out),runs)'))"
 
 sweep: $(RUN_READY)
-	$(BIN)/vocab-prune sweep $(recipe) --engine $(or $(engine),local) --workers $(or $(workers),2) $(if $(retry),--retry)
+	$(BIN)/vocab-prune sweep $(or $(recipe),$(error give recipe=recipes/….yaml)) --engine $(or $(engine),local) --workers $(or $(workers),2) $(if $(retry),--retry)
 
 # A recipe that prunes after fine-tuning: one fine-tuned model for each task and seed serves every cut.
 grid: $(RUN_READY)
-	$(BIN)/python -c "from vocab_pruning.runs.after import evaluate_grid; evaluate_grid('$(recipe)', workers=$(or $(workers),1))"
+	$(BIN)/python -c "from vocab_pruning.runs.after import evaluate_grid; evaluate_grid('$(or $(recipe),$(error give recipe=recipes/….yaml))', workers=$(or $(workers),1))"
 
 # A multilingual encoder, pruned for each of many languages, without training.
 languages: $(RUN_READY)
@@ -144,7 +144,7 @@ test-newest: $(NEWEST)/.ready
 	$(NEWEST)/bin/python -m pytest
 
 page: $(READY)
-	$(BIN)/python -c "from tools.publish import run_page; run_page('$(nb)')"
+	$(BIN)/python -c "from tools.publish import run_page; run_page('$(or $(nb),$(error give nb=nbs/….ipynb))')"
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 

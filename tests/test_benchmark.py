@@ -170,7 +170,7 @@ def test_a_process_is_measured_before_and_after_the_model(monkeypatch, tmp_path,
     models, batches = models_and_batches("wordpiece")
     models["cluster"].save_pretrained(tmp_path)
     save_file(batches["cluster"][0], tmp_path / "batch.pt")
-    events, real = [], benchmark._read_model
+    events, real = [], benchmark.read_model
 
     def read(*args):
         model = real(*args)
@@ -178,7 +178,7 @@ def test_a_process_is_measured_before_and_after_the_model(monkeypatch, tmp_path,
         events.append("read")
         return model
 
-    monkeypatch.setattr(benchmark, "_read_model", read)
+    monkeypatch.setattr(benchmark, "read_model", read)
     monkeypatch.setattr(benchmark, "process_peak", lambda: events.append("peak") or len(events))
     benchmark._measure_peak(str(tmp_path), "cpu")
     assert events == ["peak", "read", "forward", "peak"]

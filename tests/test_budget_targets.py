@@ -188,10 +188,10 @@ def test_a_script_is_that_of_all_letters_of_an_ordinary_token(family):
     latin = names("script:Latin", family=family)
     assert latin and all(tokenizer.convert_tokens_to_string([token]).strip(" #").isascii() for token in latin)
     assert set(latin) == set(names("script:Latin,Greek", family=family))
-    with pytest.raises(ValueError, match="keep='script:Cherokee': no token is like that"):
+    with pytest.raises(ValueError, match="keep='script:Cherokee': no token matches"):
         read_keep("script:Cherokee", tokenizer, stats.n_rows)
     reserved = np.ones(stats.n_rows, bool)
-    with pytest.raises(ValueError, match="no token is like that"):
+    with pytest.raises(ValueError, match="no token matches"):
         read_keep("script:Latin", tokenizer, stats.n_rows, reserved)
 
 
@@ -287,7 +287,7 @@ BAD = {
     "no such id": (dict(keep=[10**6]), ValueError, "keep='id:1000000': give an id, 0 .. "),
     "a negative id": (dict(keep=[-1]), ValueError, "keep='id:-1': give an id, 0 .. "),
     "a bad pattern": (dict(keep="re:(a"), ValueError, "keep='re:(a': give a regular expression (missing ) at position 2)"),
-    "a pattern of nothing": (dict(keep="re:^zebra$"), ValueError, "keep='re:^zebra$': no token is like that"),
+    "a pattern of nothing": (dict(keep="re:^zebra$"), ValueError, "keep='re:^zebra$': no token matches"),
     "no such script": (dict(keep="script:Klingon"), ValueError, "keep='script:Klingon': give Unicode scripts by name"),
     "no script": (dict(keep="script:"), ValueError, "keep='script:': give Unicode scripts by name"),
     "a file that is not there": (dict(keep="texts:no/such.txt"), OSError, "such.txt"),
@@ -295,7 +295,7 @@ BAD = {
     "True": (dict(keep=True), TypeError, "keep=True, a bool"),
     "a dict": (dict(keep={"a": 1}), TypeError, "keep={'a': 1}, a dict"),
     "texts that are none": (dict(keep=[["a", None]]), TypeError, "keep: text 1 is None"),
-    "texts without a token": (dict(keep=[[""]]), ValueError, "the 1 texts hold no token at all"),
+    "texts without a token": (dict(keep=[[""]]), ValueError, "none of the 1 texts holds a token"),
 }
 
 

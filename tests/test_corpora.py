@@ -66,7 +66,7 @@ def cannot(tmp_path):
     (["d.txt.gz"], "d.txt.gz cannot be decompressed as .gz (Not a gzipped file"),
     (["e.txt"], "e.txt is not UTF-8"),
     (["f.parquet"], "f.parquet cannot be read: "),
-    (["g.txt"], "the 0 texts hold no token at all"),
+    (["g.txt"], "none of the 0 texts holds a token"),
     (["h.txt"], "h.txt is neither a file nor a pattern of files"),
     (["g.txt", "--weight", "0"], "weight=0: give a whole number, 1 or more"),
     (["g.txt", "--most", "0"], "most=0: give a whole number, 1 or more"),

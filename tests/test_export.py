@@ -18,7 +18,7 @@ from vocab_pruning.data.tasks import documents, load_task
 from vocab_pruning.models import onnx as export
 from vocab_pruning.models.embedding import FLOOR, PrunedHead
 from vocab_pruning.models.onnx import _of_text, compare_onnx, encode, export_onnx, export_program, onnx_session, run_onnx
-from vocab_pruning.models.verify import _token_columns, difference, kept_columns, rounding
+from vocab_pruning.models.verify import difference, kept_columns, rounding, token_columns
 from vocab_pruning.testing.families import tiny_model
 
 TEXTS = documents(load_task("cola", "sample")["train"])[:20]
@@ -46,7 +46,7 @@ def assert_close(p, ours, theirs, batch):
     "The same outputs, at positions of the texts and for tokens that stay, up to what rounding makes of them."
     assert ours.keys() == theirs.keys()
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-    ours, theirs = (kept_columns(outputs, _token_columns(p)) for outputs in (ours, theirs))
+    ours, theirs = (kept_columns(outputs, token_columns(p)) for outputs in (ours, theirs))
     ours, theirs = (_of_text(outputs, mask, p.model.config.num_labels) for outputs in (ours, theirs))
     difference(ours, theirs, "the graph", rounding(p.model))
 

@@ -97,6 +97,13 @@ def test_chains_of_imports_are_short():
     assert len(longest_chain("models.pruning")) <= 10
 
 
+def test_no_module_imports_what_another_keeps_to_itself():
+    private = [f"{name}: {alias.name}" for name, tree in modules().items() for node in ast.walk(tree)
+               if isinstance(node, ast.ImportFrom) for alias in node.names if alias.name.strip("_") != alias.name
+               and not alias.name.endswith("__")]
+    assert not private
+
+
 def exported_cells() -> list[tuple[str, str]]:
     cells = []
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):

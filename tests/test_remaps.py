@@ -156,7 +156,6 @@ WRONG = {
     "m": [2.0, 0, 1, -2, "8", True, math.nan, None, [4]],
     "n_clusters": [2.5, -1, "5", True, math.nan, None, math.inf],
     "n_bytes": [0, -1, 4.0, "4", False, math.nan],
-    "bits": [3, 8.0, "8", None, True],
     "representative": ["x", 1, None, math.nan, "Medoid"],
     "outside_budget": ["false", 1, None],
     "only_seen": ["no", 0, None],
@@ -194,7 +193,6 @@ def test_what_prune_gives_itself_is_no_option(oov):
 def test_values_of_numpy_are_values():
     check_remap("sparse", dict(m=np.int64(3)))
     check_remap("cluster", dict(n_clusters=np.int32(0), outside_budget=np.bool_(True)))
-    check_remap("int8", dict(bits=np.int64(4)))
 
 
 @pytest.mark.parametrize(("oov", "options", "told"), [

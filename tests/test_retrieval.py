@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
 from vocab_pruning import load, prune
-from vocab_pruning.evaluate.frozen import drift, sentence_vectors, sts_score
+from vocab_pruning.evaluate.frozen import sentence_vectors, sts_score, vector_drift
 from vocab_pruning.evaluate.retrieval import bootstrap_retention, evaluate_retrieval, paraphrases, rank, read_beir, top_k, write_beir
 from vocab_pruning.testing.families import tiny_model
 
@@ -227,7 +227,7 @@ def test_a_text_without_a_token_has_a_vector_of_zeros():
     found = rank(model, {"empty": "", "same": "the cat sat", "other": "a dog ran"}, {"q": "the cat sat"}, tokenizer)
     assert [*found["q"]][0] == "same" and found["q"]["empty"] == 0
     p = prune(model, tokenizer, ["the cat sat"], 0.1, "vocab", oov="unk")
-    assert math.isfinite(drift(p, ["", "the cat sat"], sentence_vectors(model, tokenizer, ["", "the cat sat"])))
+    assert math.isfinite(vector_drift(p, ["", "the cat sat"], sentence_vectors(model, tokenizer, ["", "the cat sat"])))
 
 
 @pytest.mark.parametrize("name", ["T5", "BART"])

@@ -228,7 +228,7 @@ def test_the_run_notebook_and_the_grid_read_each_others_rows(first, model, grid)
 def test_a_grid_says_what_is_not_possible(first, grid):
     asked = json.loads(grid[0].read_text())
     (other := first / "other.yaml").write_text(json.dumps(asked | dict(cuts=[dict(base="params", ratio=0.99)], methods=[dict(oov="unk")])))
-    with pytest.warns(UserWarning, match="1 runs are not possible, as cola, tfidf[+]unk, params 0.99: "):
+    with pytest.warns(UserWarning, match="not possible: 1 of the runs; the first: cola, tfidf[+]unk, params 0.99: "):
         evaluate_grid(other, progress=False)
     asked["defaults"]["when"] = "before"
     other.write_text(json.dumps(asked))

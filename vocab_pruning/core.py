@@ -57,11 +57,14 @@ def hub_reachable(timeout: float = 5.0) -> bool:
     """Return whether the model hub answers within `timeout` seconds; if not, set `HF_HUB_OFFLINE` for this process.
 
     The hub is asked once per process, and not at all where the environment sets `HF_HUB_OFFLINE=1`. `HF_ENDPOINT` names
-    another hub."""
+    another hub. Raises `ValueError` where that is no address."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
+    hub = os.environ.get("HF_ENDPOINT") or HUB
+    if not hub.startswith(("https://", "http://")):
+        raise ValueError(f"HF_ENDPOINT={hub!r}: give an address that begins with https://")
     try:
-        request = urllib.request.Request(os.environ.get("HF_ENDPOINT") or HUB, method="HEAD")
+        request = urllib.request.Request(hub, method="HEAD")
         urllib.request.urlopen(request, timeout=timeout).close()
     except urllib.error.HTTPError:
         return True
@@ -547,7 +550,7 @@ def positive_number(
 
     Raises `ValueError` with `name` and `value` for anything else."""
     try:
-        number = float("no number" if isinstance(value, bool) else value)
+        number = float("no number" if _is_flag(value) else value)
     except (TypeError, ValueError, OverflowError):
         number = 0.0
     if not 0 < number < math.inf or whole and not number.is_integer():
@@ -575,12 +578,11 @@ def check_seed(seed: int):
 
 
 def truth_value(name: str, value) -> bool:
-    """Return `value`, which is True or False.
+    """Return `value`, which is True or False, NumPy's included.
 
     Raises `ValueError` with `name` and `value` for anything else: Python takes the text "false" for true."""
-    if value is not True and value is not False:
-        raise ValueError(f"{name}={value!r}: give True or False")
-    return value
+    FLAG.check(name, value)
+    return bool(value)
 
 # %% ../nbs/core.ipynb #f38b7674
 def list_of_names(

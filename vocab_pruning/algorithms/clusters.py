@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import choose, needs
-from .linkage import _double, average_linkage, cluster_sums, cut_linkage, unit_rows
+from .linkage import as_double, average_linkage, cluster_sums, cut_linkage, unit_rows
 
 # %% ../../nbs/algorithms/clusters.ipynb #b1657a14
 def average_clusters(
@@ -234,6 +234,6 @@ def medoids(
     distance = np.empty(len(rows))
     for start in range(0, len(rows), 1024):
         some = slice(start, start + 1024)
-        distance[some] = (_double(rows[some]) - means[labels[some]]).norm(dim=1).cpu().numpy()
+        distance[some] = (as_double(rows[some]) - means[labels[some]]).norm(dim=1).cpu().numpy()
     by_cluster = np.lexsort((distance.round(12), labels))  # the two rows of a pair are equally near
     return by_cluster[np.searchsorted(labels[by_cluster], np.arange(labels.max() + 1))]

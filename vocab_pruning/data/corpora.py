@@ -9,7 +9,6 @@ __all__ = ['HUB_PREFIX', 'Source', 'find_sources']
 import bz2
 import gzip
 import io
-import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..core import hub_reachable, is_text, list_of_names, needs, whole_number
-from .table import KINDS_OF_FILE, READERS, at, endings, read_texts
+from .table import KINDS_OF_FILE, READERS, at, endings, json_objects, read_texts
 
 # %% ../../nbs/data/corpora.ipynb #619ea957
 def _open_zst(path: Path):
@@ -61,30 +60,33 @@ def _check_are_there(columns: Sequence[str], there: Iterable[str], where: str):
         raise ValueError(f"{where} has no column {gone[0]!r}; it has {', '.join(map(repr, there))}")
 
 
-def _texts_in(rows: Iterable[dict], columns: Sequence[str], where: str) -> Iterator[str]:
-    "Yield the texts in `columns` of `rows` that are not blank. The first row tells which columns there are."
+def _texts_in(rows: Iterable[dict], columns: Sequence[str], where: str, ragged: bool = False) -> Iterator[str]:
+    """Yield the texts in `columns` of `rows` that are not blank.
+
+    The first row tells which columns there are, or all rows do where they are `ragged`: a row may lack some then."""
+    there = {}
     for number, row in enumerate(rows):
-        if number == 0:
-            _check_are_there(columns, row, where)
+        there |= dict.fromkeys(row)
+        if number == 0 and not ragged:
+            _check_are_there(columns, there, where)
         for column in columns:
             value = row.get(column)
             if value is not None and not is_text(value):
                 raise ValueError(f"{at(where, number, column)}: {value!r} is not a text")
             if value and not value.isspace():
                 yield value
+    if there:
+        _check_are_there(columns, there, where)
 
-
+# %% ../../nbs/data/corpora.ipynb #2a3b1c8a
 def _objects(path: Path) -> Iterator[dict]:
     "Yield the objects of a jsonl file."
-    for number, line in enumerate(_lines(path), start=1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path.name} cannot be read: line {number} is not JSON ({error.msg})") from None
-        if row is not None and not isinstance(row, dict):
-            raise ValueError(f"{path.name} cannot be read: line {number} is not an object {{column: value}}")
-        if row is not None:
-            yield row
+    try:
+        yield from json_objects(_lines(path))
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from None
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict]:
@@ -109,7 +111,7 @@ def _texts_of_file(path: Path, columns: Sequence[str] | None) -> Iterator[str]:
     if kind == ".txt":
         texts = (line for line in _lines(path) if line.strip())
     elif kind == ".jsonl":
-        texts = _texts_in(_objects(path), names, path.name)
+        texts = _texts_in(_objects(path), names, path.name, ragged=True)
     elif kind == ".parquet" and not how:
         texts = _texts_in(_parquet_rows(path, names), names, path.name)
     else:

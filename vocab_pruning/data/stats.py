@@ -323,7 +323,7 @@ def token_stats(
 
     total = twice_if_needed(count, texts, whole)
     if not total.n_tokens:
-        raise ValueError(f"the {total.n_docs} texts hold no token at all; give at least one that is not empty")
+        raise ValueError(f"none of the {total.n_docs} texts holds a token; give at least one that is not empty")
     return total
 
 # %% ../../nbs/data/stats.ipynb #5d5ff1f5

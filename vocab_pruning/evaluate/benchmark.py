@@ -23,7 +23,7 @@ import torch
 from ..core import list_of_texts, needs, quiet_transformers, whole_number
 from .finetune import device_name
 from ..models.anatomy import sizes
-from ..models.saving import _config, _read_model
+from ..models.saving import config_in, read_model
 from ..models.tokenizer import as_it_was
 from ..models.verify import evaluating
 
@@ -50,13 +50,13 @@ def _measure_peak(directory: str, device: str):
     import transformers
     from safetensors.torch import load_file
 
-    config, _ = _config(Path(directory), False, None)
+    config, _ = config_in(Path(directory), False, None)
     getattr(transformers, config.architectures[0])
     before = process_peak() if device == "cpu" else 0
-    model = _read_model(Path(directory), config, None, None).to(device)
+    model = read_model(Path(directory), config, None, None).to(device)
     for tensor in model.state_dict().values():
         tensor.sum()
-    batch = {name: values.to(device) for name, values in load_file(Path(directory) / "batch.pt").items()}
+    batch = {name: values.to(device) for name, values in load_file(Path(directory) / "batch.tensors").items()}
     with evaluating(model):
         model(**batch)
     after = process_peak() if device == "cpu" else torch.cuda.max_memory_allocated()
@@ -78,7 +78,7 @@ def peak_memory(
     code = "import sys; from vocab_pruning.evaluate.benchmark import _measure_peak; _measure_peak(*sys.argv[1:])"
     with TemporaryDirectory() as directory, quiet_transformers():
         model.save_pretrained(directory)
-        save_file(dict(batch), Path(directory) / "batch.pt")
+        save_file(dict(batch), Path(directory) / "batch.tensors")
         program = [sys.executable, "-c", code, directory, device or device_name()]
         run = subprocess.run(program, capture_output=True, text=True)
     if run.returncode:

@@ -202,7 +202,7 @@ def coverage_of(
     check_texts(texts, "the growth, which original= asks for," if pruned.plain and original is not None else None)
     count = _count_texts(pruned, texts, n_lost, original, progress)
     if not count.stats.n_tokens:
-        raise ValueError(f"the {count.stats.n_docs} texts hold no token at all; give at least one that is not empty")
+        raise ValueError(f"none of the {count.stats.n_docs} texts holds a token; give at least one that is not empty")
     return _coverage_report(pruned, count, _before_pruning(pruned, original, texts, count.stats))
 
 # %% ../../nbs/evaluate/drift.ipynb #e258a54e

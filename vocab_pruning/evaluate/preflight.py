@@ -20,7 +20,7 @@ from ..scorers.budget import Size, check_ratio, count_rows, max_ratio, model_siz
 from ..models.anatomy import special_mask
 from ..core import CannotPrune, check_texts, list_of_names, needs
 from ..remaps.kinds import REMAPS, check_remap
-from ..models.pruning import _check_model, lost, prune_with_stats, size_with
+from ..models.pruning import check_prunable, lost, prune_with_stats, size_with
 from ..models.embedding import plain_embedding
 from ..scorers.registry import compute_token_scores, get_scorer
 from ..models.saving import PrunedModel
@@ -133,15 +133,9 @@ class _Setting:
         "Return `measure` of the cut by `ratio` with the remap `oov`, or the `reason` why it is impossible."
         try:
             size = size_with(self.model, oov)
-            n_rows = count_rows(ratio, self.base, size, self.special, self.train.seen)
-        except CannotPrune as error:
-            return dict(reason=str(error))
-        scores = self.scores(n_rows)
-        options = dict(texts=self.texts, share_encoder=True)
-        try:
-            pruned = prune_with_stats(
-                self.model, self.tokenizer, self.train, scores, ratio, self.base, oov, self.seed, **options
-            )
+            scores = self.scores(count_rows(ratio, self.base, size, self.special, self.train.seen))
+            pruned = prune_with_stats(self.model, self.tokenizer, self.train, scores, ratio, self.base, oov, self.seed,
+                                      texts=self.texts, share_encoder=True)
         except CannotPrune as error:
             return dict(reason=str(error))
         return measure(pruned, self.train, self.dev, self.held_out)
@@ -185,7 +179,7 @@ def preflight(
     for name, split in (("texts", texts), ("held_out", held_out)):
         check_texts(split, "every cut", name)
     get_scorer(scorer)
-    _check_model(model, tokenizer)
+    check_prunable(model, tokenizer)
     special = special_mask(model, tokenizer)
     if ratios is None:
         ratios = usual_ratios(model_size(model), int(special.sum()), base)

@@ -230,11 +230,10 @@ DEEPEST = 100  # documents per query that they read, at most
 
 
 def _ir_measures():
-    "Import the library of metrics. Raises `ImportError` that says how to install it."
-    try:
+    "Import the library of metrics. Raises as `needs` does."
+    with needs("retrieval"):
         import ir_measures
-    except ImportError as error:
-        raise ImportError("retrieval metrics need ir-measures; run pip install 'vocab_pruning[retrieval]'") from error
+
     return ir_measures
 
 # %% ../../nbs/evaluate/retrieval.ipynb #7d1d2920

@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from ..core import shortly
-from ..remaps.resegmenting import _without
+from ..remaps.resegmenting import without_tokens
 
 # %% ../../nbs/models/bare.ipynb #fc75390c
 ROLES = [f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
@@ -127,7 +127,7 @@ class BareTokenizer(WithRoles):
             config = own | self.special_tokens_map | config | {"tokenizer_class": GENERIC}
             config.pop("auto_map", None)
         gone = {token for token in self.all_special_tokens if new.token_to_id(token) is None}
-        return BareTokenizer(new, _without(config, gone) if gone else config, self.truncation, self.padding)
+        return BareTokenizer(new, without_tokens(config, gone) if gone else config, self.truncation, self.padding)
 
 # %% ../../nbs/models/bare.ipynb #ba2e302b
 def read_mapping(file: Path) -> dict:

@@ -116,8 +116,8 @@ PARTS_OF_PRUNED = ("vocab_pruning", "losparse")  # fields of the configuration o
 def read_checkpoint(source: str | Path) -> Checkpoint:
     """Read configurations and the headers of all weights in the directory `source`.
 
-    Raises `FileNotFoundError` where a file is missing. Raises `ValueError` where one is damaged, where all weights are
-    pickles, and for a pruned checkpoint."""
+    Raises `FileNotFoundError` where a configuration or the tokenizer is missing. Raises `ValueError` where a file is
+    damaged, where weights are missing or all of them are pickles, and for a pruned checkpoint."""
     directory = real_path(source)
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{source} holds no config.json; give a directory that save_pretrained wrote")

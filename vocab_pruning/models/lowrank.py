@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import refuse_plain_loading
-from .embedding import _copy
+from .embedding import copy_model
 
 # %% ../../nbs/models/lowrank.ipynb #e8f4dfea
 class LoSparseLinear(nn.Module):
@@ -147,7 +147,7 @@ def split_model(model, rho: float):
     if not 0 < rho < 1:
         raise ValueError(f"rho={rho}: give the low-rank part's share of a weight's parameters, a number in (0, 1)")
     linears = encoder_linears(model)
-    result = _copy(model, without=[*linears.values()], share_encoder=False)
+    result = copy_model(model, without=[*linears.values()], share_encoder=False)
     for name, linear in linears.items():
         _layer_holder(result).set_submodule(name, split_linear(linear, rho).train(linear.training))
     result.config.losparse = {"rho": rho, "rows": None}

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import MARKER, OURS, check_texts, library_versions, one_of, to_json, whole_directory
+from ..core import MARKER, OURS, check_texts, library_versions, needs, one_of, to_json, whole_directory
 from .saving import PrunedModel
 from .tokenizer import as_it_was, write_tokenizer
 from vocab_pruning.models.verify import (
-    _n_ids, _token_columns, difference, evaluating, kept_columns, rounding, trial_length,
+    count_ids, difference, evaluating, kept_columns, rounding, token_columns, trial_length,
 )
-from ..remaps.resegmenting import _silence
+from ..remaps.resegmenting import silenced
 
 # %% ../../nbs/models/onnx.ipynb #a8a42259
 def _encoded(pruned: PrunedModel, texts: list) -> dict[str, torch.Tensor]:
@@ -80,15 +80,12 @@ def export_program(pruned: PrunedModel) -> torch.export.ExportedProgram:
 
 # %% ../../nbs/models/onnx.ipynb #9532f5ef
 def _runtime():
-    "Return the module onnxruntime. Raises `ImportError`, which names the extra, where a package is missing."
-    try:
+    "Return the module onnxruntime. Raises as `needs` does where it, onnx or onnxscript is missing."
+    with needs("onnx"):
         import onnx
         import onnxruntime
         import onnxscript
-    except ImportError as error:
-        raise ImportError(
-            f"export to ONNX needs {error.name}, which is not installed: pip install 'vocab_pruning[onnx]'"
-        ) from error
+
     return onnxruntime
 
 # %% ../../nbs/models/onnx.ipynb #0bc2149c
@@ -122,7 +119,7 @@ def _onnx_program(pruned: PrunedModel):
 
     program = export_program(pruned)
     (example,), outputs = program.example_inputs[0], list(program.call_spec.out_spec.context)
-    with _silence("torch.onnx"), warnings.catch_warnings():
+    with silenced("torch.onnx"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = torch.onnx.export(
             program, (example,), input_names=[*example], output_names=outputs, dynamo=True, verbose=False
@@ -172,7 +169,7 @@ def _compared_batches(pruned: PrunedModel, texts: list, every_id: bool) -> Itera
         yield _taken(pruned, batch), batch["attention_mask"]
     if every_id:
         names, length = encode(pruned, texts[:1]).keys(), trial_length(pruned.model.config)
-        n_ids = _n_ids(pruned)
+        n_ids = count_ids(pruned)
         ids = torch.arange(-(-n_ids // length) * length) % n_ids
         for some in ids.view(-1, length).split(16):
             filled = {name: torch.full_like(some, name == "attention_mask") for name in names}
@@ -186,7 +183,7 @@ def _compare_batch(pruned: PrunedModel, session, batch: dict, mask: torch.Tensor
         wanted = pruned.model(**there, return_dict=True)
     ours = run_onnx(session, batch)
     theirs = {name: wanted[name] for name in ours}
-    columns = _token_columns(pruned)
+    columns = token_columns(pruned)
     labels = pruned.model.config.num_labels
     theirs, ours = (_of_text(kept_columns(outputs, columns), mask, labels) for outputs in (theirs, ours))
     what = f"the ONNX graph compared with the model, ids {batch['input_ids'][0, :8].tolist()} …"

@@ -17,10 +17,10 @@ from torch import nn
 from ..core import CannotPrune
 from .anatomy import NAMES_TOKENS, configurations, renumber_all, warn_of_dropped
 from vocab_pruning.models.embedding import (
-    _check_reached,
-    _copy,
-    _head_parent,
-    _second_bias,
+    check_reached,
+    copy_model,
+    head_parent,
+    fit_second_bias,
     in_manner_of,
     plain_embedding,
 )
@@ -49,8 +49,8 @@ def _plain_head(head: nn.Linear, old: nn.Embedding, new: nn.Embedding, rows: tor
 def _install_plain_head(model, head: nn.Linear, rows: torch.Tensor, n_old: int):
     "Install `head` in `model`, and gather a bias that is kept outside the head: ESM's parameter, BART's buffer."
     model.set_output_embeddings(head)
-    _second_bias(model, head)
-    parent = _head_parent(model, head)
+    fit_second_bias(model, head)
+    parent = head_parent(model, head)
     if head.bias is None and isinstance(getattr(parent, "bias", None), nn.Parameter):
         parent.bias = _gather(parent.bias, rows, head.out_features, FLOOR)
     for name, buffer in [*parent.named_buffers(recurse=False)]:
@@ -109,7 +109,7 @@ def _check_rows(model, rows: torch.Tensor, n_old: int, pad: int | None, new_pad:
 
 def _check_padding(model, head: nn.Linear, n_old: int):
     "Raise `ValueError` where no bias, in `head` or outside it, could keep padding rows from being predicted."
-    parent = _head_parent(model, head)
+    parent = head_parent(model, head)
     biases = [head.bias, getattr(parent, "bias", None), *parent.buffers(recurse=False)]
     if not any(torch.is_tensor(bias) and bias.shape[-1:] == (n_old,) for bias in biases):
         raise ValueError(
@@ -149,11 +149,11 @@ def rebuild_plain(
         _check_padding(model, head, n_old)
     warn_of_dropped(dropped_ids(model, rows, further))
     new = _plain_rows(old, rows, n_rows, padding_idx)
-    result = _copy(model, without=[old, head], share_encoder=share_encoder)
+    result = copy_model(model, without=[old, head], share_encoder=share_encoder)
     result.set_input_embeddings(in_manner_of(old, new))
     if head is not None:
         _install_plain_head(result, _plain_head(head, old, new, rows), rows, n_old)
-    _check_reached(model, result)
+    check_reached(model, result)
     _renumber(result, new_id, n_old, n_rows, further)
     _renumber_modules(result, model, new_id)
     return result

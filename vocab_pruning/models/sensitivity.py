@@ -42,7 +42,7 @@ def _gradients(model, batch: dict[str, torch.Tensor], draw: torch.Generator) -> 
     finally:
         handle.remove()
     sums = [(answer * torch.randn(answer.shape, generator=draw).to(answer)).sum() for answer in answers]
-    found = [torch.autograd.grad(total, rows[0], retain_graph=True)[0]for total in sums]
+    found = [torch.autograd.grad(total, rows[0], retain_graph=True)[0] for total in sums]
     flat = [g.flatten(0, -2).cpu().double() for g in found]
     return [F.normalize(g[g.any(dim=1)], dim=1) for g in flat]
 

@@ -35,7 +35,7 @@ class Stored:
     nbytes: int
 
     def chunks(self) -> Iterator[bytes]:
-        "Yield its bytes, a megabyte at a time."
+        "Yield its bytes, a chunk at a time."
         with self.file.open("rb", buffering=0) as file:
             yield from read_chunks(file, self.start, self.nbytes)
 
@@ -90,7 +90,7 @@ def count_tensors(directory: Path) -> int:
     return sum(len(read_header(file)[0]) for file in directory.glob("*.safetensors"))
 
 # %% ../../nbs/models/tensors.ipynb #a647d6b8
-CHUNK = 1 << 20  # bytes moved at a time
+CHUNK = 1 << 18  # bytes moved at a time: two chunks that are compared stay in a core's cache
 
 
 def read_exactly(file, start: int, n: int) -> bytes:
@@ -159,7 +159,7 @@ class Gathered:
         return self.source.nbytes // self.source.shape[self.axis] * self.shape[self.axis]
 
     def chunks(self) -> Iterator[bytes]:
-        "Yield its bytes, a megabyte or two at a time."
+        "Yield its bytes, a chunk or two at a time."
         outer, n_old = prod(self.source.shape[: self.axis]), self.source.shape[self.axis]
         step = self.source.nbytes // (outer * n_old)
         after = b"" if self.after is None else self.after.tobytes()
@@ -191,7 +191,7 @@ _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}  # those that NumPy has
 
 # %% ../../nbs/models/tensors.ipynb #6a1d0b05
 def blocks_of(part: Gathered) -> Iterator[np.ndarray]:
-    "Yield the rows of `part` (dimension 0) as they are written, a megabyte at a time: (n, …)."
+    "Yield the rows of `part` (dimension 0) as they are written, a chunk at a time: (n, …)."
     step = max(1, CHUNK * len(part.rows) // max(part.nbytes, 1))
     for first in range(0, len(part.rows), step):
         some = Gathered(part.source, part.rows[first : first + step])
@@ -199,7 +199,7 @@ def blocks_of(part: Gathered) -> Iterator[np.ndarray]:
 
 
 def floats_of(stored: Stored) -> Iterator[np.ndarray]:
-    "Yield the rows of a tensor of floats, a megabyte at a time, as float32: (n, …)."
+    "Yield the rows of a tensor of floats, a chunk at a time, as float32: (n, …)."
     whole = Gathered(stored, np.arange(stored.shape[0]))
     return (to_floats(bits, stored.dtype) for bits in blocks_of(whole))
 

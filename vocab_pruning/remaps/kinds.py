@@ -56,7 +56,8 @@ class Plan:
     @property
     def n_fixed(self) -> int:
         "How many ids stay whatever their rank: special ones, and those of a keep list."
-        return self.n_special if self.asked is None else int((self.special | self.asked).sum())
+        fixed = [which for which in (self.special, self.asked) if which is not None]
+        return int(np.logical_or.reduce(fixed).sum()) if fixed else 0
 
     def position(self, ids) -> np.ndarray:
         "Return the positions of kept `ids` among the rows that stay."
@@ -67,7 +68,7 @@ class Plan:
         return ids if self.reserved is None else ids[~self.reserved[ids]]
 
 # %% ../../nbs/remaps/kinds.ipynb #a1478fe2
-OPTIONS: dict[str, Option] = {  # of the remaps on this page
+OPTIONS: dict[str, Option] = {  # of all remaps
     "n_clusters": at_least(0),
     "representative": one_of("medoid", "mean"),
     "outside_budget": FLAG,
@@ -76,7 +77,6 @@ OPTIONS: dict[str, Option] = {  # of the remaps on this page
     "rotate": FLAG,
     "graded": Option("True, False or None", lambda value: value is None or FLAG.fits(value)),
     "calibrate": FLAG,
-    "bits": one_of(8, 4),
     "only_seen": FLAG,
     "lossless": FLAG,
     "pad_to_multiple_of": at_least(1),
@@ -400,6 +400,12 @@ def _first_by_rank(plan: Plan, ids: np.ndarray, n: int) -> np.ndarray:
     return np.concatenate([ids[first], ids[~first]])
 
 # %% ../../nbs/remaps/kinds.ipynb #933b8ada
+def _check_calibration(calibrate: bool, rotate: bool):
+    "Raise `ValueError` for `calibrate` without the rotation, whose matrix undoes the metric."
+    if calibrate and not rotate:
+        raise ValueError("calibrate=True needs the matrix of the rotation; leave rotate at True")
+
+
 def remap_to_product_codes(
     plan: Plan,
     *,
@@ -417,6 +423,7 @@ def remap_to_product_codes(
     from vocab_pruning.remaps.codes import product_codes
 
     _check_values(n_bytes=n_bytes, rotate=rotate, graded=graded, calibrate=calibrate)
+    _check_calibration(calibrate, rotate)
     if calibrate and plan.metric is None:
         raise ValueError("calibrate=True measures the model in memory on texts; use prune(model, tokenizer, texts, …), "
                          "or leave it out")
@@ -441,7 +448,6 @@ def rows_rounded(
     only_seen: bool = False,  # send pruned ids that the texts do not use to the row of [UNK]
 ) -> RowByRow:
     "Send every pruned id to its row rounded to `bits`."
-    _check_values(bits=bits)
     ids, rest = looked_for(plan, only_seen)
     numbers = plan.n_keep + np.arange(len(ids))
     return RowByRow(plan.keep, index_of(plan.keep, len(plan.order), ids, numbers, rest), ids, bits)
@@ -492,9 +498,8 @@ def _codes_fit(
 ):
     """Raise `ValueError` for bytes that do not divide a row of `width` numbers or cannot be shared out.
 
-    So it does for `calibrate` without the rotation, whose matrix undoes the metric."""
-    if calibrate and not rotate:
-        raise ValueError("calibrate=True needs the matrix of the rotation; leave rotate at True")
+    Raises as `_check_calibration` does."""
+    _check_calibration(calibrate, rotate)
     if n_bytes:
         from vocab_pruning.remaps.codes import check_divides
 
@@ -517,7 +522,6 @@ def _codebook_numbers(width: int, n_rows: int, n_bytes: int | None = None, grade
 
 _CLUSTERED = _shared_options("n_clusters", "representative", "outside_budget", "only_seen")
 _SEEN = _shared_options("only_seen")
-_ROUNDED = _shared_options("bits", "only_seen")
 _IN_CLUSTER = "reads the row of a kept token that stands for its cluster"
 
 # %% ../../nbs/remaps/kinds.ipynb #4b1da5fa
@@ -537,10 +541,10 @@ REMAPS: dict[str, RemapSpec] = {spec.name: spec for spec in (  # colors: Paul To
               options=_shared_options("n_bytes", "rotate", "graded", "calibrate", "only_seen"),
               trains=_codebook_numbers, fits=_codes_fit, reads_texts=lambda options: options.get("calibrate", False),
               marker="P", dash=":", color="#999933"),
-    RemapSpec("int4", "reads its own row, rounded to 4 bits", partial(remap_to_rounded, bits=4), _ROUNDED,
+    RemapSpec("int4", "reads its own row, rounded to 4 bits", partial(remap_to_rounded, bits=4), _SEEN,
               fits=partial(_steps_fit, bits=4), by_row=partial(rows_rounded, bits=4), marker="X", dash=":",
               color="#cc6677"),
-    RemapSpec("int8", "reads its own row, rounded to 8 bits", remap_to_rounded, _ROUNDED,
+    RemapSpec("int8", "reads its own row, rounded to 8 bits", remap_to_rounded, _SEEN,
               fits=partial(_steps_fit, bits=8), by_row=rows_rounded, marker="*", dash=":", color="#882255"),
     RemapSpec("resegment", "is split into kept tokens by the rewritten tokenizer",
               options=_shared_options("lossless", "pad_to_multiple_of"),

@@ -366,7 +366,7 @@ def report(
     to: str | Path,  # the directory to write
     *,
     runs: str | Path | None = None,  # directory of the runs, if `source` is rows
-    formats: Iterable[str] = tuple(FORMATS),  # of tables, keys of `FORMATS`
+    formats: Iterable[str] | None = None,  # of tables, keys of `FORMATS` (None: all)
     images: Iterable[str] = IMAGES,  # formats of figures, any of matplotlib's
     table2: pd.DataFrame | None = None,  # as for `sections`
     table3: pd.DataFrame | None = None,  # as for `sections`
@@ -377,6 +377,7 @@ def report(
 
     Raises `ValueError` if there are no rows or, without `apart`, if they do not belong together; `FileExistsError` if
     `to` holds anything but an earlier report."""
+    formats = list(FORMATS if formats is None else formats)
     for name in formats:
         choose(FORMATS, "format", name)
     rows, runs = _rows_of(source, runs)

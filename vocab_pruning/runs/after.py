@@ -21,7 +21,7 @@ from vocab_pruning.runs.case import (
     spaced_vectors,
     tuned_model,
 )
-from .recipe import grid, read_recipe
+from .recipe import grid, read_recipe, spec_of
 from .record import read_rows
 from .spec import RunSpec
 
@@ -35,7 +35,7 @@ def _cases(recipe: dict) -> list[list[RunSpec]]:
     Raises `ValueError` for one that prunes before fine-tuning."""
     cases: dict[str, list[RunSpec]] = {}
     for run in grid(recipe):
-        spec = RunSpec(**run)
+        spec = spec_of(run)
         if spec.when != "after":
             raise ValueError(f"when={spec.when!r}: these runs prune after fine-tuning; put `when: after` under "
                              "`defaults`, or use `sweep`")
@@ -85,5 +85,5 @@ def evaluate_grid(
         delayed(evaluate_case)(specs, progress and workers == 1) for specs in cases)
     bar = tqdm(made, total=len(cases), unit="case", desc="grid", disable=not progress)
     if failed := [error for errors in bar for error in errors]:
-        warnings.warn(f"{len(failed)} runs are not possible, as {failed[0]}", stacklevel=2)
+        warnings.warn(f"not possible: {len(failed)} of the runs; the first: {failed[0]}", stacklevel=2)
     return read_rows(read["out"])

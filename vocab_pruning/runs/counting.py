@@ -104,7 +104,7 @@ def _total(sources: Sequence[Source], tokenizer, n_rows: int, parts: Path | None
         counted = _count_here(*shards, progress) if here else _count_there(*shards, submit)
         total = sum((source.weight * stats for source, stats in zip(sources, counted, strict=True)), total)
     if not total.n_tokens:
-        raise ValueError(f"the {total.n_docs} texts hold no token at all; give at least one that is not empty")
+        raise ValueError(f"none of the {total.n_docs} texts holds a token; give at least one that is not empty")
     return total
 
 # %% ../../nbs/runs/counting.ipynb #5ea81ca3

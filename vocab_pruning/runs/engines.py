@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 
-from ..core import choose
+from ..core import choose, needs
 from .cells import leash, run_cell
 from .spec import Kind, as_number, as_whole, number_from, read_values
 
@@ -55,10 +54,9 @@ def _ray(
     started here). An existing cluster executes as many runs at a time as it has room for, whatever `workers` says.
     `gpus` is each run's share of a GPU (None: see `_gpu_share`); `max_retries` is how often its worker may die.
 
-    Raises `ImportError` without Ray."""
-    if find_spec("ray") is None:
-        raise ImportError("the engine 'ray' needs Ray; install vocab_pruning[cluster]")
-    import ray
+    Raises `ModuleNotFoundError` without Ray."""
+    with needs("cluster"):
+        import ray
 
     if start := not ray.is_initialized():
         _start_ray(address, workers * threads)

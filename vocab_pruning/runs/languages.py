@@ -258,7 +258,7 @@ def evaluate_languages(
     with directory_lock(directory):
         impossible = _make_cuts(full, cuts, directory / PACKED_ROWS, progress)
     if impossible:
-        warnings.warn(f"{len(impossible)} cuts are not possible, as {impossible[0]}", stacklevel=2)
+        warnings.warn(f"not possible: {len(impossible)} of the cuts; the first: {impossible[0]}", stacklevel=2)
     return read_languages(out)
 
 # %% ../../nbs/runs/languages.ipynb #4d4b55c7

@@ -19,7 +19,7 @@ from ..core import check_seed, needs, timed, whole_number
 from ..data.tasks import Task, documents, get_task
 from ..evaluate.bootstrap import read_predictions, resampled_scores, retention_interval
 from ..evaluate.finetune import make_recipe
-from ..evaluate.frozen import drift, sentence_vectors
+from ..evaluate.frozen import sentence_vectors, vector_drift
 from ..models.pruning import size_with
 from vocab_pruning.runs.case import (
     Case,
@@ -233,7 +233,7 @@ def _drift_meter(
     def drift_at(number: int) -> float:
         ratio = ratios[number]
         pruned = cut(case, replace(ranked.spec, ratio=ratio), ranked.scores, ranked.whole, share_encoder=True)
-        moved = drift(pruned, texts, vectors)
+        moved = vector_drift(pruned, texts, vectors)
         looks[ratio] = dict(ratio=ratio, rows=pruned.info["after"]["rows"], drift=moved)
         return moved
 

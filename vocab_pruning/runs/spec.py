@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'WHEN', 'as_number', 'as_fraction', 'as_whole', 'number_from', 'as_flag', 'Kind', 'read_values', 'RunSpec',
-           'parameter_kinds', 'parameter_defaults', 'spec_of_notebook']
+           'ranks_tuned', 'reads_tuned', 'parameter_kinds', 'parameter_defaults', 'spec_of_notebook']
 
 # %% ../../nbs/runs/spec.ipynb #c082d98b
 import math
@@ -227,6 +227,16 @@ class RunSpec:
         "Raise `ValueError` or `TypeError` for a run that is not possible. Pass the `task` if it has been read."
         _check_spec(self, task)
 
+# %% ../../nbs/runs/spec.ipynb #515835f6
+def ranks_tuned(spec: RunSpec) -> bool:
+    "Return whether tokens are ranked by what the fine-tuned full model does with them."
+    return spec.method != "losparse" and get_scorer(spec.scorer).tuned
+
+
+def reads_tuned(spec: RunSpec) -> bool:
+    "Return whether the run of `spec` needs the weights of the fine-tuned full model."
+    return spec.when == "after" or ranks_tuned(spec)
+
 # %% ../../nbs/runs/spec.ipynb #b42a5382
 def parameter_kinds() -> dict[str, Kind]:
     "Return what each parameter of a run accepts, by name."
@@ -276,7 +286,7 @@ def _check_vocabulary(spec: RunSpec, own: str):
     if spec.held_out_examples and any(few is None or few > (spec.max_train_examples or few) for few in counted):
         raise ValueError(f"vocabulary_tasks: {own} with {counted[0] or 'all'} examples includes held-out ones; "
                          f"give it max_train_examples={spec.max_train_examples}")
-    if others and get_scorer(spec.scorer).tuned:
+    if others and ranks_tuned(spec):
         raise ValueError(f"scorer {spec.scorer!r} needs a model fine-tuned on one task; "
                          f"choose another for a vocabulary of {', '.join(others)}")
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -20,17 +19,11 @@ from tqdm.auto import tqdm
 from ..core import directory_lock, needs, whole_directory
 from .cells import CELL, CELLS, PAGE, cell_directory, cell_state, own_facts, read_cell, record_cell
 from .engines import ENGINES, read_engine_options
-from .recipe import grid, label_of, read_with_tasks, run_notebook, run_parameters
+from .recipe import grid, label_of, read_with_tasks, run_notebook, run_parameters, spec_of
 from .record import read_rows
-from .spec import Kind, as_whole, number_from, read_values
-from ..scorers.registry import SCORERS
+from .spec import Kind, as_whole, number_from, read_values, reads_tuned
 
 # %% ../../nbs/runs/sweep.ipynb #91df9b20
-def _reads_tuned(run: dict) -> bool:
-    "Return whether the scorer of `run` reads a fine-tuned model."
-    return run.get("scorer") in SCORERS and SCORERS[run["scorer"]].tuned
-
-
 def _order(cells: dict[Path, dict], todo: set[Path]) -> dict[Path, list[Path]]:
     """Return the cells of `todo` that can start at once, in order, each with those that wait for it.
 
@@ -40,7 +33,7 @@ def _order(cells: dict[Path, dict], todo: set[Path]) -> dict[Path, list[Path]]:
         groups.setdefault((run["task"], run["seed"], run["model"], run["data"]), []).append(directory)
     first, rest = {}, {}
     for group in groups.values():
-        leader = min(group, key=lambda directory: not _reads_tuned(cells[directory]))
+        leader = min(group, key=lambda directory: not reads_tuned(spec_of(cells[directory])))
         others = [directory for directory in group if directory in todo and directory != leader]
         if leader in todo:
             first[leader] = others
@@ -98,8 +91,9 @@ def _make_all(cells: dict[Path, dict], todo: set[Path], submit: Callable[..., Fu
     failed = 0
     running = {submit(directory, cells[directory], wait=False): directory for directory in after}
     while running:
-        now = sorted(running, key=lambda future: not future.running())[:2]
-        bar.set_postfix_str(f"{failed} failed, running {' '.join(label_of(cells[running[future]]) for future in now)}")
+        now = [future for future in running if future.running()] or list(running)  # Ray does not say which run
+        names = " ".join(label_of(cells[running[future]]) for future in now[:2])
+        bar.set_postfix_str(f"{failed} failed, running {names}")
         for future in wait(running, timeout=10, return_when=FIRST_COMPLETED).done:
             directory = running.pop(future)
             if (state := _outcome(future, directory, cells[directory])) == "busy":
@@ -168,8 +162,8 @@ def sweep(
     workers, threads = _read_room(workers, threads)
     recipe, notebook, cwd = Path(recipe).expanduser(), run_notebook(notebook), Path.cwd()
     cells = sweep_cells(recipe, notebook)
-    if find_spec("papermill") is None:
-        raise ImportError("a sweep needs papermill; install vocab_pruning[run]")
+    with needs("run"):
+        import papermill  # noqa: F401, which each run needs
     out = next(iter(cells)).parent.parent
     with _writing(out):
         _keep_recipe(recipe, out)

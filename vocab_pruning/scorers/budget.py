@@ -108,7 +108,7 @@ def count_rows(
 ) -> int:
     """Return how many rows to keep.
 
-    Raises `ValueError` for an unknown base or a ratio outside [0, 1), `CannotPrune` for one above `max_ratio`."""
+    Raises as `check_ratio` does, and `CannotPrune` for a ratio above `max_ratio`."""
     check_ratio(ratio, base)
     rows = BASES[base](ratio, size, special, seen)
     if rows < special.sum():

@@ -119,7 +119,7 @@ def _ids_of_entry(tokens: Tokens, entry) -> tuple[list[int], str]:
         except (ValueError, TypeError) as error:
             raise ValueError(f"keep={entry!r}: {error}") from None
         if not ids:
-            raise ValueError(f"keep={entry!r}: no token is like that; give another, or leave it out")
+            raise ValueError(f"keep={entry!r}: no token matches; give another, or leave it out")
         return ids, f"texts:{Path(value).name}" if find is KEEP_ENTRIES["texts"] else entry
     if not isinstance(entry, Iterable) or isinstance(entry, bytes | Mapping):
         what = f"keep={shortened(entry)}, a {type(entry).__name__}"
