@@ -86,7 +86,7 @@ run: $(RUN_READY)
 	@$(BIN)/python -c "from vocab_pruning.runs.record import summarize_notebook as s; print(s('$(EXECUTED)', '$(or $(out),runs)'))"
 
 sweep: $(RUN_READY)
-	$(BIN)/vocab-prune sweep $(or $(recipe),$(error give recipe=recipes/….yaml)) --engine $(or $(engine),local) --workers $(or $(workers),2) $(if $(retry),--retry)
+	$(BIN)/vocab-prune sweep $(or $(recipe),$(error give recipe=recipes/….yaml)) --engine $(or $(engine),local) --workers $(or $(workers),2) $(if $(filter-out 0 false no,$(retry)),--retry)
 
 # A recipe that prunes after fine-tuning: one fine-tuned model for each task and seed serves every cut.
 grid: $(RUN_READY)

@@ -7,6 +7,7 @@ import lzma
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -55,13 +56,20 @@ def cannot(tmp_path):
     (tmp_path / "e.txt").write_bytes(b"caf\xe9\n")
     (tmp_path / "f.parquet").write_bytes(b"PAR1")
     (tmp_path / "g.txt").write_text("\n")
+    (tmp_path / "i.txt.gz").write_bytes(b"")
+    (tmp_path / "j.jsonl").write_text('{"title": "A pond"}\n' * 3000)
+    damaged = tmp_path / "k.parquet"
+    pq.write_table(pa.table({"text": [f"a word {i}" for i in range(999)]}), damaged, compression="none", use_dictionary=False)
+    content = bytearray(damaged.read_bytes())
+    content[200:5000] = b"\xff" * 4800
+    damaged.write_bytes(bytes(content))
     return tmp_path
 
 
 @pytest.mark.parametrize("given, said", [
     (["a.jsonl"], "a.jsonl has no column 'text'; it has 'q'"),
     (["a.jsonl", "--text", "q"], "a.jsonl, row 1 (from 0), column 'q': 3 is not a text"),
-    (["b.jsonl"], "b.jsonl cannot be read: line 2 is not JSON (Expecting value)"),
+    (["b.jsonl"], "b.jsonl cannot be read: line 2 is not JSON (Expecting value at character 0)"),
     (["c.txt.gz"], "c.txt.gz cannot be decompressed as .gz (Compressed file ended before the end-of-stream marker was reached)"),
     (["d.txt.gz"], "d.txt.gz cannot be decompressed as .gz (Not a gzipped file"),
     (["e.txt"], "e.txt is not UTF-8"),
@@ -69,6 +77,11 @@ def cannot(tmp_path):
     (["g.txt"], "none of the 0 texts holds a token"),
     (["h.txt"], "h.txt is neither a file nor a pattern of files"),
     (["g.txt", "--weight", "0"], "weight=0: give a whole number, 1 or more"),
+    (["e.txt", ""], "the name of a corpus is empty; name a file, a directory"),
+    (["i.txt.gz"], "i.txt.gz cannot be decompressed (it is empty)"),
+    (["j.jsonl", "--text", "title", "--text", "bodyy", "--most", "5"], "j.jsonl has no column 'bodyy'; it has 'title'"),
+    (["k.parquet"], "k.parquet cannot be read: "),
+    (["g.txt", "--weight", "10000000"], "weight=10000000: give at most 1,000,000"),
     (["g.txt", "--most", "0"], "most=0: give a whole number, 1 or more"),
     (["g.txt", "--engine", "dask"], "unknown engine 'dask'; choose one of local, ray"),
     (["hub:owner/name"], "hub:owner/name cannot be read, because the hub does not answer"),
@@ -113,6 +126,45 @@ def test_a_data_set_that_is_not_there_is_named(hub):
         find_sources("hub:owner/other")
     with pytest.raises(ValueError, match="hub:owner/name has no column 'body'; it has 'title', 'text'"):
         find_sources("hub:owner/name", "body")
+
+
+def test_whatever_goes_wrong_on_the_hub_names_the_data_set(hub, monkeypatch):
+    def breaks(*given, **options):
+        yield {"text": "The pond."}
+        raise RuntimeError("connection reset")
+
+    monkeypatch.setattr(datasets, "load_dataset", breaks)
+    (source,) = find_sources("hub:owner/name")
+    with pytest.raises(ValueError, match=r"hub:owner/name cannot be streamed \(connection reset\)"):
+        list(source)
+    with pytest.raises(ValueError, match="'hub::el' names no data set; write hub:owner/name"):
+        find_sources("hub::el")
+
+
+# Directories and columns
+
+
+def test_links_are_followed_once(tmp_path):
+    for name in ("here/one", "there/two"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.txt").write_text(name)
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "there")
+    (tmp_path / "there" / "back").symlink_to(tmp_path / "here")
+    assert [text for source in find_sources(tmp_path / "here") for text in source] == ["there/two", "here/one"]
+
+
+def test_a_row_of_jsonl_may_lack_a_column(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": "one"}\n{"b": "two"}\n{}\n{"a": "three", "b": null}\n')
+    assert list(find_sources(tmp_path / "a.jsonl", ["a", "b"])[0]) == ["one", "two", "three"]
+    assert read_texts(tmp_path / "a.jsonl", "b") == ["two"]
+
+
+def test_most_counts_rows_in_every_format(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n1 one,1 two\n2 one,\n3 one,3 two\n")
+    rows = [("1 one", "1 two"), ("2 one", None), ("3 one", "3 two")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(dict(zip("ab", row, strict=True))) + "\n" for row in rows))
+    for name in ("a.csv", "a.jsonl"):
+        assert list(find_sources(tmp_path / name, ["a", "b"], most=3)[0]) == ["1 one", "1 two", "2 one"]
 
 
 # The command

@@ -5,6 +5,7 @@ import random
 import signal
 from functools import cache, partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,6 +245,13 @@ def test_another_corpus_starts_anew(shards, tmp_path):
     assert same(counted(shards, tmp_path / "stats.npz"), counted(shards))
 
 
+def test_two_processes_do_not_count_into_one_file(shards, tmp_path):
+    with counting._alone(tmp_path / "stats.npz"), pytest.raises(TimeoutError, match="another process is counting into .*stats.npz"):
+        counted(shards, tmp_path / "stats.npz")
+    counted(shards, tmp_path / "stats.npz")
+    assert [file.name for file in tmp_path.iterdir()] == ["stats.npz"]
+
+
 def test_ray_counts_what_one_process_counts(shards, tmp_path):
     if find_spec("ray") is None:
         pytest.skip("needs the extra `cluster` (Ray)")
@@ -265,6 +273,13 @@ def test_tasks_are_added_as_sources_are(shards, tmp_path, monkeypatch):
         yield submit
 
     monkeypatch.setitem(counting.ENGINES, "ray", engine)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone.txt").write_text("a word")
+    gone = find_sources("gone.txt")
+    assert Path(gone[0].anywhere().name).is_absolute()  # a task may have another working directory
+    (tmp_path / "gone.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="^gone.txt is not UTF-8"):
+        count_corpora(gone, FAMILIES["wordpiece"].tokenizer, 304, tmp_path / "other.npz", engine="ray")
     assert same(counted(shards, tmp_path / "stats.npz", engine="ray"), counted(shards))
 
 
@@ -275,6 +290,9 @@ def test_a_file_of_statistics_holds_no_pickle(tmp_path):
     np.savez(tmp_path / "bad.npz", **{name: np.array([{}]) for name in vars(TokenStats.empty(2))})
     with pytest.raises(ValueError, match="does not hold a TokenStats .*allow_pickle=False"):
         TokenStats.load(tmp_path / "bad.npz")
+    np.save(tmp_path / "one.npy", np.arange(3))
+    with pytest.raises(ValueError, match="one.npy does not hold a TokenStats"):
+        TokenStats.load(tmp_path / "one.npy")
     with pytest.raises(FileNotFoundError, match="gone.npz"):
         TokenStats.load(tmp_path / "gone.npz")
 
@@ -302,3 +320,14 @@ def test_a_fingerprint_is_that_of_the_files(name, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert len({tokenizer_fingerprint(one) for one in (tokenizer, again, read_bare(tmp_path))}) == 1
+
+
+def test_added_tokens_make_another_tokenizer(tmp_path):
+    "They are cut from the texts before all else, so counts without them are of other tokens; special ones cut nothing of a text."
+    tokenizer = tiny_tokenizer("BertTokenizer")
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer.add_special_tokens(dict(additional_special_tokens=["[NEW]"]))
+    assert tokenizer_fingerprint(tokenizer) == before
+    tokenizer.add_tokens(["pond was"])
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_fingerprint(read_bare(tmp_path)) == tokenizer_fingerprint(tokenizer) != before

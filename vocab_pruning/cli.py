@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Texts', 'Columns', 'Data', 'Base', 'Ratio', 'Ratios', 'Rows', 'Coverage', 'Unseen', 'MinCount',
-           'Keep', 'Renumber', 'Scorer', 'Oov', 'Verify', 'Seed', 'Json', 'Notebook', 'RemapOptions', 'Stats',
+           'Keep', 'Renumber', 'Scorer', 'Oov', 'Trust', 'Verify', 'Seed', 'Json', 'Notebook', 'RemapOptions', 'Stats',
            'one_line']
 
 # %% ../nbs/cli.ipynb #788289a7
@@ -37,13 +37,18 @@ app = typer.Typer(
 _LONGEST = 600
 
 
+class _RunsFailed(RuntimeError):
+    "Runs of a sweep failed."
+
+
 def one_line(error: BaseException) -> str:
     """Return what an error says, in one line of at most 600 characters.
 
     The type of the error comes first, unless the message is written for users."""
     said = " ".join(str(error).split())
     said = said if len(said) <= _LONGEST else said[: _LONGEST - 2].rstrip() + " …"
-    ours = isinstance(error, ValueError | TypeError | OSError | ImportError) and not isinstance(error, UnicodeError)
+    known = isinstance(error, ValueError | TypeError | OSError | ImportError) and not isinstance(error, UnicodeError)
+    ours = known or isinstance(error, _RunsFailed)
     return said if said and ours else f"{type(error).__name__}: {said}".rstrip(": ")
 
 # %% ../nbs/cli.ipynb #1dbc1f94
@@ -158,6 +163,9 @@ Renumber = Annotated[
 ]
 Scorer = Annotated[str, typer.Option(help="How tokens are ranked: {scorers}.")]
 Oov = Annotated[str, typer.Option(help="Remap, i.e. what becomes of a pruned token: {remaps}.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model; nothing else ever runs it.")
+]
 Verify = Annotated[
     str,
     typer.Option(help="files: compare all tensors and the tokenizer with the original's; forward: also load both "
@@ -185,8 +193,18 @@ def _find_model(name: str) -> str:
     return source
 
 
-def _load_pretrained(name: str):
-    "Return the model `name` (a name or a directory), of the class in its configuration, and its tokenizer."
+def _class_of(config):
+    "Return the class that `config` names, one of transformers', or the Auto class that finds it in the model's code."
+    import transformers
+
+    name, places = (config.architectures or ["AutoModel"])[0], getattr(config, "auto_map", None) or {}
+    return getattr(transformers, next((auto for auto, at in places.items() if at.split(".")[-1] == name), name))
+
+
+def _load_pretrained(name: str, trust: bool = False):
+    """Return the model `name` (a name or a directory), of the class in its configuration, and its tokenizer.
+
+    `trust`: run code that comes with it."""
     from vocab_pruning.core import quiet_transformers
 
     source = _find_model(name)
@@ -195,10 +213,12 @@ def _load_pretrained(name: str):
     from vocab_pruning.models.saving import check_whole
 
     with quiet_transformers():
-        config = transformers.AutoConfig.from_pretrained(source)
+        trusted = dict(trust_remote_code=trust)
+        config = transformers.AutoConfig.from_pretrained(source, **trusted)
         check_whole(config, name)
-        cls = getattr(transformers, (config.architectures or ["AutoModel"])[0])
-        return cls.from_pretrained(source, dtype="auto").eval(), transformers.AutoTokenizer.from_pretrained(source)
+        own = trusted if hasattr(config, "auto_map") else {}
+        model = _class_of(config).from_pretrained(source, dtype="auto", **own)
+        return model.eval(), transformers.AutoTokenizer.from_pretrained(source, **trusted)
 
 # %% ../nbs/cli.ipynb #4e1d068b
 def _read(texts: str, columns: list[str] | None, data: str, split: str | None = None) -> list[str]:
@@ -353,7 +373,7 @@ def _inspect_command(
     data: Data = "auto",
     top: Annotated[int, typer.Option(min=0, help="Of a pruned model: rows to show for each reason.")] = 5,
     csv: Annotated[Path | None, typer.Option(help="Of a pruned model: write all rows to this file.")] = None,
-    as_json: Json = False,
+    as_json: Json = False, trust: Trust = False,
 ):
     """Measure a model's vocabulary and what texts use of it, or say how a pruned model was made.
 
@@ -379,7 +399,7 @@ def _inspect_command(
     from vocab_pruning.evaluate.drift import spending
 
     documents = texts and _read(texts, text, data)
-    loaded, tokenizer = _load_pretrained(model)
+    loaded, tokenizer = _load_pretrained(model, trust)
     stats = None
     if texts:
         n_rows = len(loaded.get_input_embeddings().weight)
@@ -423,8 +443,7 @@ def _preflight_command(
     oov: Annotated[
         list[str] | None, typer.Option(help="Remap, as in prune. Repeatable.  [default: all fast ones]")
     ] = None,
-    scorer: Scorer = "tfidf",
-    seed: Seed = 0,
+    scorer: Scorer = "tfidf", seed: Seed = 0, trust: Trust = False,
     csv: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
 ):
     """Show what each cut would cost, without training.
@@ -440,7 +459,7 @@ def _preflight_command(
     _check_cut(ratio or [], base, scorer, oov or [], seed)
     _check_file(csv)
     train, others = _split_texts(texts, held_out, text, data)
-    table = look(*_load_pretrained(model), train, others, ratio, base, oov, scorer, seed, progress=_progress())
+    table = look(*_load_pretrained(model, trust), train, others, ratio, base, oov, scorer, seed, progress=_progress())
     if table.rows.isna().all():
         raise ValueError(table.reason.iloc[0])
     typer.echo(table.dropna(axis=1, how="all").to_string(index=False, float_format="{:.4g}".format, na_rep=""))
@@ -448,7 +467,7 @@ def _preflight_command(
         table.to_csv(csv, index=False)
 
 # %% ../nbs/cli.ipynb #00fee108
-def _read_tokenizer(name: str) -> tuple:
+def _read_tokenizer(name: str, trust: bool = False) -> tuple:
     "Return the tokenizer of the model `name`, and its number of rows; the weights are not read."
     from vocab_pruning.core import quiet_transformers
 
@@ -456,8 +475,8 @@ def _read_tokenizer(name: str) -> tuple:
     from transformers import AutoConfig, AutoTokenizer
 
     with quiet_transformers():
-        n_rows = AutoConfig.from_pretrained(source).get_text_config().vocab_size
-        return AutoTokenizer.from_pretrained(source), n_rows
+        n_rows = AutoConfig.from_pretrained(source, trust_remote_code=trust).get_text_config().vocab_size
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust), n_rows
 
 # %% ../nbs/cli.ipynb #5ea73bec
 @_command
@@ -509,7 +528,7 @@ def _about(texts: str | Path, data: str) -> dict:
 
 
 def _prune_files(model: str, documents: list[str] | None, out: Path | None, about: dict, asked: dict,
-                 self_contained: bool, verify: str) -> dict:
+                 self_contained: bool, trust: bool, verify: str) -> dict:
     "Prune the files of `model` to `out` (None: nowhere) as `asked`, and return `info`."
     from vocab_pruning.core import real_path
     from vocab_pruning.models.checkpoint import prune_checkpoint
@@ -521,16 +540,17 @@ def _prune_files(model: str, documents: list[str] | None, out: Path | None, abou
         about = about | {"base_model": source}
         source = snapshot(source)
     options = dict(verify=verify, about=about, progress=_progress(), self_contained=self_contained)
+    options["trust_remote_code"] = trust
     return prune_checkpoint(source, documents, out, **options, **asked)
 
 
 def _prune_in_memory(model: str, documents: list[str] | None, out: Path | None, about: dict, asked: dict,
-                     self_contained: bool) -> dict:
+                     self_contained: bool, trust: bool) -> dict:
     "Load `model`, prune it as `asked`, save it to `out` (None: nowhere), and return `info`. Say on stderr why."
     from vocab_pruning.models.pruning import prune
 
     typer.echo(f"note: the model is loaded, because the scorer {asked['scorer']!r} runs it", err=True)
-    pruned = prune(*_load_pretrained(model), documents, share_encoder=True, progress=_progress(), **asked)
+    pruned = prune(*_load_pretrained(model, trust), documents, share_encoder=True, progress=_progress(), **asked)
     pruned.info |= about
     if out is not None:
         pruned.save_pretrained(out, self_contained=self_contained)
@@ -543,8 +563,8 @@ Stats = Annotated[
 
 
 def _texts_and_out(texts: str | None, out: Path | None, stats: Path | None, dry_run: bool) -> tuple:
-    "Return the texts and the output directory; with `stats`, the one argument given is the directory."
-    if stats is not None and out is None:
+    "Return the texts and the output directory; with `stats`, one argument that is no file is the directory."
+    if stats is not None and out is None and not (texts and Path(texts).is_file()):
         texts, out = None, texts and Path(texts)
     if texts is None and stats is None:
         raise typer.BadParameter("give TEXTS, or --stats")
@@ -565,6 +585,7 @@ def _prune_command(
     self_contained: Annotated[bool, typer.Option(
         "--self-contained", help="Add code, so that transformers alone loads it with trust_remote_code=True.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be kept, and write nothing.")] = False,
+    trust: Trust = False,
 ):
     """Prune the vocabulary of a model for texts, from its files to new ones.
 
@@ -592,7 +613,7 @@ def _prune_command(
     asked["stats"] = stats and TokenStats.load(_home(stats))
     documents, about, place = texts and _read(texts, text, data), _about(texts or stats, data), None if dry_run else out
     prune_it = _prune_in_memory if get_scorer(scorer).tuned else partial(_prune_files, verify=verify)
-    info = prune_it(model, documents, place, about=about, asked=asked, self_contained=self_contained)
+    info = prune_it(model, documents, place, about=about, asked=asked, self_contained=self_contained, trust=trust)
     _print({"written": place or "nothing, because of --dry-run"} | cut_facts(info))
 
 # %% ../nbs/cli.ipynb #54bb5b20
@@ -619,7 +640,7 @@ def _check_command(directory: Annotated[Path, typer.Argument(help="Directory of 
           top: Annotated[int, typer.Option(min=0, help="Number of lost tokens to show.")] = 10, text: Columns = None,
           split: Annotated[str | None, typer.Option(help="Split of a GLUE task.  [default: dev]",
                                                     show_default=False)] = None,
-          data: Data = "auto", as_json: Json = False):
+          data: Data = "auto", as_json: Json = False, trust: Trust = False):
     """Show how much of new texts a pruned model covers.
 
     Texts have drifted if far less is covered than of the texts the model was pruned for, or if more tokens are unknown.
@@ -634,15 +655,13 @@ def _check_command(directory: Annotated[Path, typer.Argument(help="Directory of 
     from vocab_pruning.models.saving import load
 
     check_limits(at_least, max_growth, max_unknown)
-    directory, source = _home(directory), original and _find_model(original)
+    directory, before = _home(directory), original and _read_tokenizer(original, trust)[0]
     documents = _read(texts, text, data, split or (None if is_file_of_texts(texts) else "dev"))
-    from transformers import AutoTokenizer
-
-    pruned = load(directory)
+    pruned = load(directory, trust_remote_code=trust)
     if at_least and pruned.plain:
         raise ValueError(f"{directory} has a row for every token of its tokenizer, so --at-least says nothing; "
                          "use --max-growth with --original, and --max-unknown")
-    found = coverage_of(pruned, documents, top, source and AutoTokenizer.from_pretrained(source), progress=_progress())
+    found = coverage_of(pruned, documents, top, before, progress=_progress())
     _print(found, as_json)
     _note_unknown(found)
     check_coverage(found, at_least, max_growth, max_unknown)
@@ -765,7 +784,7 @@ def _sweep_command(
     status = sweep_status(recipe, notebook)
     typer.echo(status.drop(columns="error").to_string(index=False, na_rep=""))
     if len(failed := status[status.state == "failed"]):
-        raise RuntimeError(f"{len(failed)} of {len(status)} runs failed, first {failed.cell.iloc[0]}: "
+        raise _RunsFailed(f"{len(failed)} of {len(status)} runs failed, first {failed.cell.iloc[0]}: "
                            f"{failed.error.iloc[0]}; --retry reruns them")
 
 # %% ../nbs/cli.ipynb #c2fa0a20

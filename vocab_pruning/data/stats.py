@@ -146,7 +146,7 @@ class Saved:
         try:
             with np.load(path, allow_pickle=False) as found:
                 values = [found[name] if found[name].shape else found[name].item() for name in names]
-        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             said = " ".join(str(error).split())
             raise ValueError(f"{path} does not hold a {cls.__name__} ({said}); make it with "
                              "vocab-prune count") from None
@@ -223,12 +223,15 @@ PROBE = "Ein Test: naïve CAFÉ-s, 1,234.5 don't  東京 🙂 ok"
 
 
 def tokenizer_fingerprint(tokenizer) -> str:
-    """Return a fingerprint of a fast tokenizer: of its vocabulary without added tokens, and of the ids of a sample.
+    """Return a fingerprint of a fast tokenizer: of its vocabulary, of what was added, and of the ids of a sample.
 
-    It is the same for a tokenizer that transformers loads and for its bare files."""
+    It is the same for a tokenizer that transformers loads and for its bare files, which may differ in added special
+    tokens; those are left out."""
     encoder = backend(tokenizer)
     words = sorted(encoder.get_vocab(with_added_tokens=False).items())
-    return fingerprint([words, encoder.encode(PROBE, add_special_tokens=False).ids])
+    added = [(i, token.content) for i, token in encoder.get_added_tokens_decoder().items() if not token.special]
+    told = [words, encoder.encode(PROBE, add_special_tokens=False).ids]
+    return fingerprint([*told, sorted(added)] if added else told)
 
 # %% ../../nbs/data/stats.ipynb #70a06a41
 def check_ids(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMPRESSED', 'READERS', 'KINDS_OF_FILE', 'LARGEST', 'endings', 'stem', 'read_bytes', 'read_content', 'json_objects',
-           'read_table', 'as_table', 'at', 'pick', 'texts_of', 'class_name', 'label_names', 'find_classes',
-           'given_classes', 'class_numbers', 'quantities', 'read_texts']
+           'read_table', 'as_table', 'at', 'check_columns', 'pick', 'texts_of', 'class_name', 'label_names',
+           'find_classes', 'given_classes', 'class_numbers', 'quantities', 'read_texts']
 
 # %% ../../nbs/data/table.ipynb #a70a506a
 import bz2
@@ -181,7 +181,12 @@ def _read_parquet(path: Path):
     with needs("data"):
         import pandas as pd
 
-    return pd.read_parquet(io.BytesIO(read_bytes(path)) if endings(path)[1] else path)
+    try:
+        return pd.read_parquet(io.BytesIO(read_bytes(path)) if endings(path)[1] else path)
+    except OSError as error:
+        if error.errno:  # of the file system, not of what the file holds
+            raise
+        raise ValueError(str(error)) from None
 
 # %% ../../nbs/data/table.ipynb #2ae59a22
 READERS: dict[str, Callable] = {
@@ -246,7 +251,7 @@ def at(where: str, row: int, column: str) -> str:
     return f"{where}, row {row} (from 0), column {column!r}"
 
 # %% ../../nbs/data/table.ipynb #0ab7b1c0
-def _check_columns_exist(frame, columns: Sequence[str], where: str):
+def check_columns(frame, columns: Sequence[str], where: str):
     "Raise `ValueError` unless `frame` has each of `columns` once."
     if gone := [name for name in columns if name not in frame.columns]:
         raise ValueError(f"{where} has no column {gone[0]!r}; it has {', '.join(map(repr, frame.columns))}")
@@ -263,7 +268,7 @@ def pick(
     """Return the `columns` of `frame`, in which no cell is missing. The rows keep their numbers.
 
     Raises `ValueError` for a column that does not exist, a missing cell, and a table without rows."""
-    _check_columns_exist(frame, columns, where)
+    check_columns(frame, columns, where)
     frame = frame[list(columns)]
     missing = frame.isna() | frame.astype(object).map(lambda value: isinstance(value, str) and not value.strip())
     if not drop_missing and missing.any(axis=None):

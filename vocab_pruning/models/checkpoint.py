@@ -6,10 +6,10 @@
 __all__ = ['WEIGHTS', 'INDEX', 'PARTS_OF_PRUNED', 'INPUTS', 'HEADS', 'OUTSIDE', 'BIAS_OUTSIDE', 'BUFFERS', 'COUNTS_FROM_PADDING',
            'HEADED', 'STALE', 'WRITTEN_ANEW', 'WRITTEN_WITH_TOKENIZER', 'MODULES', 'EXPORTS', 'VERIFY', 'Checkpoint',
            'nested', 'read_checkpoint', 'Vocabulary', 'find_vocabulary', 'count_params', 'size_of', 'check_request',
-           'Job', 'check_finite', 'open_job', 'counts_from_padding', 'check_padding_rows', 'renumbered_configs',
-           'gathered', 'head_module', 'check_one_table', 'Remapped', 'remapped', 'copy_companions', 'shards',
-           'write_weights', 'check_own_rows', 'check_segments', 'check_room', 'NewFiles', 'by_resegmenting', 'by_remap',
-           'write_files', 'prune_checkpoint']
+           'Job', 'check_finite', 'open_job', 'counts_from_padding', 'check_no_other_table', 'check_padding_rows',
+           'renumbered_configs', 'gathered', 'head_module', 'check_one_table', 'check_class_takes', 'Remapped',
+           'remapped', 'copy_companions', 'shards', 'write_weights', 'check_own_rows', 'check_segments', 'check_room',
+           'NewFiles', 'by_resegmenting', 'by_remap', 'write_files', 'prune_checkpoint']
 
 # %% ../../nbs/models/checkpoint.ipynb #55bba5f6
 import copy
@@ -30,11 +30,11 @@ import numpy as np
 
 from vocab_pruning.core import (
     GRAPHS, MARKER, NEEDS_US, OURS, CannotPrune, check_replaceable, library_versions, list_of_names,
-    one_of, real_path, to_json, whole_directory,
+    one_of, real_path, shortly, to_json, whole_directory,
 )
 from ..data.stats import TokenStats
 from vocab_pruning.models.anatomy import (
-    check_further, ids_named_in, not_renumbered, renumber_all, special_ids, warn_of_dropped, warn_of_fields,
+    PER_LAYER, check_further, ids_named_in, not_renumbered, renumber_all, special_ids, warn_of_dropped, warn_of_fields,
 )
 from .bare import BareTokenizer, read_bare, read_mapping, write_bare
 from .card import make_card
@@ -361,7 +361,12 @@ def open_job(source: str | Path, asked: Request, include, leave, self_contained:
     code_for = _code_for(checkpoint.directory) if self_contained and not asked.rewrites else None
     job = Job(checkpoint, found, tokenizer, asked, size, copies, beyond, code_for)
     job.subject.check(asked)
-    check_padding_rows(job) if asked.rewrites else check_one_table(job)
+    if asked.rewrites:
+        check_no_other_table(job)
+        check_padding_rows(job)
+    else:
+        check_one_table(job)
+        check_class_takes(job)
     check_finite(found.tables[0], asked.rewrites)
     return job
 
@@ -379,6 +384,14 @@ def counts_from_padding(checkpoint: Checkpoint) -> bool:
         return True
     code = (file.read_text(encoding="utf-8", errors="replace") for file in checkpoint.directory.glob("*.py"))
     return any("padding_idx" in text and "cumsum" in text for text in code)
+
+
+def check_no_other_table(job: Job):
+    "Raise `CannotPrune` where ids read another table, of another size, whose rows would keep their old numbers."
+    for config in job.checkpoint.configs(job.found.n_rows):
+        if config.get(PER_LAYER):
+            raise CannotPrune(f"this model has a second table of tokens ({PER_LAYER}={config[PER_LAYER]}), which would "
+                              "be read by the old ids; choose another oov, e.g. 'sparse'")
 
 
 def check_padding_rows(job: Job):
@@ -464,7 +477,41 @@ def check_one_table(job: Job):
         raise CannotPrune(f"{alone[0].name} has rows of its own, which oov={job.asked.oov!r} cannot remap; "
                           "choose oov='resegment'")
 
+# %% ../../nbs/models/checkpoint.ipynb #8ed7a3cb
+def check_class_takes(job: Job):
+    """Raise `CannotPrune` where the class of a model of several parts cannot hold a remapped embedding.
 
+    The class is built without numbers, and given an embedding of one row more. Models whose configuration has the
+    vocabulary's size itself are not asked, and none whose class transformers does not know."""
+    config, directory = job.checkpoint.config, job.checkpoint.directory
+    if "vocab_size" in config or "auto_map" in config or not job.checkpoint.architecture:
+        return
+    import torch
+    import transformers
+
+    if (cls := getattr(transformers, job.checkpoint.architecture, None)) is None:
+        return
+    n_rows, what = job.found.n_rows, f"{cls.__name__} cannot hold a remapped embedding"
+    try:
+        with torch.device("meta"):
+            model = _with_a_row_more(cls(cls.config_class.from_pretrained(directory)), n_rows)
+    except Exception as error:
+        raise CannotPrune(f"{what} ({shortly(error.__cause__ or error)}); choose oov='resegment'") from error
+    made = {name: tensor.shape[:1] for name, tensor in model.state_dict().items()}
+    parts = (tensor.name for tensor in (*job.found.tables, *job.found.heads, *job.found.biases))
+    if stiff := next((name for name in parts if made.get(name) == (n_rows,)), None):
+        raise CannotPrune(f"{what} ({stiff} does not follow it); choose oov='resegment'")
+
+
+def _with_a_row_more(model, n_rows: int):
+    "Return `model`, given an empty remapped embedding of `n_rows` + 1 rows."
+    from vocab_pruning.models.saving import give_parts
+
+    model.config.vocab_pruning = dict(rows=n_rows + 1, kept=n_rows, m=1, coded=None)
+    give_parts(model, model.config)
+    return model
+
+# %% ../../nbs/models/checkpoint.ipynb #5bb66f40
 @dataclass
 class Remapped:
     "What a remapped embedding adds to the rows that stay."
@@ -697,7 +744,7 @@ def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], director
     if new.tokenizer is not None:
         write_bare(new.tokenizer, directory)
         again = read_bare(directory)
-        check_segments(job, again, sample, new.keep, new.config["vocab_size"], new.lossless)
+        check_segments(job, again, sample, new.keep, info["after"]["rows"], new.lossless)
         files = piece_files(checkpoint.directory)
         info = info | carry_pieces(files, directory, job.tokenizer, again, sample)
     _write_config(new.config, directory / "config.json")
@@ -734,18 +781,34 @@ def _place(source: Path, out: str | Path) -> Path:
     return out
 
 
-def _write_as(job: Job, new: NewFiles, info: dict, out: Path | None, forward: bool) -> dict:
-    "Write the pruned checkpoint to `out` (None: nowhere), verified and whole; return its `info`."
+def _forward_options(verify: str, source: str | Path, trust_remote_code: bool) -> dict | None:
+    """Return the options of `verify_forward`, None where outputs are not compared.
+
+    Raises `ValueError` where that would run code in `source` that nobody trusts."""
+    VERIFY.check("verify", verify)
+    if verify != "forward":
+        return None
+    config = real_path(source) / "config.json"
+    if not trust_remote_code and config.is_file() and "auto_map" in read_mapping(config):
+        raise ValueError(f"verify='forward' would run the code in {source}: give trust_remote_code=True if you trust "
+                         "it, or leave verify out")
+    return dict(trust_remote_code=trust_remote_code)
+
+
+def _write_as(job: Job, new: NewFiles, info: dict, out: Path | None, forward: dict | None) -> dict:
+    """Write the pruned checkpoint to `out` (None: nowhere), verified and whole; return its `info`.
+
+    `forward`: the options of `verify_forward`, where outputs are compared, too."""
     if out is None:
         return info
     check_room(out, new.shards)
     sample = sample_of(job.asked)
     with whole_directory(out, MARKER, unlike=GRAPHS, ours=OURS) as directory:
         info = write_files(job, new, info, sample, directory)
-        if forward:
+        if forward is not None:
             from vocab_pruning.models.verify import verify_forward
 
-            verify_forward(job.checkpoint.directory, directory, sample)
+            verify_forward(job.checkpoint.directory, directory, sample, **forward)
     return info
 
 # %% ../../nbs/models/checkpoint.ipynb #2c51aa02
@@ -774,18 +837,18 @@ def prune_checkpoint(
     stats: TokenStats | None = None,  # statistics of the texts, counted before
     unseen: str = "likely",  # how rows that no text uses are ranked, as in `prune`
     self_contained: bool = False,  # add code, so that transformers alone loads it with trust_remote_code=True
-    **oov_options,  # options of `oov`, as `prune` takes them
+    trust_remote_code: bool = False,  # let `verify="forward"` run code that is in `source`
+    **oov_options,  # of `oov`, as `prune` takes them
 ) -> dict:  # how it was made, as in `vocab_pruning.json`
     """Prune the vocabulary of a checkpoint for `texts`, from files to files; no model is built, no code of it is run.
 
     The directory is verified, then moved into place. Raises `ValueError` for damaged files, pickles, tensors that may
     not be the vocabulary's, `OSError` where files are missing or in the way or the disk is full; else as `prune`."""
-    VERIFY.check("verify", verify)
+    forward = _forward_options(verify, source, trust_remote_code)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = dict(scorer=scorer, scorer_options=scorer_options, oov=oov, oov_options=oov_options, seed=seed)
     given = dict(scores=scores, keep=keep, stats=stats, unseen=unseen, renumber=renumber, progress=progress)
     check_request(asked := Request(texts=texts, target=target, **choices, **given))
     out = out and _place(real_path(source), out)
-    job = open_job(source, asked, include, leave, self_contained)
-    new = _new_files(job)
-    return _write_as(job, new, _facts(job, new) | (about or {}), out, verify == "forward")
+    new = _new_files(job := open_job(source, asked, include, leave, self_contained))
+    return _write_as(job, new, _facts(job, new) | (about or {}), out, forward)

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PrunedEmbedding', 'in_manner_of', 'pruned_embedding', 'PrunedHead', 'pruned_head', 'head_parent', 'fit_second_bias',
-           'install', 'settle', 'plain_embedding', 'copy_model', 'check_reached', 'rebuild_model_with_vocab']
+           'place_embedding', 'install', 'settle', 'plain_embedding', 'copy_model', 'check_reached',
+           'rebuild_model_with_vocab']
 
 # %% ../../nbs/models/embedding.ipynb #7896a13c
 import copy
 import inspect
+import sys
 from functools import cache
 from itertools import chain
 
@@ -208,14 +210,28 @@ def _labels_of_call(model, args, kwargs):
     return call, call.arguments.get("labels")
 
 
+def _decoder_input(model, labels: torch.Tensor) -> torch.Tensor | None:
+    "Return what the decoder of `model` reads for `labels`, made by the code of its class; None without such code."
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+    if hasattr(model, "_shift_right"):
+        return model._shift_right(labels)
+    shift = getattr(sys.modules[type(model).__module__], "shift_tokens_right", None)
+    if shift is None:
+        return None
+    own = getattr(model.config, "decoder_start_token_id", None) is not None
+    config = model.config if own else model.config.get_text_config()
+    return shift(labels, config.pad_token_id, config.decoder_start_token_id)
+
+
 def _ignore_pruned_labels(model, args, kwargs):
     "Forward pre-hook of a model with an LM head: make labels that are pruned ids -100; a decoder still reads them."
     _check_head(model)
     call, labels = _labels_of_call(model, args, kwargs)
     if labels is not None:
         given = call.arguments.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}
-        if not given and hasattr(model, "prepare_decoder_input_ids_from_labels"):
-            call.arguments["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        if not given and (shifted := _decoder_input(model, labels)) is not None:
+            call.arguments["decoder_input_ids"] = shifted
         kept = _rows(model).is_kept(labels.clamp(min=0))
         call.arguments["labels"] = labels.masked_fill(~kept, -100)
     return call.args, call.kwargs
@@ -278,11 +294,20 @@ def _load_everywhere(model, state: dict, prefix: str, *args):
         state |= {other + name.removeprefix(first): state[name] for other in others}
 
 # %% ../../nbs/models/embedding.ipynb #9b92d23c
+def place_embedding(model, embedding: nn.Embedding):
+    "Put `embedding` in the place of the input embedding of `model`. Raises `TypeError` for a class without the means."
+    try:
+        model.set_input_embeddings(embedding)
+    except NotImplementedError as error:
+        raise TypeError(f"{type(model).__name__} lets nobody replace its embedding (set_input_embeddings); prune the "
+                        "part that holds it, such as its encoder or decoder") from error
+
+
 def install(model, embedding: PrunedEmbedding, head: PrunedHead | None):
     "Install `embedding` and `head` in `model`, in place, with the hooks that a pruned vocabulary needs."
     from transformers import PreTrainedModel
 
-    model.set_input_embeddings(embedding)
+    place_embedding(model, embedding)
     if head is not None:
         model.set_output_embeddings(head)
         fit_second_bias(model, head)

@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from ..core import CannotPrune
-from .anatomy import NAMES_TOKENS, configurations, renumber_all, warn_of_dropped
+from .anatomy import NAMES_TOKENS, PER_LAYER, configurations, renumber_all, warn_of_dropped
 from vocab_pruning.models.embedding import (
     check_reached,
     copy_model,
-    head_parent,
     fit_second_bias,
+    head_parent,
     in_manner_of,
+    place_embedding,
     plain_embedding,
 )
 from ..remaps.table import FLOOR
@@ -76,12 +77,14 @@ def _renumber(model, new_id: dict[int, int], n_old: int, n_rows: int, further: I
             config.vocab_size = n_rows
 
 
-def _renumber_modules(result, model, new_id: dict[int, int]):
-    """Set the token ids that modules of `result` took from their configuration when they were built.
+def _renumber_modules(result, model, new_id: dict[int, int], n_old: int, n_rows: int):
+    """Set the token ids, and the number of tokens, that modules of `result` took from their configuration.
 
     Raises `ValueError` for a module that `result` shares with `model`, which stays as it is."""
     shared = {id(part) for part in model.modules()}
     for part in result.modules():
+        if vars(part).get("vocab_size") == n_old:
+            part.vocab_size = n_rows
         for name, value in [*vars(part).items()]:
             if not name.endswith(NAMES_TOKENS) or type(value) is not int or new_id.get(value, value) == value:
                 continue
@@ -105,6 +108,17 @@ def _check_rows(model, rows: torch.Tensor, n_old: int, pad: int | None, new_pad:
             f"this model counts positions from its padding id, which would move from {pad} to "
             f"{new_pad}; choose another oov, e.g. 'sparse'"
         )
+
+
+def _check_other_tables(model, old: nn.Embedding):
+    "Raise `CannotPrune` where `model` has another table that ids read, whose rows would keep their old numbers."
+    n_old = old.num_embeddings
+    sizes = {n_old, *(getattr(config, PER_LAYER, None) for config in configurations(model, n_old))}
+    others = (name for name, part in model.named_modules() if isinstance(part, nn.Embedding)
+              and part.weight is not old.weight and part.num_embeddings in sizes and "position" not in name)
+    if name := next(others, None):
+        raise CannotPrune(f"{name} of {type(model).__name__} has a row for each token, too, and would be read by the "
+                          "old ids; choose another oov, e.g. 'sparse'")
 
 
 def _check_padding(model, head: nn.Linear, n_old: int):
@@ -138,22 +152,23 @@ def rebuild_plain(
     Token ids in the configurations are renumbered. A list entry whose row is pruned is dropped with a warning.
 
     Raises `TypeError` for a pruned model. Raises `ValueError` for rows that the model does not have, that are given
-    twice, or that lack a special token of the configuration, for a model that needs its padding id where it is, and for
-    padding rows where the head has no bias."""
+    twice, or that lack a special token of the configuration, for a model that needs its padding id where it is or has
+    another table of tokens, and for padding rows where the head has no bias."""
     old, head, rows = plain_embedding(model), model.get_output_embeddings(), torch.as_tensor(rows)
     n_old, n_rows = len(old.weight), math.ceil(len(rows) / pad_to_multiple_of) * pad_to_multiple_of
     new_id = {old_id: new for new, old_id in enumerate(rows.tolist())}
     padding_idx = new_id.get(old.padding_idx)
     _check_rows(model, rows, n_old, old.padding_idx, padding_idx)
+    _check_other_tables(model, old)
     if head is not None and n_rows > len(rows):
         _check_padding(model, head, n_old)
     warn_of_dropped(dropped_ids(model, rows, further))
     new = _plain_rows(old, rows, n_rows, padding_idx)
     result = copy_model(model, without=[old, head], share_encoder=share_encoder)
-    result.set_input_embeddings(in_manner_of(old, new))
+    place_embedding(result, in_manner_of(old, new))
     if head is not None:
         _install_plain_head(result, _plain_head(head, old, new, rows), rows, n_old)
     check_reached(model, result)
     _renumber(result, new_id, n_old, n_rows, further)
-    _renumber_modules(result, model, new_id)
+    _renumber_modules(result, model, new_id, n_old, n_rows)
     return result

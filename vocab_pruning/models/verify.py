@@ -46,8 +46,12 @@ def _outputs(model, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     if type(model).__name__.endswith("ForMultipleChoice"):
         ids = ids[None]  # (1, choices, n)
     decoder = {"decoder_input_ids": ids} if "decoder_input_ids" in inspect.signature(model.forward).parameters else {}
-    with evaluating(model):
-        got = model(input_ids=ids, output_hidden_states=True, return_dict=True, **decoder)
+    try:
+        with evaluating(model):
+            got = model(input_ids=ids, output_hidden_states=True, return_dict=True, **decoder)
+    except TypeError as error:
+        raise TypeError(f"{type(model).__name__} cannot be compared on text alone ({error}); leave the "
+                        "comparison out (verify=False), and make it on inputs of your own") from error
     states = {f"hidden state {i}": state for i, state in enumerate(got.get("hidden_states") or ())}
     return states | {name: value for name, value in got.items() if torch.is_tensor(value)}
 
@@ -391,18 +395,19 @@ def verify_forward(
     source: str | Path,  # directory of a full model
     directory: str | Path,  # that of the pruned one
     texts: list[str],  # texts to compare on
+    trust_remote_code: bool = False,  # run code that is in the directories
 ) -> dict:  # report of `verify`
     """Load a full model and the one that was pruned from its files, and compare their outputs.
 
     The tokenizer is the one that transformers makes of the files. Raises as `load` and `verify` do."""
     from transformers import AutoTokenizer
 
-    pruned = load(directory)
+    pruned = load(directory, trust_remote_code=trust_remote_code)
     full, report = type(pruned.model).from_pretrained(source, output_loading_info=True)
     drawn, sizes = pruned.model.state_dict(), {name: tensor.shape for name, tensor in full.state_dict().items()}
     same = [name for name in report["missing_keys"] if name in drawn and drawn[name].shape == sizes[name]]
     full.eval().load_state_dict({name: drawn[name] for name in same}, strict=False)  # drawn at random in each of them
-    pruned.original = full, AutoTokenizer.from_pretrained(source)
+    pruned.original = full, AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     check_numbers(pruned)
     _check_table(pruned)
     if not _as_before(pruned):  # which for a model in memory means that it was trained, and is no error

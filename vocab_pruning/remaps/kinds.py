@@ -203,14 +203,18 @@ def remap_to_sparse(
 
 # %% ../../nbs/remaps/kinds.ipynb #dfb79616
 def _piece_positions(plan: Plan, ids: np.ndarray) -> list[np.ndarray]:
-    "Return the positions of the kept rows that each of `ids` reads: those of its pieces, else that of [UNK]."
+    """Return the positions of the kept rows that each of `ids` reads: those of its pieces, else that of [UNK].
+
+    Rows that no text reads, such as padding, read any row where there is no [UNK]."""
     split = plan.split(plan.keep)
     found = [plan.ordinary(np.array(split(i), np.int64)) for i in ids.tolist()]
-    lost = next((i for i, pieces in zip(ids.tolist(), found, strict=True) if not len(pieces)), None)
+    unread = np.zeros(len(plan.order), bool) if plan.reserved is None else plan.reserved
+    lost = next((i for i, pieces in zip(ids.tolist(), found, strict=True) if not len(pieces) and not unread[i]), None)
     if lost is not None and plan.unk_id is None:
         raise CannotPrune(f"token {lost} splits into no kept tokens, and the tokenizer has no unknown token; keep more "
                           "rows, or choose oov='nearest'")
-    return [plan.position(pieces if len(pieces) else [plan.unk_id]) for pieces in found]
+    rest = plan.keep[0] if plan.unk_id is None else plan.unk_id
+    return [plan.position(pieces if len(pieces) else [rest]) for pieces in found]
 
 
 def remap_to_pieces(

@@ -8,11 +8,13 @@ __all__ = ['SECONDS', 'count_source', 'count_corpora']
 # %% ../../nbs/runs/counting.ipynb #9f3ab6db
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ..core import choose, real_path, to_json, whole_number
 from ..data.corpora import Source
@@ -56,6 +58,22 @@ def _description(sources: Sequence[Source], tokenizer, n_rows: int) -> str:
     return to_json(dict(sources=told, tokenizer=tokenizer_fingerprint(tokenizer), n_rows=n_rows))
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    "Run a block that no other process runs for `out`. Raises `TimeoutError` at once while one does."
+    lock = FileLock(out.with_name(f".{out.name}.lock"), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TimeoutError(f"another process is counting into {out}; wait for it, or name another file") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # an open file cannot be removed everywhere
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
 def _open_parts(out: Path, description: str) -> Path:
     "Return the directory of what is counted so far; it is emptied if it belongs to something else."
     parts = out.with_name(f".{out.name}.parts")
@@ -82,13 +100,21 @@ def _count_here(sources: Sequence[Source], tokenizer, n_rows: int, parts: Path |
         yield stats
 
 
+def _result(future) -> TokenStats:
+    "Return the result of a task. Raises what went wrong there, without the traceback that Ray puts in its place."
+    try:
+        return future.result()
+    except Exception as error:
+        raise getattr(error, "cause", None) or error from None
+
+
 def _count_there(sources: Sequence[Source], tokenizer, n_rows: int, parts: Path | None, submit):
     "Yield the statistics of each source, counted by tasks that `submit` starts."
     done = [parts and parts / f"{number}.npz" for number in range(len(sources))]
-    coming = [None if file and file.exists() else submit(source, tokenizer, n_rows)
+    coming = [None if file and file.exists() else submit(source.anywhere(), tokenizer, n_rows)
               for source, file in zip(sources, done, strict=True)]
     for file, future in zip(done, coming, strict=True):
-        stats = future.result() if future else TokenStats.load(file)
+        stats = _result(future) if future else TokenStats.load(file)
         if file and future:
             stats.save(file)
         yield stats
@@ -121,7 +147,7 @@ def count_corpora(
     """Return the statistics of all sources, each text counted as often as the weight of its source says.
 
     Raises `ValueError` for a source that cannot be read, for texts without a token, and for an unknown engine or
-    option; then nothing is written."""
+    option; then nothing is written. Raises `TimeoutError` while another process counts into `out`."""
     choose(ENGINES, "engine", engine)
     options = read_engine_options(engine, engine_options)
     whole_number("workers", workers)
@@ -129,12 +155,13 @@ def count_corpora(
     if out is None:
         return _total(sources, tokenizer, n_rows, None, *given)
     out = real_path(out)
-    parts = _open_parts(out, _description(sources, tokenizer, n_rows))
-    try:
-        total = _total(sources, tokenizer, n_rows, parts, *given)
-    except (ValueError, TypeError):
+    with _alone(out):
+        parts = _open_parts(out, _description(sources, tokenizer, n_rows))
+        try:
+            total = _total(sources, tokenizer, n_rows, parts, *given)
+        except (ValueError, TypeError, ImportError):
+            shutil.rmtree(parts, ignore_errors=True)
+            raise
+        total.save(out)
         shutil.rmtree(parts, ignore_errors=True)
-        raise
-    total.save(out)
-    shutil.rmtree(parts, ignore_errors=True)
     return total

@@ -185,6 +185,8 @@ def read_with_tasks(
     known: dict,  # parameters of a run and their defaults, see `run_parameters`
 ) -> tuple[dict, dict[str, Task]]:
     "Return the recipe in `path`, as `read_recipe` does, and its tasks by name."
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; give a recipe (.yaml)")
     with _within(path.name):
         raw = _read_recipe_file(path)
         rest = dict(

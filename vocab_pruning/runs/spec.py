@@ -213,7 +213,7 @@ class RunSpec:
     max_train_examples: int | None = _parameter(None, _COUNT, "Number of examples to train on; None: all.")
     held_out_examples: int | None = _parameter(None, _COUNT, "Number of the following examples to hold out from train.")
     vocabulary_tasks: dict | None = _parameter(None, _TASKS, "Tasks whose train texts rank the tokens.")
-    look_first: bool = _parameter(True, _SWITCH, "Whether to show the cost of every other remap first.")
+    look_first: bool = _parameter(True, _SWITCH, "Whether to show first what each quick remap would cost.")
     baseline: bool = _parameter(True, _SWITCH, "Whether to fine-tune the full model, too.")
     save_model: bool = _parameter(False, _SWITCH, "Whether to save the pruned model.")
     out: str = _parameter("runs", _NAME, "Directory of the results, relative to the project's root.")

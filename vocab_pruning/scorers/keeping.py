@@ -90,12 +90,19 @@ def _read_by(tokens: Tokens, texts: Iterable[str]) -> list[int]:
     return np.flatnonzero(token_stats(texts, tokens.tokenizer, tokens.n_rows).seen).tolist()
 
 
+def _of_file(tokens: Tokens, value: str) -> list[int]:
+    "Return the ids of the tokens of the texts in the file `value`."
+    if not value:
+        raise ValueError("name a file of texts")
+    return _read_by(tokens, load_texts(value))
+
+
 KEEP_ENTRIES: dict[str, Callable[[Tokens, str], list[int]]] = {
     "token": _named,
     "id": _numbered,
     "re": _matching,
     "script": _in_script,
-    "texts": lambda tokens, value: _read_by(tokens, load_texts(value)),
+    "texts": _of_file,
 }
 
 # %% ../../nbs/scorers/keeping.ipynb #68b52ae8
@@ -116,6 +123,8 @@ def _ids_of_entry(tokens: Tokens, entry) -> tuple[list[int], str]:
         find, value = (KEEP_ENTRIES[kind], value) if colon and kind in KEEP_ENTRIES else (_named, entry)
         try:
             ids = find(tokens, value)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"keep={entry!r}: {error}") from None
         except (ValueError, TypeError) as error:
             raise ValueError(f"keep={entry!r}: {error}") from None
         if not ids:

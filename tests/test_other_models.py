@@ -1,0 +1,143 @@
+"""Models of several parts, tables or losses: what a cut cannot follow is refused by name, and the rest is exact."""
+
+import pytest
+import torch
+import transformers
+from conftest import Unread
+from test_checkpoint import TEXTS
+
+from vocab_pruning import load, prune
+from vocab_pruning.core import CannotPrune
+from vocab_pruning.models.checkpoint import prune_checkpoint
+from vocab_pruning.testing.families import BART, BRACKET_ROLES, DECODER, SIZES, tiny_model, tiny_tokenizer
+
+UNIGRAM = tiny_tokenizer("XLMRobertaTokenizer")
+SPECIAL = dict(vocab_size=len(UNIGRAM), pad_token_id=1, bos_token_id=0, eos_token_id=2)
+CUT = dict(ratio=0.4, base="vocab")
+
+
+def drawn(name: str, config):
+    "A model of the class `name` with large random weights, so that a wrong row shows."
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(config).eval()
+    with torch.no_grad():
+        for part in model.parameters():
+            part.normal_(std=0.3)
+    return model
+
+
+# A decoder reads the labels that were given, pruned ones included; the loss does without those.
+
+TRANSLATORS = ["Bart", "Blenderbot", "BlenderbotSmall", "M2M100", "Marian", "MBart", "NllbMoe", "Pegasus"]
+
+
+@pytest.mark.parametrize("family", TRANSLATORS)
+def test_a_decoder_reads_pruned_labels(family):
+    config = getattr(transformers, f"{family}Config")(**SPECIAL, **BART, decoder_start_token_id=2)
+    name = next(name for name in (f"{family}ForConditionalGeneration", f"{family}MTModel") if hasattr(transformers, name))
+    model = drawn(name, config)
+    p = prune(model, UNIGRAM, TEXTS, **CUT | dict(ratio=0.8), oov="int8")
+    ids = next(ids for text in TEXTS if not p.remap.kept[ids := UNIGRAM(text, return_tensors="pt")["input_ids"]].all())
+    with torch.no_grad():
+        as_labels = model(input_ids=ids, labels=ids).logits
+        shifted = [torch.tensor([[2]]), ids[:, :-1]] if family != "MBart" else [ids[:, -1:], ids[:, :-1]]
+        assert torch.equal(as_labels, model(input_ids=ids, decoder_input_ids=torch.cat(shifted, 1)).logits)
+        ours = p.model(input_ids=ids, labels=ids).logits
+        theirs = p.model(input_ids=ids, decoder_input_ids=torch.cat(shifted, 1)).logits
+    assert torch.equal(ours, theirs)
+
+
+# A plain model knows its new number of tokens wherever it was written down.
+
+@pytest.mark.parametrize("family", ["Gemma2", "Gemma3Text", "Llama", "Mixtral", "OPT"])
+def test_a_plain_model_has_a_loss_before_it_is_saved(family, tmp_path):
+    config = getattr(transformers, f"{family}Config")(**DECODER | SPECIAL)
+    model = drawn(transformers.AutoModelForCausalLM._model_mapping[type(config)].__name__, config)
+    p = prune(model, UNIGRAM, TEXTS, **CUT, oov="resegment")
+    ids = p.tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    p.save_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        ours, theirs = (pruned(input_ids=ids, labels=ids).loss for pruned in (p.model, load(tmp_path / "out").model))
+    assert ours.isfinite() and torch.equal(ours, theirs)
+
+
+# A second table that ids read would keep its old numbers.
+
+def gemma4(per_layer: int):
+    config = transformers.Gemma4TextConfig(
+        **DECODER | SPECIAL, global_head_dim=8, vocab_size_per_layer_input=per_layer, hidden_size_per_layer_input=8,
+        num_kv_shared_layers=0, layer_types=["sliding_attention", "full_attention"])
+    return drawn("Gemma4ForCausalLM", config)
+
+
+@pytest.mark.parametrize("fewer", [0, 16])
+def test_a_second_table_of_tokens_is_refused(fewer, tmp_path):
+    model = gemma4(len(UNIGRAM) - fewer)
+    model.save_pretrained(tmp_path / "full")
+    UNIGRAM.save_pretrained(tmp_path / "full")
+    with pytest.raises(CannotPrune, match="embed_tokens_per_layer of Gemma4ForCausalLM has a row for each token, too"):
+        prune(model, UNIGRAM, TEXTS, **CUT, oov="resegment")
+    with pytest.raises(ValueError, match="second table of tokens|has the vocabulary's size"):
+        prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "out", **CUT, oov="resegment")
+    assert not (tmp_path / "out").exists()
+    assert prune(model, UNIGRAM, TEXTS, **CUT, oov="nearest").verify()["compared"]  # ids stay, and so does the table
+
+
+# Models of several parts: what their class cannot hold is refused before a text is read, and plain ones are written.
+
+WORDPIECE = tiny_tokenizer("BertTokenizer", **BRACKET_ROLES)
+PICTURES = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8)
+WORDS = SIZES | dict(vocab_size=len(WORDPIECE))
+
+
+def captioner():
+    text = transformers.BertConfig(**WORDS, is_decoder=True, add_cross_attention=True)
+    parts = transformers.ViTConfig(**PICTURES), text
+    return drawn("VisionEncoderDecoderModel", transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(*parts))
+
+
+def blip():
+    text = dict(vocab_size=len(WORDPIECE), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+                encoder_hidden_size=16, pad_token_id=0, bos_token_id=2, eos_token_id=3, sep_token_id=3)
+    return drawn("BlipForConditionalGeneration", transformers.BlipConfig(text_config=text, vision_config=PICTURES))
+
+
+@pytest.mark.parametrize("make", [captioner, blip])
+def test_models_of_several_parts_from_files(make, tmp_path):
+    model = make()
+    model.save_pretrained(tmp_path / "full")
+    WORDPIECE.save_pretrained(tmp_path / "full")
+    with pytest.raises(CannotPrune, match=f"{type(model).__name__} cannot hold a remapped embedding"):
+        prune_checkpoint(tmp_path / "full", Unread(), tmp_path / "out", **CUT, oov="nearest")
+    info = prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "out", **CUT, oov="resegment")
+    again = type(model).from_pretrained(tmp_path / "out")
+    assert info["after"]["rows"] == again.config.get_text_config(decoder=True).vocab_size < len(WORDPIECE)
+    old, new = model.state_dict(), again.state_dict()
+    rows = torch.tensor(info["original_ids"])
+    for name, tensor in new.items():
+        expected = old[name][rows] if old[name].shape != tensor.shape else old[name]
+        assert torch.equal(tensor, expected), name
+
+
+def test_a_model_that_nobody_can_give_an_embedding_is_refused_in_memory():
+    with pytest.raises(TypeError, match="VisionEncoderDecoderModel lets nobody replace its embedding"):
+        prune(captioner(), WORDPIECE, TEXTS, **CUT)
+
+
+def test_outputs_are_compared_only_with_code_that_is_trusted(tmp_path):
+    model, tokenizer = tiny_model("BERT", "AutoModel")
+    model.config.auto_map = {"AutoModel": "mine.Mine"}
+    model.save_pretrained(tmp_path / "full")
+    tokenizer.save_pretrained(tmp_path / "full")
+    with pytest.raises(ValueError, match=r"verify='forward' would run the code in .*: give trust_remote_code=True"):
+        prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "out", **CUT, oov="unk", verify="forward")
+    prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "out", **CUT, oov="unk")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_padding_rows_are_no_tokens_that_must_split():
+    "A byte-level BPE has no unknown token, and rows without a token need none."
+    tokenizer = tiny_tokenizer("GPT2Tokenizer")
+    model = drawn("GPT2LMHeadModel", transformers.GPT2Config(vocab_size=len(tokenizer) + 4, n_embd=16, n_layer=1, n_head=2))
+    p = prune(model, tokenizer, TEXTS, **CUT, oov="pieces")
+    assert len(p.keep) < len(tokenizer) and p.verify()["texts"]
