@@ -16,7 +16,7 @@ from tools.nbfilter import apply_options
 from tools.notebooks import read_notebook
 from tools.publish import run_page, write_whole
 from vocab_pruning.models.card import markdown_table
-from vocab_pruning.report.kept import kept_by_rows, pruned_after, remap_of, steady_tasks, with_interval
+from vocab_pruning.report.kept import COMPARED, kept_by_rows, pruned_after, remap_of, tasks_to_average, with_interval
 from vocab_pruning.report.summary import ALL_TASKS, check_provenance, evaluations, sort_columns, task_title
 from vocab_pruning.runs.record import read_rows
 
@@ -66,29 +66,23 @@ def write_readme(root: str | Path = "."):
         write_whole(Path(root) / name, content)
 
 
-KINDS = ("int4", "pq", "nearest", "cluster", "resegment", "unk")  # remaps that the README compares
-
-
 def readme_results(
     results: str | Path,  # a directory that `pack_runs` wrote
     ratios: Sequence[float] = (0.9, 0.95, 0.975),  # of the vocabulary; the second is shown in full
 ) -> str:
     """Return the README's paragraph and table of what fine-tuned models keep when they are pruned.
 
-    It has the tasks that have every remap and ratio, and on which seeds score alike (`steady_tasks`).
+    It has the tasks that have every remap and ratio, and on which seeds score alike (`tasks_to_average`).
     Raises `ValueError` for rows that differ in model, data or recipe, and for a directory without such tasks."""
     rows = pruned_after(read_rows(Path(results).absolute()))
     check_provenance(rows)
     lines = evaluations(rows)
-    wanted = lines[lines.label.map(remap_of).isin(KINDS) & lines.ratio.isin(ratios)]
-    cells = wanted.groupby("column")[["label", "ratio"]].apply(lambda some: len(some.drop_duplicates()))
-    whole = cells.index[cells == len(KINDS) * len(ratios)]
-    columns = sort_columns([column for column in steady_tasks(lines) if column in whole])
+    columns = sort_columns(tasks_to_average(lines, ratios))
     if not columns:
-        raise ValueError(f"{results} holds no task with every one of {', '.join(KINDS)} at {ratios}; make more runs")
+        raise ValueError(f"{results} holds no task with every one of {', '.join(COMPARED)} at {ratios}; make more runs")
     kept = kept_by_rows(lines, Path(results).absolute(), columns)
     kept = kept[kept.column == ALL_TASKS].assign(remap=kept.label.map(remap_of))
-    seeds = wanted[wanted.column.isin(columns)].groupby("column").seed.nunique()
+    seeds = lines[lines.column.isin(columns)].groupby("column").seed.nunique()
     told = ", ".join(f"{task_title(column)} {seeds[column]}" for column in columns)
     return (f"`{rows.model_id.iloc[0]}`; a mean over tasks (seeds: {told}), with its 95 % interval over seeds and "
             f"examples.\n\n{_results_table(kept, ratios)}")
@@ -97,7 +91,7 @@ def readme_results(
 def _results_table(kept, ratios: Sequence[float]) -> str:
     "Return Markdown with the agreement of each remap at each of `ratios`, and its size and retention at the second."
     rows = []
-    for kind in KINDS:
+    for kind in COMPARED:
         some = kept[kept.remap == kind].set_index(["value", "ratio"])
         agreement = [with_interval(some.loc["agreement", ratio]) for ratio in ratios]
         middle = some.loc["retention", ratios[1]]
