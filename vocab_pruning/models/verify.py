@@ -293,8 +293,8 @@ def _compare_texts(pruned: PrunedModel, again: PrunedModel, texts: list[str]) ->
     for text in texts:
         with as_it_was(new, old):
             ours, theirs = _ids(new, text), _ids(old, text)
-        before += theirs.numel()
-        now += ours.numel()
+        before += theirs.numel() - old.num_special_tokens_to_add()
+        now += ours.numel() - new.num_special_tokens_to_add()
         alike = _nothing_lost(pruned, ours, theirs)
         same += alike
         if not ours.numel():
@@ -369,7 +369,7 @@ def verify(
     The report holds `texts`, how many there are, and `compared`, how many were compared with the full model. Where that
     is in memory, it also holds:
     `nothing_lost`: how many keep all their tokens, or are segmented as before,
-    `growth`: tokens now divided by tokens before,
+    `growth`: tokens now divided by tokens before, added special ones aside, as `coverage_of` counts them,
     `target`: what the cut was asked for, e.g. "16,000 rows",
     `max_difference`: the largest difference of their outputs.
 
