@@ -290,6 +290,9 @@ def test_a_file_of_statistics_holds_no_pickle(tmp_path):
     np.savez(tmp_path / "bad.npz", **{name: np.array([{}]) for name in vars(TokenStats.empty(2))})
     with pytest.raises(ValueError, match="does not hold a TokenStats .*allow_pickle=False"):
         TokenStats.load(tmp_path / "bad.npz")
+    np.savez(tmp_path / "half.npz", **vars(TokenStats.empty(2)) | dict(counts=np.array([0.5, 1])))
+    with pytest.raises(ValueError, match=r"half.npz does not hold a TokenStats \(counts is float64, not int64\)"):
+        TokenStats.load(tmp_path / "half.npz")
     np.save(tmp_path / "one.npy", np.arange(3))
     with pytest.raises(ValueError, match="one.npy does not hold a TokenStats"):
         TokenStats.load(tmp_path / "one.npy")

@@ -145,12 +145,14 @@ class Saved:
         names = [field.name for field in fields(cls)]
         try:
             with np.load(path, allow_pickle=False) as found:
-                values = [found[name] if found[name].shape else found[name].item() for name in names]
+                arrays = {name: found[name] for name in names}
+            if wrong := [name for name, array in arrays.items() if array.shape and array.dtype != np.int64]:
+                raise ValueError(f"{wrong[0]} is {arrays[wrong[0]].dtype}, not int64")
         except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             said = " ".join(str(error).split())
             raise ValueError(f"{path} does not hold a {cls.__name__} ({said}); make it with "
                              "vocab-prune count") from None
-        return cls(*values)
+        return cls(*(array if array.shape else array.item() for array in arrays.values()))
 
 # %% ../../nbs/data/stats.ipynb #610620fd
 class Summed(Saved):
