@@ -169,7 +169,7 @@ def test_a_process_is_measured_before_and_after_the_model(monkeypatch, tmp_path,
 
     models, batches = models_and_batches("wordpiece")
     models["cluster"].save_pretrained(tmp_path)
-    save_file(batches["cluster"][0], tmp_path / "batch.pt")
+    save_file(batches["cluster"][0], tmp_path / "batch.tensors")
     events, real = [], benchmark.read_model
 
     def read(*args):
@@ -190,7 +190,7 @@ def test_a_measurement_that_fails_says_why(tmp_path, monkeypatch):
 
     model, batch = shared("wordpiece"), dict(input_ids=torch.full((1, 3), 10_000))
     model.save_pretrained(tmp_path)
-    save_file(batch, tmp_path / "batch.pt")
+    save_file(batch, tmp_path / "batch.tensors")
     with pytest.raises(IndexError, match="index out of range"):
         benchmark._measure_peak(str(tmp_path), "cpu")
     failed = SimpleNamespace(returncode=1, stderr="x" * 600 + "IndexError: index out of range in self")

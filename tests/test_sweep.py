@@ -287,7 +287,6 @@ def test_the_cells_of_the_shipped_recipe_keep_their_names():
 
 
 def test_other_engines_and_missing_ones(two, monkeypatch):
-    import vocab_pruning.runs.engines as module
 
     with pytest.raises(ValueError, match="unknown engine 'dask'; choose one of local, ray"):
         sweep(**two(), engine="dask")
@@ -302,7 +301,7 @@ def test_other_engines_and_missing_ones(two, monkeypatch):
         with pytest.raises(ValueError, match=f"{name}={value!r}: give "):
             sweep(**two(), engine="ray", **option)
     assert not Path("sweep").exists()
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "ray" else True)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"vocab_pruning\[cluster\]"):
         sweep(**two(), engine="ray", progress=False)
 
