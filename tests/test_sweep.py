@@ -287,7 +287,6 @@ def test_the_cells_of_the_shipped_recipe_keep_their_names():
 
 
 def test_other_engines_and_missing_ones(two, monkeypatch):
-
     with pytest.raises(ValueError, match="unknown engine 'dask'; choose one of local, ray"):
         sweep(**two(), engine="dask")
     for room in (dict(workers=0), dict(workers="two"), dict(threads=0), dict(workers=True)):
