@@ -58,6 +58,7 @@ def cannot(tmp_path):
     (tmp_path / "g.txt").write_text("\n")
     (tmp_path / "i.txt.gz").write_bytes(b"")
     (tmp_path / "j.jsonl").write_text('{"title": "A pond"}\n' * 3000)
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "l.parquet")
     damaged = tmp_path / "k.parquet"
     pq.write_table(pa.table({"text": [f"a word {i}" for i in range(999)]}), damaged, compression="none", use_dictionary=False)
     content = bytearray(damaged.read_bytes())
@@ -78,9 +79,10 @@ def cannot(tmp_path):
     (["h.txt"], "h.txt is neither a file nor a pattern of files"),
     (["g.txt", "--weight", "0"], "weight=0: give a whole number, 1 or more"),
     (["e.txt", ""], "the name of a corpus is empty; name a file, a directory"),
-    (["i.txt.gz"], "i.txt.gz cannot be decompressed (it is empty)"),
+    (["i.txt.gz"], "i.txt.gz cannot be decompressed as .gz (it is empty)"),
     (["j.jsonl", "--text", "title", "--text", "bodyy", "--most", "5"], "j.jsonl has no column 'bodyy'; it has 'title'"),
     (["k.parquet"], "k.parquet cannot be read: "),
+    (["l.parquet"], "l.parquet has two columns 'text'; rename one"),
     (["g.txt", "--weight", "10000000"], "weight=10000000: give at most 1,000,000"),
     (["g.txt", "--most", "0"], "most=0: give a whole number, 1 or more"),
     (["g.txt", "--engine", "dask"], "unknown engine 'dask'; choose one of local, ray"),

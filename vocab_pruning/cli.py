@@ -193,14 +193,6 @@ def _find_model(name: str) -> str:
     return source
 
 
-def _class_of(config):
-    "Return the class that `config` names, one of transformers', or the Auto class that finds it in the model's code."
-    import transformers
-
-    name, places = (config.architectures or ["AutoModel"])[0], getattr(config, "auto_map", None) or {}
-    return getattr(transformers, next((auto for auto, at in places.items() if at.split(".")[-1] == name), name))
-
-
 def _load_pretrained(name: str, trust: bool = False):
     """Return the model `name` (a name or a directory), of the class in its configuration, and its tokenizer.
 
@@ -210,14 +202,14 @@ def _load_pretrained(name: str, trust: bool = False):
     source = _find_model(name)
     import transformers
 
-    from vocab_pruning.models.saving import check_whole
+    from vocab_pruning.models.saving import check_whole, class_to_load
 
     with quiet_transformers():
         trusted = dict(trust_remote_code=trust)
         config = transformers.AutoConfig.from_pretrained(source, **trusted)
         check_whole(config, name)
-        own = trusted if hasattr(config, "auto_map") else {}
-        model = _class_of(config).from_pretrained(source, dtype="auto", **own)
+        cls = class_to_load(config, None if config.architectures else transformers.AutoModel, source, trust)
+        model = cls.from_pretrained(source, dtype="auto")
         return model.eval(), transformers.AutoTokenizer.from_pretrained(source, **trusted)
 
 # %% ../nbs/cli.ipynb #4e1d068b
@@ -785,7 +777,7 @@ def _sweep_command(
     typer.echo(status.drop(columns="error").to_string(index=False, na_rep=""))
     if len(failed := status[status.state == "failed"]):
         raise _RunsFailed(f"{len(failed)} of {len(status)} runs failed, first {failed.cell.iloc[0]}: "
-                           f"{failed.error.iloc[0]}; --retry reruns them")
+                          f"{failed.error.iloc[0]}; --retry reruns them")
 
 # %% ../nbs/cli.ipynb #c2fa0a20
 @_command

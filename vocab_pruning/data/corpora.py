@@ -49,20 +49,14 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    "Yield the lines of a text file without their ends. Raises `ValueError` for a compressed file without a byte."
+    "Yield the lines of a text file without their ends. Raises `EOFError` for a compressed file without a byte."
     if endings(path)[1] and not path.stat().st_size:
-        raise ValueError(f"{path.name} cannot be decompressed (it is empty); fetch or compress it again")
+        raise EOFError("it is empty")
     with _OPEN[endings(path)[1]](path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as lines:
         for line in lines:
             yield line.removesuffix("\n")
 
 # %% ../../nbs/data/corpora.ipynb #1f471adb
-def _check_are_there(columns: Sequence[str], there: Iterable[str], where: str):
-    "Raise `ValueError` unless all `columns` are `there`."
-    if gone := [name for name in columns if name not in there]:
-        raise ValueError(f"{where} has no column {gone[0]!r}; it has {', '.join(map(repr, there))}")
-
-
 RAGGED = 1000  # rows that tell which columns there are, where a row may lack some
 
 
@@ -74,7 +68,7 @@ def _texts_in(rows: Iterable[dict], columns: Sequence[str], where: str, ragged: 
     rows = iter(rows)
     first = [*islice(rows, RAGGED if ragged else 1)]
     if first:
-        _check_are_there(columns, {name: None for row in first for name in row}, where)
+        check_columns({name: None for row in first for name in row}, columns, where)
     for number, row in enumerate(chain(first, rows)):
         for column in columns:
             value = row.get(column)
@@ -102,7 +96,7 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict]:
 
     try:
         with ParquetFile(path) as file:
-            _check_are_there(columns, file.schema_arrow.names, path.name)
+            check_columns(file.schema_arrow.names, columns, path.name)
             for batch in file.iter_batches(1024, columns=list(columns)):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
@@ -123,7 +117,7 @@ def _texts_of_file(path: Path, columns: Sequence[str] | None) -> Iterator[str]:
         texts = _texts_in(_parquet_rows(path, names), names, path.name)
     else:
         frame = read_table(path)
-        check_columns(frame, names, path.name)
+        check_columns(frame.columns, names, path.name)
         texts = _texts_in(frame.astype(object).where(frame.notna(), None).to_dict("records"), names, path.name)
     with _naming(path):
         yield from texts

@@ -251,11 +251,12 @@ def at(where: str, row: int, column: str) -> str:
     return f"{where}, row {row} (from 0), column {column!r}"
 
 # %% ../../nbs/data/table.ipynb #0ab7b1c0
-def check_columns(frame, columns: Sequence[str], where: str):
-    "Raise `ValueError` unless `frame` has each of `columns` once."
-    if gone := [name for name in columns if name not in frame.columns]:
-        raise ValueError(f"{where} has no column {gone[0]!r}; it has {', '.join(map(repr, frame.columns))}")
-    if twice := [name for name in columns if (frame.columns == name).sum() > 1]:
+def check_columns(there: Iterable[str], columns: Sequence[str], where: str):
+    "Raise `ValueError` unless each of `columns` is `there` once."
+    there = list(there)
+    if gone := [name for name in columns if name not in there]:
+        raise ValueError(f"{where} has no column {gone[0]!r}; it has {', '.join(map(repr, there))}")
+    if twice := [name for name in columns if there.count(name) > 1]:
         raise ValueError(f"{where} has two columns {twice[0]!r}; rename one")
 
 
@@ -268,7 +269,7 @@ def pick(
     """Return the `columns` of `frame`, in which no cell is missing. The rows keep their numbers.
 
     Raises `ValueError` for a column that does not exist, a missing cell, and a table without rows."""
-    check_columns(frame, columns, where)
+    check_columns(frame.columns, columns, where)
     frame = frame[list(columns)]
     missing = frame.isna() | frame.astype(object).map(lambda value: isinstance(value, str) and not value.strip())
     if not drop_missing and missing.any(axis=None):

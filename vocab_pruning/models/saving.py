@@ -242,7 +242,7 @@ def _name_loader(directory: Path, config):
         config.quantization_config = named
 
 # %% ../../nbs/models/saving.ipynb #75c3a3a9
-def _own_class(config, name: str, directory: Path):
+def _own_class(config, name: str, directory: str | Path):
     "Return the class `name`, or of that Auto class, whose code is in `directory`; None without an `auto_map` entry."
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -254,7 +254,7 @@ def _own_class(config, name: str, directory: Path):
     return place and get_class_from_dynamic_module(place, str(directory))
 
 
-def class_to_load(config, model_class, directory: Path, trust: bool):
+def class_to_load(config, model_class, directory: str | Path, trust: bool):
     """Return the class to load: `model_class` (an Auto class is looked up), or the one that the configuration names.
 
     Raises `ValueError` where there is no such class."""

@@ -60,7 +60,9 @@ def _description(sources: Sequence[Source], tokenizer, n_rows: int) -> str:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    "Run a block that no other process runs for `out`. Raises `TimeoutError` at once while one does."
+    """Run a block that no other process runs for `out`. Raises `TimeoutError` at once while one does.
+
+    Nobody waits for this lock, so its file can go with it, unlike that of `directory_lock`."""
     lock = FileLock(out.with_name(f".{out.name}.lock"), blocking=False)
     try:
         lock.acquire()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -163,7 +164,8 @@ def sweep(
     recipe, notebook, cwd = Path(recipe).expanduser(), run_notebook(notebook), Path.cwd()
     cells = sweep_cells(recipe, notebook)
     with needs("run"):
-        import papermill  # noqa: F401, which each run needs
+        if find_spec("papermill") is None:  # it takes seconds to import, and only the runs do
+            raise ModuleNotFoundError(name="papermill")
     out = next(iter(cells)).parent.parent
     with _writing(out):
         _keep_recipe(recipe, out)
