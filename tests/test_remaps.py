@@ -161,7 +161,7 @@ WRONG = {
     "only_seen": ["no", 0, None],
     "rotate": ["no", 1, None],
     "graded": ["no", 1, 0],
-    "calibrate": ["no", 1, None],
+    "metric": ["no", 1, True],
     "lossless": ["false", 1],
     "pad_to_multiple_of": [0, 8.0, "8", True],
 }
@@ -199,7 +199,8 @@ def test_values_of_numpy_are_values():
     ("pq", dict(n_bytes=5), "5 codes do not divide a row of 16"),
     ("pq", dict(n_bytes=1, graded=True), "n_bytes=1; give 2 or more"),
     ("pq", dict(n_bytes=32), "32 codes do not divide a row of 16"),
-    ("pq", dict(calibrate=True, rotate=False), "calibrate=True needs the matrix of the rotation; leave rotate at True"),
+    ("pq", dict(metric="outputs", rotate=False), "metric='outputs' needs the matrix of the rotation; leave rotate at True"),
+    ("pq", dict(metric="rows", rotate=False), "metric='rows' needs the matrix of the rotation; leave rotate at True"),
 ])
 def test_codes_that_do_not_fit_are_refused_before_texts_are_read(oov, options, told):
     model, tokenizer = tiny_model("BERT")
@@ -428,18 +429,18 @@ def test_without_a_pad_token_each_text_is_measured_alone():
 
 def test_calibration_reads_texts_again_and_needs_the_model(tmp_path):
     model, tokenizer = tiny_model("BERT")
-    asked = dict(ratio=0.9, base="vocab", oov="pq", n_bytes=4, calibrate=True, scorer="frequency")
+    asked = dict(ratio=0.9, base="vocab", oov="pq", n_bytes=4, metric="outputs", scorer="frequency")
     with pytest.raises(ValueError, match="oov='pq' reads texts a second time"):
         prune(model, tokenizer, iter(TEXTS), **asked)
     with pytest.raises(ValueError, match="oov='pq' reads the texts, which stats do not hold"):
         prune(model, tokenizer, stats=token_stats(TEXTS, tokenizer, len(tokenizer)), **asked)
     model.save_pretrained(tmp_path / "full"), tokenizer.save_pretrained(tmp_path / "full")
-    with pytest.raises(ValueError, match="^calibrate=True measures the model in memory on texts; use prune"):
+    with pytest.raises(ValueError, match="^metric='outputs' measures the model in memory on texts; use prune"):
         prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "small", **asked)
     assert not (tmp_path / "small").exists()
     p = prune(model, tokenizer, TEXTS, **asked)
     p.save_pretrained(tmp_path / "small")
-    assert load(tmp_path / "small").info["oov_options"] == dict(n_bytes=4, calibrate=True)
+    assert load(tmp_path / "small").info["oov_options"] == dict(n_bytes=4, metric="outputs")
 
 
 def test_kmeans_on_unit_rows_has_the_number_wanted(minilm_rows):

@@ -59,7 +59,7 @@ def _measure_peak(directory: str, device: str):
     batch = {name: values.to(device) for name, values in load_file(Path(directory) / "batch.tensors").items()}
     with evaluating(model):
         model(**batch)
-    after = process_peak() if device == "cpu" else torch.cuda.max_memory_allocated()
+    after = process_peak() if device == "cpu" else torch.accelerator.max_memory_allocated(torch.device(device))
     print(json.dumps(dict(memory_bytes=after, before_bytes=before)))
 
 # %% ../../nbs/evaluate/benchmark.ipynb #f8dba7ec

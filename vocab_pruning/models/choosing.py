@@ -163,7 +163,7 @@ class Subject:
     special: np.ndarray  # which rows are special: bool (V,)
     rows: Callable | None = None  # returns the embedding, float (V, d); None where no remap reads it
     blocks: Callable | None = None  # returns the embedding, block after block: arrays of float32 (., d)
-    metric: Callable | None = None  # `metric(n_docs=…, seed=…)` is `embedding_metric`; None without a model or texts
+    sensitivity: Callable | None = None  # given `n_docs` and `seed`, `embedding_metric`; None without a model or texts
 
     @cached_property
     def reserved(self) -> np.ndarray:
@@ -298,7 +298,7 @@ def choose_rows(
         letters=letters,
         asked=ranked.asked,
         on_top=target.names_tokens,
-        metric=subject.metric and partial(subject.metric, n_docs=stats.n_docs, seed=seed),
+        sensitivity=subject.sensitivity and partial(subject.sensitivity, n_docs=stats.n_docs, seed=seed),
     )
     return Choice(subject, stats, target, wanted, ranked, plan)
 

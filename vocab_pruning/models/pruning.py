@@ -106,8 +106,8 @@ def subject_of(model, tokenizer, asked: Request) -> Subject:
     special = special_mask(model, tokenizer, asked.renumber)
     size = size_with(model, asked.oov, **asked.oov_options)
     texts = asked.texts_again
-    metric = None if texts is None else partial(embedding_metric, model, tokenizer, texts, progress=asked.progress)
-    return Subject(tokenizer, size, special, rows.cpu, partial(_blocks_of_rows, rows), metric)
+    measure = None if texts is None else partial(embedding_metric, model, tokenizer, texts, progress=asked.progress)
+    return Subject(tokenizer, size, special, rows.cpu, partial(_blocks_of_rows, rows), measure)
 
 # %% ../../nbs/models/pruning.ipynb #b122aa96
 def _prune_scored(
