@@ -141,3 +141,74 @@ def test_padding_rows_are_no_tokens_that_must_split():
     model = drawn("GPT2LMHeadModel", transformers.GPT2Config(vocab_size=len(tokenizer) + 4, n_embd=16, n_layer=1, n_head=2))
     p = prune(model, tokenizer, TEXTS, **CUT, oov="pieces")
     assert len(p.keep) < len(tokenizer) and p.verify()["texts"]
+
+
+@pytest.mark.parametrize(("name", "config"), [
+    ("MarianMTModel", lambda: transformers.MarianConfig(**SPECIAL, **BART, decoder_start_token_id=2)),
+    ("XLMWithLMHeadModel", lambda: transformers.XLMConfig(**SPECIAL, emb_dim=16, n_layers=2, n_heads=2)),
+])
+def test_whatever_holds_the_number_of_tokens_follows(name, config, tmp_path):
+    torch.manual_seed(0)
+    p = prune(getattr(transformers, name)(config()).eval(), UNIGRAM, TEXTS, **CUT, oov="resegment")
+    ids = p.tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    p.save_pretrained(tmp_path / "out")
+    p.original[0].save_pretrained(tmp_path / "full"), UNIGRAM.save_pretrained(tmp_path / "full")
+    named = dict(include=["transformer.embeddings.weight", "pred_layer.proj.*"]) if name.startswith("XLM") else {}
+    prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "files", **CUT, oov="resegment", **named)
+    with torch.no_grad():
+        losses = [model(input_ids=ids, labels=ids).loss for model in (p.model, load(tmp_path / "out").model, load(tmp_path / "files").model)]
+    assert losses[0].isfinite() and losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("oov", ["pq", "resegment"])
+def test_logits_of_several_names_are_compared(oov, tmp_path):
+    model = drawn("BertForPreTraining", transformers.BertConfig(**SPECIAL, **SIZES))
+    p = prune(model, UNIGRAM, TEXTS, **CUT, oov=oov, **dict(n_bytes=4) if oov == "pq" else {})
+    p.save_pretrained(tmp_path / "out")
+    assert p.verify()["compared"]
+    with torch.no_grad():
+        p.original[0].cls.predictions.bias.add_(1)
+    with pytest.raises(ValueError, match="prediction_logits differs"):
+        p.verify(directory=tmp_path / "out")
+
+
+@pytest.mark.parametrize("oov", ["int8", "resegment"])
+@pytest.mark.parametrize(("name", "config", "told"), [
+    ("MobileBertForMaskedLM", lambda: transformers.MobileBertConfig(
+        **SPECIAL, hidden_size=16, embedding_size=8, true_hidden_size=16, intra_bottleneck_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=24), "its weight has a number for each token, too"),
+    ("DebertaForMaskedLM", lambda: transformers.DebertaConfig(**SPECIAL, **SIZES, legacy=False), "has 16 rows, not"),
+])
+def test_heads_that_do_not_follow_are_refused(name, config, told, oov):
+    with pytest.raises(CannotPrune, match=f"^the output head of {name} cannot be pruned: .*{told}"):
+        prune(drawn(name, config()), UNIGRAM, Unread(), **CUT, oov=oov)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_mixture_keeps_its_weights_in_another_dtype(dtype, tmp_path):
+    model, tokenizer = tiny_model("BERT")
+    p = prune(model, tokenizer, TEXTS, **CUT, oov="sparse")
+    before = p.model.get_input_embeddings().mix.clone()
+    p.model.to(dtype)
+    assert torch.equal(p.model.get_input_embeddings().mix, before)
+    p.save_pretrained(tmp_path / "out")
+    assert torch.equal(load(tmp_path / "out").model.get_input_embeddings().mix, before)
+
+
+def test_a_configuration_that_names_no_class_is_that_of_an_encoder(tmp_path):
+    model, tokenizer = tiny_model("BERT", "AutoModel")
+    model.save_pretrained(tmp_path / "full"), tokenizer.save_pretrained(tmp_path / "full")
+    config = tmp_path / "full" / "config.json"
+    config.write_text(config.read_text().replace('"architectures"', '"other"'))
+    prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "out", **CUT, oov="int8", verify="forward")
+    assert type(load(tmp_path / "out").model) is type(model)
+
+
+@pytest.mark.parametrize("family", ["BERT", "RoBERTa", "Llama"])
+def test_parameters_are_counted_from_files_as_in_memory(family, tmp_path):
+    model, tokenizer = tiny_model(family, "AutoModel")
+    model.save_pretrained(tmp_path / "full"), tokenizer.save_pretrained(tmp_path / "full")
+    for oov, options in (("pq", dict(n_bytes=4)), ("pq", dict(n_bytes=4, graded=True)), ("pq", dict(n_bytes=4, rotate=False)), ("int4", {}), ("sparse", {})):
+        info = prune_checkpoint(tmp_path / "full", TEXTS * 20, tmp_path / "out", rows=40, oov=oov, **options)
+        p = load(tmp_path / "out")
+        assert info["after"]["params"] == sum(part.numel() for part in p.model.parameters())

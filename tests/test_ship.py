@@ -1218,10 +1218,6 @@ DAMAGES = {
         lambda d: edit(d / "config.json", dict(vocab_pruning=[])),
         r"vocab_pruning \[\] in config.json cannot be built",
     ),
-    "config.json: no class": (
-        lambda d: edit(d / "config.json", dict(architectures=None)),
-        "names no class .* give load.*model_class",
-    ),
     "config.json: a class": (
         lambda d: edit(d / "config.json", dict(architectures=["Foo"])),
         "its class Foo is not one of transformers'",

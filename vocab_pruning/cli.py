@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Annotated
 
@@ -79,6 +79,8 @@ def _command(function):
 
     @wraps(function)
     def run(*, debug: bool = False, **given):
+        if not _progress():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by transformers, too
         try:
             function(**given)
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -208,7 +210,7 @@ def _load_pretrained(name: str, trust: bool = False):
         trusted = dict(trust_remote_code=trust)
         config = transformers.AutoConfig.from_pretrained(source, **trusted)
         check_whole(config, name)
-        cls = class_to_load(config, None if config.architectures else transformers.AutoModel, source, trust)
+        cls = class_to_load(config, None, source, trust)
         model = cls.from_pretrained(source, dtype="auto")
         return model.eval(), transformers.AutoTokenizer.from_pretrained(source, **trusted)
 
@@ -312,6 +314,8 @@ def _fact_text(value) -> str:
     "Return a value as text: digits in groups of three, fractions with four significant digits."
     if value is None:
         return "not known"
+    if isinstance(value, dict):
+        return " → ".join(map(_fact_text, value.values()))
     if isinstance(value, float):
         return f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -325,7 +329,7 @@ def _print(facts: dict, as_json: bool = False):
         f"{name} ({inner})" if inner else name: value
         for name, found in facts.items()
         if not isinstance(found, list)
-        for inner, value in (found.items() if isinstance(found, dict) else [("", found)])
+        for inner, value in (found.items() if isinstance(found, dict) and "before" not in found else [("", found)])
     }
     width = max(map(len, flat))
     for name, value in flat.items():
@@ -519,13 +523,12 @@ def _about(texts: str | Path, data: str) -> dict:
     return {"task": stem(texts)} | ({"data_id": resolve_data(data)[1]} if texts in TASKS else {})
 
 
-def _prune_files(model: str, documents: list[str] | None, out: Path | None, about: dict, asked: dict,
+def _prune_files(source: str, documents: list[str] | None, out: Path | None, about: dict, asked: dict,
                  self_contained: bool, trust: bool, verify: str) -> dict:
-    "Prune the files of `model` to `out` (None: nowhere) as `asked`, and return `info`."
+    "Prune the files of the model `source` to `out` (None: nowhere) as `asked`, and return `info`."
     from vocab_pruning.core import real_path
     from vocab_pruning.models.checkpoint import prune_checkpoint
 
-    source = _find_model(model)
     if not real_path(source).is_dir():
         from vocab_pruning.models.hub import snapshot
 
@@ -536,17 +539,20 @@ def _prune_files(model: str, documents: list[str] | None, out: Path | None, abou
     return prune_checkpoint(source, documents, out, **options, **asked)
 
 
-def _prune_in_memory(model: str, documents: list[str] | None, out: Path | None, about: dict, asked: dict,
-                     self_contained: bool, trust: bool) -> dict:
-    "Load `model`, prune it as `asked`, save it to `out` (None: nowhere), and return `info`. Say on stderr why."
-    from vocab_pruning.models.pruning import prune
+def _scored(model: str, documents: list[str] | None, asked: dict, trust: bool) -> dict:
+    "Return `asked` with the scores of a scorer that runs `model`, which is loaded for it, in place of the scorer."
+    from vocab_pruning.data.stats import token_stats
+    from vocab_pruning.models.anatomy import special_mask
+    from vocab_pruning.scorers.registry import compute_token_scores
 
-    typer.echo(f"note: the model is loaded, because the scorer {asked['scorer']!r} runs it", err=True)
-    pruned = prune(*_load_pretrained(model, trust), documents, share_encoder=True, progress=_progress(), **asked)
-    pruned.info |= about
-    if out is not None:
-        pruned.save_pretrained(out, self_contained=self_contained)
-    return pruned.info
+    scorer = asked.pop("scorer")
+    typer.echo(f"note: the model is loaded, because the scorer {scorer!r} runs it", err=True)
+    full, tokenizer = _load_pretrained(model, trust)
+    n_rows = len(full.get_input_embeddings().weight)
+    stats = asked.pop("stats") or token_stats(documents, tokenizer, n_rows, progress=_progress())
+    given = dict(model=full, seed=asked["seed"], texts=documents, tokenizer=tokenizer)
+    scores = compute_token_scores(stats, scorer, special=special_mask(full, tokenizer), **given)
+    return asked | dict(stats=stats, scores=scores)
 
 # %% ../nbs/cli.ipynb #b41a9a9c
 Stats = Annotated[
@@ -604,8 +610,10 @@ def _prune_command(
     asked["renumber"] = renumber or ()
     asked["stats"] = stats and TokenStats.load(_home(stats))
     documents, about, place = texts and _read(texts, text, data), _about(texts or stats, data), None if dry_run else out
-    prune_it = _prune_in_memory if get_scorer(scorer).tuned else partial(_prune_files, verify=verify)
-    info = prune_it(model, documents, place, about=about, asked=asked, self_contained=self_contained, trust=trust)
+    source = _find_model(model)
+    if get_scorer(scorer).tuned:
+        asked, about = _scored(source, documents, asked, trust), about | {"scorer": scorer}
+    info = _prune_files(source, documents, place, about, asked, self_contained, trust, verify)
     _print({"written": place or "nothing, because of --dry-run"} | cut_facts(info))
 
 # %% ../nbs/cli.ipynb #54bb5b20

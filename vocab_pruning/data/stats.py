@@ -11,13 +11,15 @@ __all__ = ['MOST_DOCUMENTS', 'MOST_CHARACTERS', 'AT_ONCE', 'PROBE', 'backend', '
 import copy
 import math
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from tqdm import tqdm
@@ -135,20 +137,30 @@ class Saved:
         "Save to the file `path`, which is replaced when all is written."
         path = Path(path)
         new = path.with_name(f".{path.name}.new")
-        with new.open("wb") as file:
-            np.savez_compressed(file, **vars(self))
-        new.replace(path)
+        try:
+            with new.open("wb") as file:
+                np.savez_compressed(file, **vars(self))
+            new.replace(path)
+        except OSError as error:
+            new.unlink(missing_ok=True)  # where there is no room, it takes what is left
+            raise OSError(error.errno, f"{path} was not written ({error.strerror})") from error
 
     @classmethod
     def load(cls, path: str | Path):
         "Return what was saved. Raises `FileNotFoundError`, and `ValueError` for any other file."
-        names = [field.name for field in fields(cls)]
+        empty = vars(cls.empty(0))
         try:
+            if Path(path).stat() and not zipfile.is_zipfile(path):
+                raise ValueError("it is no npz file")
             with np.load(path, allow_pickle=False) as found:
-                arrays = {name: found[name] for name in names}
+                arrays = {name: found[name] for name in empty}
             if wrong := [name for name, array in arrays.items() if array.shape and array.dtype != np.int64]:
                 raise ValueError(f"{wrong[0]} is {arrays[wrong[0]].dtype}, not int64")
-        except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            n_rows = {array.shape[-1] for array in arrays.values() if array.shape}
+            shapes = [(array.shape[:-1], np.shape(empty[name])[:-1]) for name, array in arrays.items()]
+            if len(n_rows) > 1 or any(there != here for there, here in shapes):
+                raise ValueError("its arrays do not fit each other")
+        except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, TokenError) as error:
             said = " ".join(str(error).split())
             raise ValueError(f"{path} does not hold a {cls.__name__} ({said}); make it with "
                              "vocab-prune count") from None

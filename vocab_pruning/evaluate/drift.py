@@ -17,6 +17,7 @@ from ..scorers.budget import BASES, break_even, max_ratio, model_size
 from ..models.anatomy import special_mask
 from ..core import check_texts, whole_number
 from ..models.saving import PrunedModel
+from ..models.verify import knows_tokens
 from vocab_pruning.data.stats import (
     TokenStats, backend, batch_stats, coverage_curve, token_batches, token_stats, twice_if_needed,
 )
@@ -171,6 +172,9 @@ def _before_pruning(pruned: PrunedModel, original, texts: Iterable[str], stats: 
         return dict(growth=1.0, unknown_original=_share_unknown(stats, pruned.tokenizer))
     if original is None:
         return dict(growth=None, unknown_original=None)
+    if not knows_tokens(pruned, original):
+        raise ValueError(f"the original tokenizer ({len(original)} tokens) is not that of the model that was pruned; give "
+                         "that one")
     return _against(original, texts, stats.n_tokens)
 
 # %% ../../nbs/evaluate/drift.ipynb #73841cf2

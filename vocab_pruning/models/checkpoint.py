@@ -34,7 +34,8 @@ from vocab_pruning.core import (
 )
 from ..data.stats import TokenStats
 from vocab_pruning.models.anatomy import (
-    PER_LAYER, check_further, ids_named_in, not_renumbered, renumber_all, special_ids, warn_of_dropped, warn_of_fields,
+    PER_LAYER, check_further, ids_named_in, not_renumbered, renumber_all, sizes_of_vocabulary, special_ids,
+    warn_of_dropped, warn_of_fields,
 )
 from .bare import BareTokenizer, read_bare, read_mapping, write_bare
 from .card import make_card
@@ -202,6 +203,9 @@ def _tables(checkpoint: Checkpoint, included: set[str], left: set[str]) -> list[
         )
     named = {part.get("vocab_size") for part in (checkpoint.config, *nested(checkpoint.config))}
     fitting = [t for t in tables if t.shape[0] in named] or tables
+    if (sizes := named - {None}) and fitting[0].shape[0] not in sizes and "auto_map" not in checkpoint.config:
+        raise ValueError(f"config.json says vocab_size={min(sizes)}, but {fitting[0].name} has {fitting[0].shape[0]} rows, "
+                         "so no class loads it; correct the configuration")
     first = min(fitting, key=lambda t: (t.name.count("."), len(t.name), t.name))
     return [first, *(t for t in tables if t is not first and t.shape[0] == first.shape[0])]
 
@@ -251,7 +255,8 @@ def find_vocabulary(
 
 # %% ../../nbs/models/checkpoint.ipynb #e2b14457
 BUFFERS = re.compile(
-    r"(?:.*\.)?(?:final_logits_bias|inv_freq|masked_bias|running_mean|running_var|keep|index|mix|codes|coded\.scale)")
+    r"(?:.*\.)?(?:final_logits_bias|inv_freq|masked_bias|running_mean|running_var|keep|index|mix|codes|"
+    r"coded\.(?:rotation\.)?scale)")
 
 
 def _is_parameter(part: Part) -> bool:
@@ -433,7 +438,7 @@ def renumbered_configs(job: Job, rows: np.ndarray, n_rows: int) -> tuple[dict, d
     warn_of_dropped(facts["dropped_ids"])
     sized = [config for config in configs if "vocab_size" in config] or [new.config]
     for config in sized:
-        config["vocab_size"] = n_rows
+        config |= dict.fromkeys(["vocab_size", *sizes_of_vocabulary(config, found.n_rows)], n_rows)
     return new.config, new.generation, {name: fact for name, fact in facts.items() if fact}
 
 # %% ../../nbs/models/checkpoint.ipynb #1a988d50
@@ -600,7 +605,7 @@ def copy_companions(source: Path, target: Path, rewrites: bool) -> list[str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in (Path(folder) / name for name in sorted(names) if not name.startswith(".")):
             name = file.relative_to(source)
-            if _goes_along(name, rewrites):
+            if file.exists() and _goes_along(name, rewrites):  # a link may lead nowhere
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target / name)
             else:

@@ -51,7 +51,7 @@ class Request:
 
     def __post_init__(self):
         self.renumber = list_of_names("renumber", self.renumber)
-        if self.texts is None and self.scorer == "tfidf" and self.scorer_options is None:
+        if self.texts is None and self.scores is None and self.scorer == "tfidf" and self.scorer_options is None:
             self.scorer_options = {"norm": None}  # the norm needs the texts
 
     @property
@@ -94,6 +94,9 @@ def check_choices(asked: Request):
     check_seed(asked.seed)
     UNSEEN.check("unseen", asked.unseen)
     check_scorer(asked.scorer, asked.scorer_options)
+    if not isinstance(asked.stats, TokenStats | None):
+        raise TypeError(f"stats is a {type(asked.stats).__name__}; give TokenStats, or those in a file: "
+                        "TokenStats.load(file)")
     if asked.scores is not None and asked.scorer_options:
         raise ValueError(
             f"scorer_options={dict(asked.scorer_options)}: these are for a scorer, but scores are given; leave out one"

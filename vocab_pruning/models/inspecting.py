@@ -29,7 +29,7 @@ def cut_facts(info: dict) -> dict:
     target, oov = target_of(info), info.get("oov")
     facts = {"target": target and target.in_words, "kept rows": info.get("provenance", {}).get("counts")}
     after = info.get("after", {})
-    facts |= {name: f"{info['before'][name]:,} → {size:,}" for name, size in after.items()}
+    facts |= {name: dict(before=info["before"][name], after=size) for name, size in after.items()}
     if "train" in info:
         lost = info["train"]
         facts |= {"lost tokens of the texts": lost["tokens"], "lost share of the texts": lost["share"]}

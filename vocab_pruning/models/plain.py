@@ -15,13 +15,16 @@ import torch
 from torch import nn
 
 from ..core import CannotPrune
-from .anatomy import NAMES_TOKENS, PER_LAYER, configurations, renumber_all, warn_of_dropped
+from vocab_pruning.models.anatomy import (
+    NAMES_TOKENS, PER_LAYER, configurations, renumber_all, sizes_of_vocabulary, warn_of_dropped,
+)
 from vocab_pruning.models.embedding import (
     check_reached,
     copy_model,
     fit_second_bias,
     head_parent,
     in_manner_of,
+    output_head,
     place_embedding,
     plain_embedding,
 )
@@ -73,8 +76,8 @@ def _renumber(model, new_id: dict[int, int], n_old: int, n_rows: int, further: I
     configs = configurations(model, n_old)
     renumber_all(configs, new_id, n_old, further)
     for config in configs:
-        if "vocab_size" in vars(config):
-            config.vocab_size = n_rows
+        for name in {"vocab_size"} & vars(config).keys() | {*sizes_of_vocabulary(vars(config), n_old)}:
+            setattr(config, name, n_rows)
 
 
 def _renumber_modules(result, model, new_id: dict[int, int], n_old: int, n_rows: int):
@@ -83,8 +86,8 @@ def _renumber_modules(result, model, new_id: dict[int, int], n_old: int, n_rows:
     Raises `ValueError` for a module that `result` shares with `model`, which stays as it is."""
     shared = {id(part) for part in model.modules()}
     for part in result.modules():
-        if vars(part).get("vocab_size") == n_old:
-            part.vocab_size = n_rows
+        for name in sizes_of_vocabulary(vars(part), n_old):
+            setattr(part, name, n_rows)
         for name, value in [*vars(part).items()]:
             if not name.endswith(NAMES_TOKENS) or type(value) is not int or new_id.get(value, value) == value:
                 continue
@@ -151,10 +154,10 @@ def rebuild_plain(
 
     Token ids in the configurations are renumbered. A list entry whose row is pruned is dropped with a warning.
 
-    Raises `TypeError` for a pruned model. Raises `ValueError` for rows that the model does not have, that are given
+    Raises `TypeError` for a pruned model. Raises as `output_head` does, and `ValueError` for rows that the model does not have, that are given
     twice, or that lack a special token of the configuration, for a model that needs its padding id where it is or has
     another table of tokens, and for padding rows where the head has no bias."""
-    old, head, rows = plain_embedding(model), model.get_output_embeddings(), torch.as_tensor(rows)
+    old, head, rows = plain_embedding(model), output_head(model), torch.as_tensor(rows)
     n_old, n_rows = len(old.weight), math.ceil(len(rows) / pad_to_multiple_of) * pad_to_multiple_of
     new_id = {old_id: new for new, old_id in enumerate(rows.tolist())}
     padding_idx = new_id.get(old.padding_idx)

@@ -22,7 +22,7 @@ from vocab_pruning.models.choosing import (
     Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, lost_by,
     request_facts, sample_of, score_rows, tokens_beyond,
 )
-from .embedding import plain_embedding, rebuild_model_with_vocab
+from .embedding import output_head, plain_embedding, rebuild_model_with_vocab
 from .hub import check_modules
 from .plain import dropped_ids, rebuild_plain
 from .saving import PrunedModel
@@ -42,10 +42,12 @@ def check_prunable(model, tokenizer, further: Iterable[str] = ()):
     """Check that `model` and `tokenizer` can be pruned at all.
 
     Raises `TypeError` for something that is not a model, a model that is pruned already and a slow tokenizer,
-    `ValueError` for weights on the device meta and rows that are not finite, and as `without_row` does."""
+    `ValueError` for weights on the device meta and rows that are not finite, and as `output_head` and `without_row`
+    do."""
     if not hasattr(model, "get_input_embeddings"):
         raise TypeError(f"model={model!r} is a {type(model).__name__}: give a model, e.g. of AutoModel.from_pretrained")
     rows = plain_embedding(model).weight.detach()
+    output_head(model)
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(
             f"tokenizer is a {type(tokenizer).__name__}, which is slow or not a tokenizer: give a fast one "

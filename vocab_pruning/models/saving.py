@@ -10,7 +10,6 @@ __all__ = ['PARTS', 'Explained', 'Shown', 'Shared', 'PrunedModel', 'check_whole'
 import inspect
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from vocab_pruning.core import (
     GRAPHS, MARKER, METHOD, OURS, OWN_CODE, first_file, library_versions, shortly, to_json, whole_directory,
 )
 from .anatomy import size_change, sizes
-from .embedding import PrunedEmbedding, PrunedHead, in_manner_of, install
+from .embedding import PrunedEmbedding, PrunedHead, in_manner_of, install, output_head
 from ..remaps.codes import make_codes
 from ..remaps.table import Remap
 
@@ -192,7 +191,7 @@ class PrunedModel(Shown, Shared):
 # %% ../../nbs/models/saving.ipynb #64fba988
 def _install_vocabulary(model, rows: int, kept: int, m: int, coded: dict | None):
     "Give `model`, in place, an empty embedding and head of the shapes in `config.vocab_pruning`."
-    old, head = model.get_input_embeddings(), model.get_output_embeddings()
+    old, head = model.get_input_embeddings(), output_head(model)
     codes = coded and make_codes(old.embedding_dim, **coded)
     new = PrunedEmbedding(rows, old.embedding_dim, old.num_embeddings, kept, m, codes)
     new.pad_id = old.padding_idx  # its row is known once the table is read
@@ -257,24 +256,22 @@ def _own_class(config, name: str, directory: str | Path):
 def class_to_load(config, model_class, directory: str | Path, trust: bool):
     """Return the class to load: `model_class` (an Auto class is looked up), or the one that the configuration names.
 
-    Raises `ValueError` where there is no such class."""
+    It is that of `AutoModel` where it names none. Raises `ValueError` where there is no such class."""
     import transformers
 
-    name = getattr(model_class, "__name__", None) or next(iter(config.architectures or ()), None)
+    model_class = model_class or (None if config.architectures else transformers.AutoModel)
+    name = getattr(model_class, "__name__", None) or config.architectures[0]
     if model_class is not None and not hasattr(model_class, "_model_mapping"):
         return model_class
-    if trust and name and (found := _own_class(config, name, directory)):
+    if trust and (found := _own_class(config, name, directory)):
         return found
     if model_class is not None:
         if type(config) not in model_class._model_mapping:
             raise ValueError(f"{name} has no class for {type(config).__name__} ({directory}); give another model_class")
         return model_class._model_mapping[type(config)]
-    if name is None or not hasattr(transformers, name):
-        what = "its config.json names no class (architectures)"
-        if name:
-            what = f"its class {name} is not one of transformers'"
-        cure = "give load(…, model_class=…), or trust_remote_code=True where its code is in the directory"
-        raise ValueError(f"{directory}: {what}; {cure}")
+    if not hasattr(transformers, name):
+        raise ValueError(f"{directory}: its class {name} is not one of transformers'; give load(…, model_class=…), or "
+                         "trust_remote_code=True where its code is in the directory")
     return getattr(transformers, name)
 
 # %% ../../nbs/models/saving.ipynb #71aabcce
@@ -401,7 +398,8 @@ def open_pruned(
     config, kwargs = config_in(directory, trust, config_class, **kwargs)
     info = _info(directory)
     if not any(hasattr(config, name) for name in PARTS) and "original_ids" not in info:
-        raise ValueError(f"{directory} holds a model that is not pruned; load it with transformers, then prune it")
+        raise ValueError(f"{directory} holds a model without a remap: a full one, or a plain pruned one. "
+                         "Load it with transformers")
     if weights is None and first_file(directory, GRAPHS) and not any(directory.glob("*.safetensors")):
         raise ValueError(f"{directory} holds an ONNX graph; run it with onnxruntime (models.onnx.onnx_session)")
     return read_model(directory, config, model_class, weights, trust, **named, **kwargs), info
@@ -445,7 +443,7 @@ def _check_merged(model):
 def write_pruned(pruned: PrunedModel, directory: Path, self_contained: bool = False):
     "Write model, tokenizer, companions, `vocab_pruning.json`, card, code if asked; return the tokenizer read back."
     from vocab_pruning.models.card import make_card
-    from vocab_pruning.models.hub import companions
+    from vocab_pruning.models.hub import write_companions
     from vocab_pruning.models.sentencepiece import is_piece_file, save_pieces
     from vocab_pruning.models.tensors import count_tensors
     from vocab_pruning.models.tokenizer import write_tokenizer
@@ -458,10 +456,8 @@ def write_pruned(pruned: PrunedModel, directory: Path, self_contained: bool = Fa
         check_model(pruned.model)
         write_code(pruned.model.config, directory)
     tokenizer = None if pruned.tokenizer is None else write_tokenizer(pruned.tokenizer, directory)
-    for file, name in companions(getattr(pruned.model, "name_or_path", "")):
-        if "original_ids" not in pruned.info or not is_piece_file(file):
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, directory / name)
+    source = getattr(pruned.model, "name_or_path", "")
+    write_companions(source, directory, lambda file: "original_ids" not in pruned.info or not is_piece_file(file))
     now = {"after": sizes(pruned.model)} if "before" in pruned.info else {}
     now |= save_pieces(pruned, tokenizer, directory) | {"tensors": count_tensors(directory)}
     facts = {name: value for name, value in pruned.info.items() if name != "self_contained"} | now

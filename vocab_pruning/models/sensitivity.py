@@ -92,7 +92,7 @@ def embedding_metric(
     shares = [total / total.trace() for total in totals if total.trace() > 0]
     if not shares:
         raise ValueError(f"the outputs of this model do not depend on the texts, or overflow in {model.dtype}; give "
-                         "other texts or model.float(), or leave calibrate out")
+                         "other texts or model.float(), or another metric")
     values, axes = torch.linalg.eigh(sum(shares))
     values = (values / values.mean()).clamp(min=LEAST).sqrt()
     return (axes * values) @ axes.T

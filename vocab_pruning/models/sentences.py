@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 from .saving import PrunedModel, load
-from .hub import companions
+from .hub import companions, kind_of_sentences
 from .verify import positions
 
 try:
@@ -138,11 +138,24 @@ def _behind(name_or_path: str) -> tuple[list, dict, dict]:
     return modules, settings, {name: first[name] for name in PrunedTransformer.config_keys if name in first}
 
 
+def _names(pruned: PrunedModel) -> list[str]:
+    "Return the names of the model that `pruned` was made from."
+    return [name for name in (getattr(pruned.model, "name_or_path", ""), pruned.info.get("base_model")) if name]
+
+
+def _check_kind(pruned: PrunedModel):
+    "Raise `ValueError` where the model is made for another class of sentence-transformers."
+    kinds = {kind_of_sentences(name) for name in _names(pruned)} - {None, SentenceTransformer.__name__}
+    for kind in kinds:
+        raise ValueError(f"this model is made for a {kind}, which gives other vectors or scores; save it with "
+                         f"save_pretrained and open the directory with sentence_transformers.{kind}")
+
+
 def _source(pruned: PrunedModel) -> str | None:
     """Return the name of the sentence-transformers model that `pruned` was made from, None where it is not found.
 
     Warns where the full model is not in memory either."""
-    names = [name for name in (getattr(pruned.model, "name_or_path", ""), pruned.info.get("base_model")) if name]
+    names = _names(pruned)
     found = next(filter(companions, names), None)
     if found is None and pruned.original is None:
         places = " or ".join(names) or "any name"
@@ -166,9 +179,11 @@ def sentence_transformer(
     trust_remote_code=True)`. One that `pruned.save_pretrained` wrote needs only `SentenceTransformer(directory)`, after
     `import vocab_pruning` where the model is not plain.
 
-    Raises `ValueError` for a pruned model without its tokenizer."""
+    Raises `ValueError` for a pruned model without its tokenizer, and for one that is made for another class of
+    sentence-transformers, such as `SparseEncoder`."""
     if pruned.tokenizer is None:
         raise ValueError("this pruned model has no tokenizer, which sentence-transformers needs; set its `tokenizer`")
+    _check_kind(pruned)
     device = str(pruned.model.device)
     if pruned.portable:
         whole = _plain(pruned, device)

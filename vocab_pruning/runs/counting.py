@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..core import choose, real_path, to_json, whole_number
+from ..core import choose, fingerprint, real_path, to_json, whole_number
 from ..data.corpora import Source
 from ..data.stats import TokenStats, batch_stats, token_batches, tokenizer_fingerprint, twice_if_needed
 from .engines import ENGINES, read_engine_options
@@ -49,13 +49,11 @@ def count_source(
     return twice_if_needed(count, source)
 
 # %% ../../nbs/runs/counting.ipynb #2d87e031
-def _description(sources: Sequence[Source], tokenizer, n_rows: int) -> str:
-    "Return what is counted, as JSON: sources with size and time of files, and the tokenizer."
-    told = []
-    for source in sources:
-        file = Path(source.name).stat() if source.is_file else None
-        told.append(asdict(source) | {"size and time": file and [file.st_size, file.st_mtime_ns]})
-    return to_json(dict(sources=told, tokenizer=tokenizer_fingerprint(tokenizer), n_rows=n_rows))
+def _part_of(source: Source, parts: Path) -> Path:
+    "Return the file in `parts` for the counts of a source; its name says which one, with size and time of a file."
+    file = Path(source.name).stat() if source.is_file else None
+    told = asdict(replace(source, weight=1)) | {"size and time": file and [file.st_size, file.st_mtime_ns]}
+    return parts / f"{fingerprint(told)}.npz"
 
 
 @contextmanager
@@ -76,25 +74,33 @@ def _alone(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _open_parts(out: Path, description: str) -> Path:
-    "Return the directory of what is counted so far; it is emptied if it belongs to something else."
+def _open_parts(out: Path, tokenizer, n_rows: int) -> Path:
+    "Return the directory of what is counted so far; it is emptied if another tokenizer counted."
     parts = out.with_name(f".{out.name}.parts")
-    told = parts / "count.json"
+    told, description = parts / "count.json", to_json(dict(tokenizer=tokenizer_fingerprint(tokenizer), n_rows=n_rows))
     if not told.exists() or told.read_text() != description:
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir(parents=True)
         told.write_text(description)
     return parts
 
+
+def _leave_finished(parts: Path):
+    "Remove what is counted in part; nothing is left where no source is finished."
+    for begun in parts.glob("*.begun.npz"):
+        begun.unlink()
+    if not any(parts.glob("*.npz")):
+        shutil.rmtree(parts)
+
 # %% ../../nbs/runs/counting.ipynb #e64909d2
 def _count_here(sources: Sequence[Source], tokenizer, n_rows: int, parts: Path | None, progress: bool):
     "Yield the statistics of each source, counted one after another in this process."
-    for number, source in enumerate(sources):
-        done = parts and parts / f"{number}.npz"
+    for source in sources:
+        done = parts and _part_of(source, parts)
         if done and done.exists():
             yield TokenStats.load(done)
             continue
-        begun = parts and parts / f"{number}.begun.npz"
+        begun = done and done.with_suffix(".begun.npz")
         stats = count_source(source, tokenizer, n_rows, begun, progress)
         if done:
             stats.save(done)
@@ -112,7 +118,7 @@ def _result(future) -> TokenStats:
 
 def _count_there(sources: Sequence[Source], tokenizer, n_rows: int, parts: Path | None, submit):
     "Yield the statistics of each source, counted by tasks that `submit` starts."
-    done = [parts and parts / f"{number}.npz" for number in range(len(sources))]
+    done = [parts and _part_of(source, parts) for source in sources]
     coming = [None if file and file.exists() else submit(source.anywhere(), tokenizer, n_rows)
               for source, file in zip(sources, done, strict=True)]
     for file, future in zip(done, coming, strict=True):
@@ -149,7 +155,7 @@ def count_corpora(
     """Return the statistics of all sources, each text counted as often as the weight of its source says.
 
     Raises `ValueError` for a source that cannot be read, for texts without a token, and for an unknown engine or
-    option; then nothing is written. Raises `TimeoutError` while another process counts into `out`."""
+    option; then `out` is not written, and sources that were counted are not read again. Raises `TimeoutError` while another process counts into `out`."""
     choose(ENGINES, "engine", engine)
     options = read_engine_options(engine, engine_options)
     whole_number("workers", workers)
@@ -158,11 +164,11 @@ def count_corpora(
         return _total(sources, tokenizer, n_rows, None, *given)
     out = real_path(out)
     with _alone(out):
-        parts = _open_parts(out, _description(sources, tokenizer, n_rows))
+        parts = _open_parts(out, tokenizer, n_rows)
         try:
             total = _total(sources, tokenizer, n_rows, parts, *given)
         except (ValueError, TypeError, ImportError):
-            shutil.rmtree(parts, ignore_errors=True)
+            _leave_finished(parts)
             raise
         total.save(out)
         shutil.rmtree(parts, ignore_errors=True)
