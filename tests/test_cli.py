@@ -203,11 +203,13 @@ def test_what_a_pruned_model_covers_is_counted(tiny, tmp_path):
 def test_a_vocabulary_may_have_gaps():
     "Its largest id is not its number of tokens."
     tokenizer = FAMILIES["wordpiece"].tokenizer
-    told = json.loads(tokenizer.backend_tokenizer.to_str())
-    told["model"]["vocab"][WORDS[0]] = 10_000
-    gaps = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(told)))
     pruned = prune(shared("wordpiece"), tokenizer, TEXTS, 0.2, "vocab", oov="resegment")
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    told["model"]["vocab"][next(word for word in WORDS if word not in pruned.tokenizer.get_vocab())] = 10_000
+    gaps = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(told)))
     assert coverage_of(pruned, TEXTS, original=gaps) == coverage_of(pruned, TEXTS, original=tokenizer)
+    with pytest.raises(ValueError, match="the original tokenizer .* is not that of the model that was pruned"):
+        coverage_of(pruned, TEXTS, original=FAMILIES["unigram"].tokenizer)
 
 
 def test_a_glue_task_gives_texts(tiny):

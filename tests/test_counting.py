@@ -1,7 +1,9 @@
 """Counting by chunks gives what counting whole texts gives, in any order, after a kill and in shards."""
 
+import gzip
 import os
 import random
+import shutil
 import signal
 from functools import cache, partial
 from importlib.util import find_spec
@@ -226,7 +228,8 @@ def test_a_count_goes_on_after_a_kill(shards, tmp_path, monkeypatch):
         finally:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert sorted(file.name for file in (tmp_path / ".stats.npz.parts").iterdir()) == ["0.npz", "1.begun.npz", "count.json"]
+    left = [file.name.partition(".")[2] for file in (tmp_path / ".stats.npz.parts").iterdir()]
+    assert sorted(left) == ["begun.npz", "json", "npz"]
     tokenized, batches = [], counting.token_batches
 
     def noted(texts, *given, **named):
@@ -239,10 +242,32 @@ def test_a_count_goes_on_after_a_kill(shards, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["stats.npz"]
 
 
-def test_another_corpus_starts_anew(shards, tmp_path):
-    parts = counting._open_parts(tmp_path / "stats.npz", "something else")
-    TokenStats.empty(3).save(parts / "0.npz")
+def test_another_tokenizer_starts_anew(shards, tmp_path):
+    other = FAMILIES["unigram"]
+    parts = counting._open_parts(tmp_path / "stats.npz", other.tokenizer, other.config().vocab_size)
+    for source in find_sources(shards):
+        TokenStats.empty(other.config().vocab_size).save(counting._part_of(source, parts))
     assert same(counted(shards, tmp_path / "stats.npz"), counted(shards))
+
+
+def test_sources_that_were_counted_are_kept(shards, tmp_path, monkeypatch):
+    "A file that cannot be read does not cost the others; neither does one that is added, or a new weight."
+    shards = shutil.copytree(shards, tmp_path / "texts")
+    bad = shards / "bad.txt.gz"
+    bad.write_bytes(gzip.compress("\n".join(map(str, random.Random(0).sample(range(10**9), 20_000))).encode())[:-20])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="bad.txt.gz"):
+            counted(shards, tmp_path / "stats.npz")
+    bad.write_bytes(gzip.compress(b"a\n"))
+    tokenized, batches = [], counting.token_batches
+
+    def noted(texts, *given, **named):
+        return batches((tokenized.append(text) or text for text in texts), *given, **named)
+
+    monkeypatch.setattr(counting, "token_batches", noted)
+    found = counted(shards, tmp_path / "stats.npz")
+    assert tokenized == ["a"] and same(found, counted(shards))
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith((".", "s"))) == ["stats.npz"]
 
 
 def test_two_processes_do_not_count_into_one_file(shards, tmp_path):

@@ -523,12 +523,16 @@ def _about(texts: str | Path, data: str) -> dict:
     return {"task": stem(texts)} | ({"data_id": resolve_data(data)[1]} if texts in TASKS else {})
 
 
-def _prune_files(source: str, documents: list[str] | None, out: Path | None, about: dict, asked: dict,
+def _prune_files(model: str, documents: list[str] | None, out: Path | None, about: dict, asked: dict,
                  self_contained: bool, trust: bool, verify: str) -> dict:
-    "Prune the files of the model `source` to `out` (None: nowhere) as `asked`, and return `info`."
+    "Prune the files of `model` to `out` (None: nowhere) as `asked`, and return `info`."
     from vocab_pruning.core import real_path
     from vocab_pruning.models.checkpoint import prune_checkpoint
+    from vocab_pruning.scorers.registry import get_scorer
 
+    source, scorer = _find_model(model), asked["scorer"]
+    if get_scorer(scorer).tuned:
+        asked, about = _scored(source, documents, asked, trust), about | {"scorer": scorer}
     if not real_path(source).is_dir():
         from vocab_pruning.models.hub import snapshot
 
@@ -600,7 +604,6 @@ def _prune_command(
     """
     from vocab_pruning.data.stats import TokenStats
     from vocab_pruning.models.inspecting import cut_facts
-    from vocab_pruning.scorers.registry import get_scorer
 
     texts, out = _texts_and_out(texts, out, stats, dry_run)
     target, out = dict(ratio=ratio, rows=rows, coverage=coverage, min_count=min_count), _home(out)
@@ -610,10 +613,7 @@ def _prune_command(
     asked["renumber"] = renumber or ()
     asked["stats"] = stats and TokenStats.load(_home(stats))
     documents, about, place = texts and _read(texts, text, data), _about(texts or stats, data), None if dry_run else out
-    source = _find_model(model)
-    if get_scorer(scorer).tuned:
-        asked, about = _scored(source, documents, asked, trust), about | {"scorer": scorer}
-    info = _prune_files(source, documents, place, about, asked, self_contained, trust, verify)
+    info = _prune_files(model, documents, place, about, asked, self_contained, trust, verify)
     _print({"written": place or "nothing, because of --dry-run"} | cut_facts(info))
 
 # %% ../nbs/cli.ipynb #54bb5b20

@@ -173,8 +173,8 @@ def _before_pruning(pruned: PrunedModel, original, texts: Iterable[str], stats: 
     if original is None:
         return dict(growth=None, unknown_original=None)
     if not knows_tokens(pruned, original):
-        raise ValueError(f"the original tokenizer ({len(original)} tokens) is not that of the model that was pruned; give "
-                         "that one")
+        raise ValueError(f"the original tokenizer ({len(original)} tokens) is not that of the model that was pruned; "
+                         "give that one")
     return _against(original, texts, stats.n_tokens)
 
 # %% ../../nbs/evaluate/drift.ipynb #73841cf2

@@ -34,7 +34,7 @@ def _parts(config) -> Iterator:
             yield from _parts(part)
 
 
-VOCABULARY_SIZES = ("vocab_size", "decoder_vocab_size", "n_words")  # names under which configurations and modules hold V
+VOCABULARY_SIZES = ("vocab_size", "decoder_vocab_size", "n_words")  # names of V in configurations and modules
 
 
 def sizes_of_vocabulary(held: Mapping, n_rows: int) -> list[str]:

@@ -24,7 +24,20 @@ from ..core import CannotPrune, refuse_plain_loading
 from ..remaps.table import FLOOR, Remap
 
 # %% ../../nbs/models/embedding.ipynb #39347c15
-class PrunedEmbedding(nn.Embedding):
+class _OfMixtures(nn.Embedding):
+    "An embedding that keeps the dtype of `mix`, the weights of mixtures, when it is cast."
+
+    mix: torch.Tensor | None
+
+    def _apply(self, fn, recurse=True):
+        mix = self.mix
+        super()._apply(fn, recurse)
+        if mix is not None and self.mix.dtype != mix.dtype:
+            self.mix = mix.to(self.mix.device)
+        return self
+
+# %% ../../nbs/models/embedding.ipynb #58aa7820
+class PrunedEmbedding(_OfMixtures):
     """Read K = `n_rows` rows of d = `width` numbers through a table over V = `n_ids` ids.
 
     Parameter `weight`: (K, d).
@@ -41,14 +54,6 @@ class PrunedEmbedding(nn.Embedding):
         self.register_buffer("index", torch.zeros(n_ids, m, dtype=torch.int32, device=device))
         self.register_buffer("mix", torch.zeros(n_ids, m, dtype=torch.float16, device=device) if m > 1 else None)
         self.coded = coded
-
-    def _apply(self, fn, recurse=True):
-        "Move and cast, but keep the weights of mixtures in their dtype."
-        mix = self.mix
-        super()._apply(fn, recurse)
-        if mix is not None and self.mix.dtype != mix.dtype:
-            self.mix = mix.to(self.mix.device)
-        return self
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         index = F.embedding(ids, self.index)
@@ -95,6 +100,9 @@ def _empty_of_both(manner: type, rows: type) -> nn.Embedding:
     return nn.Module.__new__(_class_of_both(manner, rows))
 
 # %% ../../nbs/models/embedding.ipynb #f830378b
+#| export
+
+# %% ../../nbs/models/embedding.ipynb #5fe501d3
 def in_manner_of(embedding: nn.Embedding, new: nn.Embedding) -> nn.Embedding:
     "Make `new` treat its rows as the class of `embedding` does, in place, and return it."
     if type(embedding).forward is not nn.Embedding.forward:
@@ -277,10 +285,11 @@ def output_head(model) -> nn.Module | None:
         return None
     n_rows, what = len(embedding.weight), f"the output head of {type(model).__name__} cannot be pruned"
     if len(head.weight) != n_rows:
-        raise CannotPrune(f"{what}: the part it names has {len(head.weight)} rows, not {n_rows}; prune the encoder alone")
-    parts = (tensor for child in head_parent(model, head).children() for tensor in child.named_parameters(recurse=False))
-    known = [embedding.weight, *head.parameters()]
-    if name := next((name for name, part in parts if n_rows in part.shape and all(part is not one for one in known)), None):
+        raise CannotPrune(f"{what}: the part it names has {len(head.weight)} rows, not {n_rows}; prune the encoder "
+                          "alone")
+    known = {id(part) for part in (embedding.weight, *head.parameters())}
+    parts = (part for child in head_parent(model, head).children() for part in child.named_parameters(recurse=False))
+    if name := next((name for name, part in parts if n_rows in part.shape and id(part) not in known), None):
         raise CannotPrune(f"{what}: its {name} has a number for each token, too; prune the encoder alone")
     return head
 
@@ -437,7 +446,8 @@ def rebuild_model_with_vocab(
     `config.vocab_size` stays V; `config.vocab_pruning` holds what `load` needs.
 
     Raises `TypeError` for a model that is pruned already or whose embedding is not an `nn.Embedding`.
-    Raises as `output_head` does, and `ValueError` for a remap over another vocabulary, and where `set_input_embeddings` misses an embedding."""
+    Raises as `output_head` does, and `ValueError` for a remap over another vocabulary and where `set_input_embeddings`
+    misses an embedding."""
     embedding, head = plain_embedding(model), output_head(model)
     new = pruned_embedding(embedding, remap)
     small = head and pruned_head(head, embedding, new)

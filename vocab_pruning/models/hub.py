@@ -107,7 +107,7 @@ def _type_of(module: dict) -> str:
     "Return the name of the class of a module that `modules.json` describes."
     return module.get("type", "").split(".")[-1]
 
-
+# %% ../../nbs/models/hub.ipynb #b7c74281
 def companions(name_or_path: str) -> list[tuple[Path, str]]:
     """Return the files, each with its relative name in a save, that make a model one for sentence-transformers.
 
@@ -118,8 +118,8 @@ def companions(name_or_path: str) -> list[tuple[Path, str]]:
     if not modules:
         return []
     if holder := next((module for module in modules if _type_of(module) in ("Router", "Asym")), None):
-        warnings.warn(f"{root} is of several models for sentence-transformers ({holder['type']}), which a save of one of "
-                      "them cannot hold; put it in their place yourself", stacklevel=2)
+        warnings.warn(f"{root} is of several models for sentence-transformers ({holder['type']}), which a save of one "
+                      "of them cannot hold; put it in their place yourself", stacklevel=2)
         return []
     first, *others = modules
     top = [*root.glob("modules.json"), *root.glob("*sentence*.json")]
@@ -128,7 +128,7 @@ def companions(name_or_path: str) -> list[tuple[Path, str]]:
     files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
     return [(file, file.name) for file in top] + [(file, str(file.relative_to(root))) for file in files]
 
-
+# %% ../../nbs/models/hub.ipynb #eef7380c
 def write_companions(name_or_path: str, directory: Path, goes_along: Callable[[Path], bool]):
     "Copy those `companions` into `directory` that go along; `modules.json` names its top as the place of the model."
     for file, name in companions(name_or_path):

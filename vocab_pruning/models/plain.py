@@ -154,9 +154,9 @@ def rebuild_plain(
 
     Token ids in the configurations are renumbered. A list entry whose row is pruned is dropped with a warning.
 
-    Raises `TypeError` for a pruned model. Raises as `output_head` does, and `ValueError` for rows that the model does not have, that are given
-    twice, or that lack a special token of the configuration, for a model that needs its padding id where it is or has
-    another table of tokens, and for padding rows where the head has no bias."""
+    Raises `TypeError` for a pruned model, and as `output_head` does. Raises `ValueError` for rows that the model does
+    not have, that are given twice, or that lack a special token of the configuration, for a model that needs its
+    padding id where it is or has another table of tokens, and for padding rows where the head has no bias."""
     old, head, rows = plain_embedding(model), output_head(model), torch.as_tensor(rows)
     n_old, n_rows = len(old.weight), math.ceil(len(rows) / pad_to_multiple_of) * pad_to_multiple_of
     new_id = {old_id: new for new, old_id in enumerate(rows.tolist())}

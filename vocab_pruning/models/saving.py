@@ -398,8 +398,8 @@ def open_pruned(
     config, kwargs = config_in(directory, trust, config_class, **kwargs)
     info = _info(directory)
     if not any(hasattr(config, name) for name in PARTS) and "original_ids" not in info:
-        raise ValueError(f"{directory} holds a model without a remap: a full one, or a plain pruned one. "
-                         "Load it with transformers")
+        raise ValueError(f"{directory} holds a model that is not pruned, or a plain pruned one that a Trainer "
+                         "saved; load it with transformers")
     if weights is None and first_file(directory, GRAPHS) and not any(directory.glob("*.safetensors")):
         raise ValueError(f"{directory} holds an ONNX graph; run it with onnxruntime (models.onnx.onnx_session)")
     return read_model(directory, config, model_class, weights, trust, **named, **kwargs), info

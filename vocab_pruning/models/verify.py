@@ -55,7 +55,7 @@ def _outputs(model, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     states = {f"hidden state {i}": state for i, state in enumerate(got.get("hidden_states") or ())}
     return states | {name: value for name, value in got.items() if torch.is_tensor(value)}
 
-
+# %% ../../nbs/models/verify.ipynb #7f08f810
 def kept_columns(outputs: dict[str, torch.Tensor], columns: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """Return `outputs` with only `columns`, int64 (K,), of logits over tokens (None: unchanged).
 

@@ -155,7 +155,8 @@ def count_corpora(
     """Return the statistics of all sources, each text counted as often as the weight of its source says.
 
     Raises `ValueError` for a source that cannot be read, for texts without a token, and for an unknown engine or
-    option; then `out` is not written, and sources that were counted are not read again. Raises `TimeoutError` while another process counts into `out`."""
+    option; then `out` is not written, and sources that were counted are not read again. Raises `TimeoutError` while
+    another process counts into `out`."""
     choose(ENGINES, "engine", engine)
     options = read_engine_options(engine, engine_options)
     whole_number("workers", workers)
