@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAMILIES, TASKS, TEXTS, build
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, metadata_load
 
 from vocab_pruning import load, prune
 from vocab_pruning.models.anatomy import size_change, sizes
-from vocab_pruning.models.card import make_card
+from vocab_pruning.models.card import make_card, passed_on
+from vocab_pruning.models.checkpoint import prune_checkpoint
 from vocab_pruning.remaps.kinds import REMAPS
+from vocab_pruning.testing.families import tiny_model
 
 OPTIONS = {"pq": dict(n_bytes=4), "cluster": dict(n_clusters=7), "dbscan": dict(n_clusters=7), "sparse": dict(m=3)}
 
@@ -130,3 +132,20 @@ def test_a_size_that_grows_has_a_plus():
     p = prune(build("wordpiece"), FAMILIES["wordpiece"].tokenizer, TEXTS, 0, "vocab", oov="nearest")
     assert "bytes" in repr(p) and "−-" not in repr(p) + p._repr_markdown_() + make_card(p.info | {"after": sizes(p.model)})
     assert "(+" in repr(p).split("bytes")[1] and size_change(1000, 452) == "−54.8%"
+
+
+def test_license_and_language_are_passed_on(tmp_path):
+    "From memory and from files; what cannot be read, or is something else, is left."
+    model, tokenizer = tiny_model("BERT")
+    model.save_pretrained(tmp_path / "full"), tokenizer.save_pretrained(tmp_path / "full")
+    (tmp_path / "full" / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: [de, en]\ntags: [x]\n---\nText.")
+    cut = dict(ratio=0.4, base="vocab", oov="int8")
+    p = prune(type(model).from_pretrained(tmp_path / "full"), tokenizer, TEXTS, **cut)
+    p.save_pretrained(tmp_path / "memory")
+    prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "files", **cut)
+    for name in ("memory", "files"):
+        said = metadata_load(tmp_path / name / "README.md")
+        assert (said["license"], said["language"], "x" in said["tags"]) == ("apache-2.0", ["de", "en"], False)
+    for text in ("no header", "---\n: [\n---\n", "---\n- a\n---\n"):
+        (tmp_path / "full" / "README.md").write_text(text)
+        assert passed_on(tmp_path / "full" / "README.md") == {}

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from conftest import FAMILIES, TEXTS, WORDS, build, make_texts, shared
 from nbformat.v4 import new_code_cell, new_notebook
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from vocab_pruning import load, prune
@@ -226,6 +228,8 @@ def test_a_glue_task_gives_texts(tiny):
     (["{model}", "{texts}", "{out}", "--oov", "nearest", "-o", "m=3"], "got an unexpected option 'm'"),
     (["{model}", "{texts}", "{out}", "--scorer", "tf"], "unknown scorer 'tf'"), (["{model}", "no.txt", "{out}"], "no.txt is not a file"),
     (["{model}", "{place}/texts.csv", "{out}"], "texts.csv has no column 'text'; it has 'said', 'n'"), (["{model}", "colla", "{out}"], "unknown task 'colla'"),
+    (["{model}", "{model}", "{out}"], "is a directory; name a file of texts, or count it first"),
+    (["nothere", "{texts}", "{out}"], "nothere is neither a directory"),
     (["{place}/nowhere", "{texts}", "{out}"], "is not a directory; give an existing one"),
     (["{model}", "{texts}", "{place}"], "exists and is not an earlier save"),
 ], ids=lambda v: v if isinstance(v, str) else "")
@@ -462,3 +466,20 @@ def test_texts_that_are_too_few(tiny, tmp_path):
 def test_where_nothing_can_be_written_nothing_is_read(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("vocab_pruning.core.os.access", lambda *args: False)
     assert "cannot be written to" in refused("prune", "no-such-model", tiny / "no-such-texts.txt", tmp_path / "out")
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "vocab_pruning.cli", "inspect", "nothere"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: nothere is neither a directory that holds a config.json nor a model")
+
+
+def test_a_scorer_that_runs_the_model_prunes_its_files_too(tiny, tmp_path):
+    "What lies beside the weights goes along, and the result is that of `prune`."
+    full = shutil.copytree(tiny / "model", tmp_path / "full")
+    (full / "LICENSE").write_text("as it was")
+    done = call("prune", full, tiny / "texts.txt", tmp_path / "out", "--ratio", "0.4", "--base", "vocab", "--scorer", "attention")
+    assert done.exit_code == 0 and (tmp_path / "out" / "LICENSE").read_text() == "as it was"
+    ours = load(tmp_path / "out")
+    model, tokenizer = type(ours.model).from_pretrained(full), AutoTokenizer.from_pretrained(full)
+    theirs = prune(model, tokenizer, (tiny / "texts.txt").read_text().splitlines(), 0.4, "vocab", "attention")
+    assert ours.info["scorer"] == "attention" and torch.equal(ours.keep, theirs.keep)

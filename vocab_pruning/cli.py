@@ -208,7 +208,11 @@ def _load_pretrained(name: str, trust: bool = False):
 
     with quiet_transformers():
         trusted = dict(trust_remote_code=trust)
-        config = transformers.AutoConfig.from_pretrained(source, **trusted)
+        try:
+            config = transformers.AutoConfig.from_pretrained(source, **trusted)
+        except OSError as error:
+            what = "neither a directory that holds a config.json nor a model that the hub gives"
+            raise FileNotFoundError(f"{name} is {what} ({one_line(error)})") from error
         check_whole(config, name)
         cls = class_to_load(config, None, source, trust)
         model = cls.from_pretrained(source, dtype="auto")
@@ -808,3 +812,7 @@ def _report_command(
     from vocab_pruning.report.build import report as write
 
     typer.echo(f"written  {write(_home(runs), _home(out), formats=formats or None, apart=apart)}")
+
+# %% ../nbs/cli.ipynb #c2fa0a21
+if __name__ == "__main__" and __spec__:  # python -m vocab_pruning.cli, and no notebook
+    app()

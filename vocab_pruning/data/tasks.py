@@ -607,6 +607,8 @@ def load_texts(
             raise ValueError(f"{', '.join(given)}: {Path(source).name} is a file of texts; only a task has splits and "
                              "data")
         return read_texts(source, columns)
+    if isinstance(source, str | Path) and str(source) not in TASKS and Path(source).is_dir():
+        raise ValueError(f"{source} is a directory; name a file of texts, or count it first (vocab-prune count)")
     if columns is not None:
         names = ", ".join(list_of_names("columns", columns))
         raise ValueError(f"columns {names} are for a file, and {source!r} is not one (.txt, {KINDS_OF_FILE})")

@@ -38,7 +38,7 @@ from vocab_pruning.models.anatomy import (
     warn_of_dropped, warn_of_fields,
 )
 from .bare import BareTokenizer, read_bare, read_mapping, write_bare
-from .card import make_card
+from .card import make_card, passed_on
 from vocab_pruning.models.choosing import (
     Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens,
     request_facts, sample_of, score_rows, tokens_beyond,
@@ -683,7 +683,7 @@ def _facts(job: Job, new: "NewFiles") -> dict:
     after = dict(rows=next(part.shape[0] for part in table if part.name == f"{place}weight"),
                  embedding_params=count_params(table), params=count_params(everything) - doubled,
                  bytes=sum(part.nbytes for part in everything))
-    info = dict(base_model=checkpoint.directory.name)
+    info = dict(base_model=checkpoint.directory.name) | passed_on(checkpoint.directory / "README.md")
     if checkpoint.architecture:
         info["architecture"] = checkpoint.architecture
     info |= request_facts(asked)
