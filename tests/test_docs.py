@@ -62,7 +62,7 @@ def small_weights(directory: Path):
     "MiniLM's tokenizer and a random model of its kind, but of one narrow layer, in `directory`."
     tokenizer = AutoTokenizer.from_pretrained(minilm_directory())
     config = AutoConfig.from_pretrained(minilm_directory())
-    config.update(dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
+    config.update(dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
     AutoModel.from_config(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

@@ -130,13 +130,17 @@ def _count_there(sources: Sequence[Source], tokenizer, n_rows: int, parts: Path 
 # %% ../../nbs/runs/counting.ipynb #cf74f81d
 def _total(sources: Sequence[Source], tokenizer, n_rows: int, parts: Path | None, progress: bool, engine: str,
            workers: int, options: dict) -> TokenStats:
-    "Return the weighted sum of the statistics of all sources. Raises `ValueError` if they hold no token."
+    "Return the weighted sum of the statistics of all sources."
     shards = (sources, tokenizer, n_rows, parts)
     total = replace(TokenStats.empty(n_rows), tokenizer=tokenizer_fingerprint(tokenizer))
     here = engine == "local"
     with nullcontext() if here else ENGINES[engine](workers, 1, work=count_source, **options) as submit:
         counted = _count_here(*shards, progress) if here else _count_there(*shards, submit)
-        total = sum((source.weight * stats for source, stats in zip(sources, counted, strict=True)), total)
+        return sum((source.weight * stats for source, stats in zip(sources, counted, strict=True)), total)
+
+
+def _with_tokens(total: TokenStats) -> TokenStats:
+    "Return `total`. Raises `ValueError` if it holds no token."
     if not total.n_tokens:
         raise ValueError(f"none of the {total.n_docs} texts holds a token; give at least one that is not empty")
     return total
@@ -162,7 +166,7 @@ def count_corpora(
     whole_number("workers", workers)
     given = (progress, engine, workers, options)
     if out is None:
-        return _total(sources, tokenizer, n_rows, None, *given)
+        return _with_tokens(_total(sources, tokenizer, n_rows, None, *given))
     out = real_path(out)
     with _alone(out):
         parts = _open_parts(out, tokenizer, n_rows)
@@ -171,6 +175,7 @@ def count_corpora(
         except (ValueError, TypeError, ImportError):
             _leave_finished(parts)
             raise
-        total.save(out)
+        if total.n_tokens:
+            total.save(out)
         shutil.rmtree(parts, ignore_errors=True)
-    return total
+    return _with_tokens(total)

@@ -241,6 +241,7 @@ def _make_cuts(full: Encoder, cuts: Sequence[LanguageCut], path: Path, progress:
             continue
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in made)
+        done |= set(map(_identity, made))
     return impossible
 
 
