@@ -117,8 +117,9 @@ def learn_rotation(
     parts: int,  # codes per row; divides d
     seed: int = 0,  # random seed of the sample and the starts
     weights: np.ndarray | None = None,  # how many rows each row counts as: int (n,), from 1; None: one
+    root: torch.Tensor | None = None,  # of the metric that errors count by: (d, d); None: by length
 ) -> torch.Tensor:  # float32 (d, d), orthogonal
-    """Return the rotation R for which `rows @ R` loses least in product codes (Ge et al. 2013, non-parametric).
+    """Return the rotation R for which `rows @ root @ R` loses least in product codes (Ge et al. 2013, non-parametric).
 
     It is learned from a sample of at most `ROTATION_ROWS` rows."""
     draw = np.random.default_rng(seed)
@@ -126,6 +127,7 @@ def learn_rotation(
     share = None if weights is None else weights / weights.sum()
     some = draw.choice(len(rows), min(len(rows), ROTATION_ROWS), replace=False, p=share)
     rows = rows[np.sort(some)]
+    rows = rows if root is None else rows @ root.float()
     starts = draw.choice(len(rows), min(ENTRIES, len(rows)), replace=False)
     codebooks = None
     with _one_thread_each() as pool:

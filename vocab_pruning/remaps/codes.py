@@ -155,9 +155,8 @@ def _turned(
         return rows @ rotation, rotation
     values, axes = torch.linalg.eigh(metric.double())
     root, inverse = ((axes * values**power) @ axes.T for power in (0.5, -0.5))
-    rows = rows @ root.to(rows)
-    rotation = learn_rotation(rows, parts, seed, weights)
-    return rows @ rotation.to(rows), (inverse @ rotation.double()).to(rows)
+    rotation = learn_rotation(rows, parts, seed, weights, root).double()
+    return rows @ (root @ rotation).to(rows), (inverse @ rotation).to(rows)
 
 # %% ../../nbs/remaps/codes.ipynb #7ecbff26
 def product_codes(
