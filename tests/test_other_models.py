@@ -5,6 +5,7 @@ import torch
 import transformers
 from conftest import Unread
 from test_checkpoint import TEXTS
+from tokenizers import AddedToken
 
 from vocab_pruning import load, prune
 from vocab_pruning.core import CannotPrune
@@ -212,3 +213,20 @@ def test_parameters_are_counted_from_files_as_in_memory(family, tmp_path):
         info = prune_checkpoint(tmp_path / "full", TEXTS * 20, tmp_path / "out", rows=40, oov=oov, **options)
         p = load(tmp_path / "out")
         assert info["after"]["params"] == sum(part.numel() for part in p.model.parameters())
+
+
+@pytest.mark.parametrize("oov", ["int8", "resegment"])
+def test_what_a_chat_template_writes_stays(oov, tmp_path):
+    "Added tokens that are not special, such as <think>; those that no template names are tokens like all others."
+    model, tokenizer = tiny_model("GPT-2", "AutoModelForCausalLM")
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in ("<think>", "<aside>")])
+    tokenizer.chat_template = "{% for m in messages %}<think>{{ m.content }}{% endfor %}"
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "full"), tokenizer.save_pretrained(tmp_path / "full")
+    p = prune(model, tokenizer, TEXTS, rows=len(tokenizer) - 60, oov=oov, unseen="id")
+    info = prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / "out", rows=len(tokenizer) - 60, oov=oov, unseen="id")
+    think, aside = map(tokenizer.convert_tokens_to_ids, ("<think>", "<aside>"))
+    assert think in p.keep.tolist() and aside not in p.keep.tolist()
+    assert torch.equal(load(tmp_path / "out").keep, p.keep) and info["provenance"] == p.info["provenance"]
+    if oov == "resegment":
+        assert p.tokenizer.tokenize("<think>") == ["<think>"] and len(p.tokenizer.tokenize("<aside>")) > 1

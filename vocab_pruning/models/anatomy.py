@@ -64,8 +64,11 @@ def named_ids(model, n_rows: int, further: Iterable[str] = ()) -> Iterator[tuple
 
 
 def special_ids(tokenizer, named: Iterable[int], n_rows: int) -> np.ndarray:
-    "Return the special tokens of `tokenizer` and the ids `named` that are among `n_rows` rows: int64, ascending."
-    added = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+    """Return the special tokens of `tokenizer` and the ids `named` that are among `n_rows` rows: int64, ascending.
+
+    An added token in a chat template, such as `<think>`, counts as special: no text shows how often it will be used."""
+    chat = str(tokenizer.chat_template or "")
+    added = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special or token.content in chat]
     ids = np.unique(np.array([*tokenizer.all_special_ids, *added, *named], dtype=np.int64))
     return ids[ids < n_rows]
 

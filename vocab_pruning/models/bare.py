@@ -53,6 +53,7 @@ class WithRoles:
     config: dict  # what tokenizer_config.json holds
     truncation: dict | None = None  # those of tokenizer.json
     padding: dict | None = None
+    chat_template: str = ""  # all of them
     is_fast = True
     SPECIAL_TOKENS_ATTRIBUTES = ROLES
 
@@ -127,7 +128,8 @@ class BareTokenizer(WithRoles):
             config = own | self.special_tokens_map | config | {"tokenizer_class": GENERIC}
             config.pop("auto_map", None)
         gone = {token for token in self.all_special_tokens if new.token_to_id(token) is None}
-        return BareTokenizer(new, without_tokens(config, gone) if gone else config, self.truncation, self.padding)
+        config = without_tokens(config, gone) if gone else config
+        return BareTokenizer(new, config, self.truncation, self.padding, self.chat_template)
 
 # %% ../../nbs/models/bare.ipynb #ba2e302b
 def read_mapping(file: Path) -> dict:
@@ -157,6 +159,12 @@ def _open_backend(file: Path) -> Tokenizer:
     raise ValueError(f"{file} {what}; download or save the tokenizer again") from error
 
 # %% ../../nbs/models/bare.ipynb #5e1b00b0
+def _chat_template(directory: Path, config: dict) -> str:
+    "Return all chat templates in `directory` and in the tokenizer's `config`, one after the other."
+    files = [*directory.glob("chat_template.jinja"), *sorted(directory.glob("additional_chat_templates/*.jinja"))]
+    return "\n".join([*(file.read_text(encoding="utf-8") for file in files), str(config.get("chat_template") or "")])
+
+
 def read_bare(directory: Path) -> BareTokenizer:
     "Return the tokenizer in `directory`. Raises `ValueError` where one of its files cannot be read."
     files = (directory / name for name in ("tokenizer_config.json", "special_tokens_map.json"))
@@ -168,7 +176,7 @@ def read_bare(directory: Path) -> BareTokenizer:
     backend.no_padding()
     if padding is not None:
         config.setdefault("pad_token", padding["pad_token"])
-    return BareTokenizer(backend, config, truncation, padding)
+    return BareTokenizer(backend, config, truncation, padding, _chat_template(directory, config))
 
 
 def write_bare(tokenizer: BareTokenizer, directory: Path):
