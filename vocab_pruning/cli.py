@@ -204,6 +204,7 @@ def _load_pretrained(name: str, trust: bool = False):
     source = _find_model(name)
     import transformers
 
+    from vocab_pruning.models.hub import NOWHERE
     from vocab_pruning.models.saving import check_whole, class_to_load
 
     with quiet_transformers():
@@ -211,8 +212,7 @@ def _load_pretrained(name: str, trust: bool = False):
         try:
             config = transformers.AutoConfig.from_pretrained(source, **trusted)
         except OSError as error:
-            what = "neither a directory that holds a config.json nor a model that the hub gives"
-            raise FileNotFoundError(f"{name} is {what} ({one_line(error)})") from error
+            raise FileNotFoundError(f"{name} is {NOWHERE} ({one_line(error)})") from error
         check_whole(config, name)
         cls = class_to_load(config, None, source, trust)
         model = cls.from_pretrained(source, dtype="auto")

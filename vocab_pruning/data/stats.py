@@ -150,9 +150,11 @@ class Saved:
         "Return what was saved. Raises `FileNotFoundError`, and `ValueError` for any other file."
         empty = vars(cls.empty(0))
         try:
-            if Path(path).stat() and not zipfile.is_zipfile(path):
-                raise ValueError("it is no npz file")
-            with np.load(path, allow_pickle=False) as found:
+            with Path(path).open("rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise ValueError("it is no npz file")
+                file.seek(0)
+                found = np.load(file, allow_pickle=False)
                 arrays = {name: found[name] for name in empty}
             if wrong := [name for name, array in arrays.items() if array.shape and array.dtype != np.int64]:
                 raise ValueError(f"{wrong[0]} is {arrays[wrong[0]].dtype}, not int64")

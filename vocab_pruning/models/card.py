@@ -20,11 +20,13 @@ PASSED_ON = ("license", "license_name", "license_link", "language")  # what a pr
 
 def passed_on(card: Path) -> dict:
     "Return `source_card` with what a `README.md` says of license and language; empty where it says nothing."
+    if not card.is_file():
+        return {}
     from huggingface_hub import metadata_load
     from yaml import YAMLError
 
     try:
-        said = (metadata_load(card) if card.is_file() else None) or {}
+        said = metadata_load(card) or {}
     except (YAMLError, ValueError, OSError):  # nobody needs it
         return {}
     found = {name: said[name] for name in PASSED_ON if said.get(name)}
@@ -33,11 +35,13 @@ def passed_on(card: Path) -> dict:
 
 def card_of(model) -> Path:
     "Return where the card of the model that was loaded would be: in its directory, or in the hub's cache."
-    from huggingface_hub import try_to_load_from_cache
-
     name = getattr(model, "name_or_path", "")
-    cached = try_to_load_from_cache(name, "README.md") if name.count("/") == 1 and not Path(name).is_dir() else None
-    return Path(cached) if isinstance(cached, str) else Path(name or "nowhere", "README.md")
+    if name.count("/") == 1 and not Path(name).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        if isinstance(cached := try_to_load_from_cache(name, "README.md"), str):
+            return Path(cached)
+    return Path(name or "nowhere", "README.md")
 
 
 def base_model(model) -> str | None:

@@ -203,10 +203,10 @@ def _tables(checkpoint: Checkpoint, included: set[str], left: set[str]) -> list[
         )
     named = {part.get("vocab_size") for part in (checkpoint.config, *nested(checkpoint.config))}
     fitting = [t for t in tables if t.shape[0] in named] or tables
-    if (sizes := named - {None}) and fitting[0].shape[0] not in sizes and "auto_map" not in checkpoint.config:
-        what = f"{fitting[0].name} has {fitting[0].shape[0]} rows, so no class loads it"
-        raise ValueError(f"config.json says vocab_size={min(sizes)}, but {what}; correct the configuration")
     first = min(fitting, key=lambda t: (t.name.count("."), len(t.name), t.name))
+    if (sizes := named - {None}) and first.shape[0] not in sizes and "auto_map" not in checkpoint.config:
+        what = f"{first.name} has {first.shape[0]} rows, so no class loads it"
+        raise ValueError(f"config.json says vocab_size={min(sizes)}, but {what}; correct the configuration")
     return [first, *(t for t in tables if t is not first and t.shape[0] == first.shape[0])]
 
 

@@ -99,9 +99,6 @@ def _empty_of_both(manner: type, rows: type) -> nn.Embedding:
     "Return an empty instance of the class of both."
     return nn.Module.__new__(_class_of_both(manner, rows))
 
-# %% ../../nbs/models/embedding.ipynb #f830378b
-#| export
-
 # %% ../../nbs/models/embedding.ipynb #5fe501d3
 def in_manner_of(embedding: nn.Embedding, new: nn.Embedding) -> nn.Embedding:
     "Make `new` treat its rows as the class of `embedding` does, in place, and return it."

@@ -355,11 +355,6 @@ def seen_weight(seen: np.ndarray) -> int:
     It is `SEEN_WEIGHT` at least, and lets the `seen` ones, bool (n,), count twice as much as all others together."""
     return max(SEEN_WEIGHT, round(2 * (~seen).sum() / max(seen.sum(), 1)))
 
-
-def _row_weights(plan: Plan, ids: np.ndarray) -> np.ndarray | None:
-    "Return how many rows each of the rows `ids` counts as, int (n,), None for one."
-    return None if plan.seen is None else np.where(plan.seen[ids], seen_weight(plan.seen[ids]), 1)
-
 # %% ../../nbs/remaps/kinds.ipynb #7c1f0a02
 def _bytes_of(n_bytes: int | None, width: int) -> int:
     "Return the bytes of a row of `width` numbers in product codes, by default the divisor that is closest to 32."
@@ -419,10 +414,10 @@ def _rows_metric(plan: Plan) -> "torch.Tensor":
     few rows know little of how the others differ."""
     from vocab_pruning.algorithms.codebooks import second_moment
 
-    n_rows, width = plan.rows.shape
-    weights = _row_weights(plan, np.arange(n_rows))
-    most = n_rows if plan.seen is None else int((~plan.seen).sum()) // (ENOUGH * width)
-    return second_moment(plan.rows, weights if weights is None else weights.clip(max=max(most, 1)))
+    if plan.seen is None:
+        return second_moment(plan.rows)
+    most = max(1, int((~plan.seen).sum()) // (ENOUGH * plan.rows.shape[1]))
+    return second_moment(plan.rows, np.where(plan.seen, min(seen_weight(plan.seen), most), 1))
 
 
 def _outputs_metric(plan: Plan) -> "torch.Tensor":
@@ -482,7 +477,8 @@ def remap_to_product_codes(
     if is_graded(graded, parts, width, len(plan.order)):
         parts, n_finer, more = graded_bytes(parts, width, len(ids))
         ids, finer = _first_by_rank(plan, ids, n_finer), (n_finer, more)
-    settings = dict(parts=parts, seed=plan.seed, rotate=rotate, weights=_row_weights(plan, ids), finer=finer)
+    weights = None if plan.seen is None else np.where(plan.seen[ids], seen_weight(plan.seen[ids]), 1)
+    settings = dict(parts=parts, seed=plan.seed, rotate=rotate, weights=weights, finer=finer)
     coded = product_codes(plan.rows[ids], **settings, metric=METRICS[metric](plan)) if len(ids) else None
     numbers = plan.n_keep + np.arange(len(ids))
     return table_of(plan.keep, len(plan.order), ids, numbers, rest=rest, coded=coded)
