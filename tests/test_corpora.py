@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 
 from vocab_pruning.cli import app
 from vocab_pruning.data import corpora
-from vocab_pruning.data.corpora import Source, find_sources
+from vocab_pruning.data.corpora import Source, find_sources, read_texts
 from vocab_pruning.data.stats import TokenStats
-from vocab_pruning.data.table import read_texts
 
 TEXTS = ["The pond froze.", "naïve café — 数", 'a "quote"', " two  spaces"]
 
@@ -71,15 +70,15 @@ def cannot(tmp_path):
     (["a.jsonl"], "a.jsonl has no column 'text'; it has 'q'"),
     (["a.jsonl", "--text", "q"], "a.jsonl, row 1 (from 0), column 'q': 3 is not a text"),
     (["b.jsonl"], "b.jsonl cannot be read: line 2 is not JSON (Expecting value at character 0)"),
-    (["c.txt.gz"], "c.txt.gz cannot be decompressed as .gz (Compressed file ended before the end-of-stream marker was reached)"),
-    (["d.txt.gz"], "d.txt.gz cannot be decompressed as .gz (Not a gzipped file"),
+    (["c.txt.gz"], "c.txt.gz cannot be read: it cannot be decompressed as .gz (Compressed file ended before the end-of-stream marker was reached)"),
+    (["d.txt.gz"], "d.txt.gz cannot be read: it cannot be decompressed as .gz (Not a gzipped file"),
     (["e.txt"], "e.txt is not UTF-8"),
     (["f.parquet"], "f.parquet cannot be read: "),
     (["g.txt"], "none of the 0 texts holds a token"),
     (["h.txt"], "h.txt is neither a file nor a pattern of files"),
     (["g.txt", "--weight", "0"], "weight=0: give a whole number, 1 or more"),
     (["e.txt", ""], "the name of a corpus is empty; name a file, a directory"),
-    (["i.txt.gz"], "i.txt.gz cannot be decompressed as .gz (it is empty)"),
+    (["i.txt.gz"], "i.txt.gz cannot be read: it cannot be decompressed as .gz (it is empty)"),
     (["j.jsonl", "--text", "title", "--text", "bodyy", "--most", "5"], "j.jsonl has no column 'bodyy'; it has 'title'"),
     (["k.parquet"], "k.parquet cannot be read: "),
     (["l.parquet"], "l.parquet has two columns 'text'; rename one"),

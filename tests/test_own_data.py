@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from transformers import BartConfig, BartForSequenceClassification
 
 from vocab_pruning import load_task, prune
+from vocab_pruning.data.corpora import read_texts
 from vocab_pruning.data.stats import token_stats
-from vocab_pruning.data.table import read_table, read_texts
+from vocab_pruning.data.table import read_table
 from vocab_pruning.data.tasks import (
     TASKS,
     Task,

@@ -108,7 +108,8 @@ def chunks_of(
     ends = np.cumsum([0, *map(len, encoded)])
     cuts = _cuts(np.frombuffer(data, np.uint8), ends, pairs)
     chunks = pa.LargeStringArray.from_buffers(len(cuts) - 1, pa.py_buffer(cuts), pa.py_buffer(data)).dictionary_encode()
-    return chunks.dictionary.to_pylist(), chunks.indices.to_numpy(), np.searchsorted(cuts, ends)
+    numbers = np.frombuffer(chunks.indices.buffers()[1], np.int32, len(chunks))  # to_numpy would import pandas: 40 MiB
+    return chunks.dictionary.to_pylist(), numbers, np.searchsorted(cuts, ends)
 
 # %% ../../nbs/data/chunks.ipynb #f5beaf21
 _DROPS_SPACE = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMPRESSED', 'READERS', 'KINDS_OF_FILE', 'LARGEST', 'endings', 'stem', 'read_bytes', 'read_content', 'json_objects',
            'read_table', 'as_table', 'at', 'check_columns', 'pick', 'texts_of', 'class_name', 'label_names',
-           'find_classes', 'given_classes', 'class_numbers', 'quantities', 'read_texts']
+           'find_classes', 'given_classes', 'class_numbers', 'quantities']
 
 # %% ../../nbs/data/table.ipynb #a70a506a
 import bz2
@@ -23,7 +23,7 @@ from enum import Enum
 from numbers import Number, Real
 from pathlib import Path
 
-from ..core import is_text, list_of_names, needs
+from ..core import is_text, needs
 
 # %% ../../nbs/data/table.ipynb #160fa103
 def _unpack_zst(data: bytes) -> bytes:
@@ -198,21 +198,6 @@ READERS: dict[str, Callable] = {
 # as messages list them:
 KINDS_OF_FILE = f"{', '.join(READERS)}, each also compressed ({', '.join(COMPRESSED)}: reviews.csv.gz)"
 
-# %% ../../nbs/data/table.ipynb #c57397ab
-def _read_whole(path: Path, read: Callable):
-    """Return `read(path)`.
-
-    Raises `FileNotFoundError` if there is no file, and a one-line `ValueError` that names a file that cannot be
-    read."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file")
-    try:
-        return read(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    except ValueError as error:
-        raise ValueError(f"{path.name} cannot be read: {str(error).strip().splitlines()[0]}") from None
-
 # %% ../../nbs/data/table.ipynb #17c33164
 def read_table(path: str | Path):
     """Return a csv, tsv, jsonl or parquet file, which may be compressed, as a DataFrame.
@@ -222,7 +207,15 @@ def read_table(path: str | Path):
     kind, how = endings(path)
     if kind not in READERS:
         raise ValueError(f"unknown kind of file {kind or how!r}; choose one of {KINDS_OF_FILE}")
-    return _read_whole(Path(path), READERS[kind])
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    try:
+        return READERS[kind](path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be read: {str(error).strip().splitlines()[0]}") from None
 
 # %% ../../nbs/data/table.ipynb #92eeb13f
 def as_table(source) -> tuple:
@@ -430,30 +423,3 @@ def quantities(
         raise ValueError(f"{at(where, column.index[bad], column.name)}: {column.tolist()[bad]!r} is not a finite "
                          "number, which regression=True asks for")
     return numbers
-
-# %% ../../nbs/data/table.ipynb #1f83935a
-def _lines_of(path: Path) -> list[str]:
-    "Return the lines of a text file that are not blank, without line feeds and carriage returns."
-    lines = read_content(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [line for line in lines if line.strip()]
-
-# %% ../../nbs/data/table.ipynb #92600130
-def read_texts(
-    path: str | Path,  # a txt, csv, tsv, jsonl or parquet file, which may be compressed
-    columns: str | Sequence[str] | None = None,  # text columns of a table (None: `text`)
-) -> list[str]:
-    """Return the texts of a file, without empty ones: the lines of a `.txt`, or the cells of the text `columns`.
-
-    Raises what `read_table`, `pick` and `texts_of` raise, and `ValueError` for `columns` of a `.txt`."""
-    kind, how = endings(path)
-    if kind not in (".txt", *READERS):
-        raise ValueError(f"unknown kind of file {kind or how!r}; choose one of .txt, {KINDS_OF_FILE}")
-    if kind == ".txt":
-        if columns is not None:
-            raise ValueError(f"columns={columns!r}: {Path(path).name} is a txt and has none; each line is a text")
-        return _read_whole(Path(path), _lines_of)
-    name = Path(path).name
-    frame = read_table(path)
-    columns = ("text",) if columns is None else list_of_names("columns", columns)
-    picked = [pick(frame, [column], name, drop_missing=True)[column] for column in columns]
-    return [text for column in picked for text in texts_of(column, name)]

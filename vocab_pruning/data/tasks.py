@@ -29,6 +29,7 @@ from vocab_pruning.core import (
     truth_value,
     whole_number,
 )
+from .corpora import read_texts
 from .sample import make_sample
 from vocab_pruning.data.table import (
     KINDS_OF_FILE,
@@ -40,7 +41,6 @@ from vocab_pruning.data.table import (
     given_classes,
     pick,
     quantities,
-    read_texts,
     stem,
     texts_of,
 )
