@@ -616,7 +616,7 @@ def test_what_is_written_is_read_again(tmp_path, monkeypatch):
 
 
 MOMENTS = [(checkpoint, name) for name in (
-    "read_checkpoint", "count_tokens", "by_resegmenting", "copy_companions", "write_bare", "write_weights", "write_tensors", "check_written", "make_card")]
+    "read_checkpoint", "count_tokens", "by_resegmenting", "copy_companions", "write_bare", "write_weights", "write_tensors", "check_written", "write_record")]
 MOMENTS += [(core, "_put_in_place"), (core, "_exchange")]
 
 

@@ -860,19 +860,6 @@ def test_transformers_reads_what_needs_nothing_of_ours(tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "model").config.vocab_size == len(p.keep)
 
 
-def test_a_directory_of_before_is_read(tmp_path):
-    "It does not name our loader; one of long before does not name a file of weights either."
-    p = pruned("wordpiece", oov="nearest")
-    p.save_pretrained(tmp_path / "model")
-    told = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert told.pop("transformers_weights") and told.pop("quantization_config")
-    before = "pip install vocab_pruning, then read this directory with vocab_pruning.load.safetensors"
-    for file in ({"transformers_weights": before}, {}):
-        (tmp_path / "model" / "config.json").write_text(json.dumps(told | file))
-        again = load(tmp_path / "model").model
-        assert same(state(p.model), state(again)) == [] and signs(again) == []
-
-
 def test_a_directory_of_another_loader_is_refused(tmp_path):
     pruned("wordpiece", oov="nearest").save_pretrained(tmp_path / "model")
     edit(tmp_path / "model" / "config.json", {"quantization_config": {"quant_method": "hqq"}})

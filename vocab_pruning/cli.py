@@ -802,7 +802,7 @@ def _report_command(
     ] = None,
     apart: Annotated[bool, typer.Option(help="Report runs that are not comparable in separate parts.")] = False,
 ):
-    """Write tables and figures of all runs, with the paper's numbers.
+    """Write Table 1 and the figures of all runs, with the paper's numbers.
 
     \b
     Examples:

@@ -8,7 +8,7 @@ __all__ = ['TILE', 'BATCH', 'as_double', 'unit_rows', 'cluster_sums', 'average_l
 # %% ../../nbs/algorithms/linkage.ipynb #344de335
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+
 
 # %% ../../nbs/algorithms/linkage.ipynb #20b935c8
 TILE = (512, 4096)
@@ -208,7 +208,6 @@ def cluster_sums(
 def average_linkage(
     rows: torch.Tensor,  # (n, d), any float dtype and device
     labels: np.ndarray | None = None,  # start from these clusters 0 .. c - 1 instead of single rows: int64 (n,)
-    progress: bool = False,  # show a progress bar
 ) -> np.ndarray:  # SciPy's linkage matrix, float64 (n - 1, 4), or (c - 1, 4) with labels
     """Cluster rows by average linkage on cosine distance.
 
@@ -223,15 +222,12 @@ def average_linkage(
             missing = int((size == 0).nonzero()[0])
             raise ValueError(f"no row has label {missing}; number the clusters 0 .. c - 1 without a gap")
     clusters = _Clusters(sums, size)
-    with tqdm(total=len(sums) - 1, unit="merge", desc="clustering", disable=not progress) as bar:
-        while clusters.n_alive > 1:
-            before = clusters.n_alive
-            a, b = _reciprocal_pairs(clusters)
-            _join(clusters, a, b)
-            _redirect(clusters, a, b)
-            clusters.compact()
-            _find(clusters, _wanted(clusters))
-            bar.update(before - clusters.n_alive)
+    while clusters.n_alive > 1:
+        a, b = _reciprocal_pairs(clusters)
+        _join(clusters, a, b)
+        _redirect(clusters, a, b)
+        clusters.compact()
+        _find(clusters, _wanted(clusters))
     return _linkage_matrix(clusters.merges, len(sums))
 
 # %% ../../nbs/algorithms/linkage.ipynb #c47e1c5e

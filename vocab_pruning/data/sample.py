@@ -521,7 +521,8 @@ def make_sample(
 
     Raises `ValueError` for an unknown task."""
     if task not in GENERATORS:
-        raise ValueError(f"no sample for task {task!r}; the tasks are {', '.join(GENERATORS)}")
+        raise ValueError(f"no sample for task {task!r}, only for {', '.join(GENERATORS)}; name a GLUE directory or the "
+                         "hub (data=)")
     dev = ("validation_matched", "validation_mismatched") if task == "mnli" else ("validation",)
     sample = {}
     taken = set()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_DOCUMENTS', 'MOST_CHARACTERS', 'AT_ONCE', 'PROBE', 'backend', 'token_batches', 'in_parts', 'from_parts', 'Saved',
            'Summed', 'TokenStats', 'tokenizer_fingerprint', 'check_ids', 'cells', 'sum_by_row', 'batch_stats',
-           'twice_if_needed', 'token_stats', 'coverage_curve', 'coverage', 'coverage_table']
+           'check_tokens', 'twice_if_needed', 'token_stats', 'coverage_curve', 'coverage', 'coverage_table']
 
 # %% ../../nbs/data/stats.ipynb #7896a13c
 import copy
@@ -308,6 +308,12 @@ def batch_stats(
     )
 
 # %% ../../nbs/data/stats.ipynb #18173c4e
+def check_tokens(stats: TokenStats):
+    "Raise `ValueError` for statistics without a token."
+    if not stats.n_tokens:
+        raise ValueError(f"none of the {stats.n_docs} texts holds a token; give at least one that is not empty")
+
+
 def twice_if_needed(
     count: Callable[[bool], object],  # `count(whole)` reads the texts
     texts: Iterable[str],  # the documents
@@ -340,9 +346,7 @@ def token_stats(
         batches = token_batches(texts, tokenizer, batch_size, progress, whole)
         return sum((batch_stats(*batch, n_rows) for batch in batches), TokenStats.empty(n_rows))
 
-    total = twice_if_needed(count, texts, whole)
-    if not total.n_tokens:
-        raise ValueError(f"none of the {total.n_docs} texts holds a token; give at least one that is not empty")
+    check_tokens(total := twice_if_needed(count, texts, whole))
     return total
 
 # %% ../../nbs/data/stats.ipynb #5d5ff1f5

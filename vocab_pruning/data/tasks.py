@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from numbers import Real
 from pathlib import Path
 
@@ -29,7 +30,6 @@ from vocab_pruning.core import (
     truth_value,
     whole_number,
 )
-from .corpora import read_texts
 from .sample import make_sample
 from vocab_pruning.data.table import (
     KINDS_OF_FILE,
@@ -523,16 +523,11 @@ class GeneratedText(UserWarning):
     "Generated text is used instead of a task's data. Ignore this category if you announce it yourself."
 
 
-_announced = set()
-
-
-def _announce(source: str, task: Task):
-    "Warn, once per process, that `source` is used instead of the data of `task`."
-    if source not in _announced:
-        _announced.add(source)
-        warnings.warn(f"neither GLUE_DIR nor the hub is available; using generated text for {task.name} (data= names "
-                      "another source)",
-                      GeneratedText, stacklevel=3)
+@cache
+def _announce():
+    "Warn, once per process, that generated text is used in place of GLUE."
+    warnings.warn("neither GLUE_DIR nor the hub is available; using generated text in place of GLUE (data= names "
+                  "another source)", GeneratedText, stacklevel=3)
 
 # %% ../../nbs/data/tasks.ipynb #6004a8cb
 def _load_columns(task: Task, source: str) -> dict[str, dict[str, list]]:
@@ -552,14 +547,15 @@ def load_task(
     The columns are `text`, `text_pair` for pairs, and `label`: a `ClassLabel` with the task's names, or float32 for
     regression. Warns (`GeneratedText`), once per process, if "auto" means the sample.
 
-    Raises `ValueError` for an unknown task, a missing column, a bad label or an empty split."""
+    Raises `ValueError` for an unknown task, one without a sample (WNLI) where "auto" means the sample, a missing
+    column, a bad label or an empty split."""
     task = get_task(task, **columns)
     source, _ = resolve_data(data, task)
     if source == OWN:
         return task.dataset
-    if source == SAMPLE and data == "auto":
-        _announce(source, task)
     columns = _load_columns(task, source)
+    if source == SAMPLE and data == "auto":
+        _announce()
     with needs("data"):
         from datasets import Dataset, DatasetDict
 
@@ -606,6 +602,8 @@ def load_texts(
         if given := [f"{name}={value!r}" for name, value, default in options if value != default]:
             raise ValueError(f"{', '.join(given)}: {Path(source).name} is a file of texts; only a task has splits and "
                              "data")
+        from vocab_pruning.data.corpora import read_texts
+
         return read_texts(source, columns)
     if isinstance(source, str | Path) and str(source) not in TASKS and Path(source).is_dir():
         raise ValueError(f"{source} is a directory; name a file of texts, or count it first (vocab-prune count)")

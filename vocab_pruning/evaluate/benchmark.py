@@ -181,7 +181,9 @@ def latency(
     warm_up: int = 2,  # rounds before them
     clock: Callable[[], float] = perf_counter,  # or `process_time`, as in `in_turn`
 ):
-    "Return `beside_first` of forward passes of `models`, without gradients and in evaluation mode."
+    """Return `beside_first` of forward passes of `models`, without gradients and in evaluation mode.
+
+    Raises `ValueError` for a model without a batch, and as `beside_first` does."""
     given = _on_device(models, batches)
     calls = {name: _forward(model, given[name]) for name, model in models.items()}
     with ExitStack() as stack:
@@ -220,7 +222,9 @@ def step_time(
     warm_up: int = 2,  # rounds before them
     clock: Callable[[], float] = perf_counter,  # or `process_time`, as in `in_turn`
 ):
-    "Return `beside_first` of fine-tuning steps of copies of `models`."
+    """Return `beside_first` of fine-tuning steps of copies of `models`.
+
+    Raises `ValueError` for a model without a batch, and as `beside_first` does."""
     given = _on_device(models, batches)
     copies = {name: copy.deepcopy(model) for name, model in models.items()}
     calls = {name: _step(model, given[name]) for name, model in copies.items()}

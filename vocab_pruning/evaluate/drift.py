@@ -19,7 +19,7 @@ from ..core import check_texts, whole_number
 from ..models.saving import PrunedModel
 from ..models.verify import knows_tokens
 from vocab_pruning.data.stats import (
-    TokenStats, backend, batch_stats, coverage_curve, token_batches, token_stats, twice_if_needed,
+    TokenStats, backend, batch_stats, check_tokens, coverage_curve, token_batches, token_stats, twice_if_needed,
 )
 
 # %% ../../nbs/evaluate/drift.ipynb #910fd457
@@ -146,8 +146,6 @@ def _share_unknown(stats: TokenStats, tokenizer) -> float:
 def _against(original, texts: Iterable[str], n_tokens: int) -> dict:
     "Return the `growth` to `n_tokens` from those of the `original` tokenizer, and its share of unknown tokens."
     before = token_stats(texts, original, max(original.get_vocab().values()) + 1)
-    if not before.n_tokens:
-        raise ValueError("the original tokenizer finds no token in the texts; give that of the model that was pruned")
     return dict(growth=n_tokens / before.n_tokens, unknown_original=_share_unknown(before, original))
 
 
@@ -187,13 +185,13 @@ def coverage_of(
 ) -> dict:
     """Return how much of `texts` a pruned model has rows for, JSON-ready.
 
-    `documents`, `tokens`: how many there are. `kept`: the share of tokens that have a row of their own; `kept_train`:
-    that of the texts it was pruned for (None if not known,
-    and for a plain model, whose own tokens are others). `touched`: the share of documents that lost a token.
-    `unknown`: the share of tokens that are the tokenizer's unknown one; `unknown_original`: that of the `original`
-    tokenizer. `growth`: tokens over those of the original. `lost`: the most frequent tokens without a row; for a plain
-    model, the parts of the texts that are unknown now (and, with `original`, were not). For a plain model, `growth` and
-    `unknown_original` are None without `original`.
+    `documents`, `tokens`: how many there are. `kept`: the share of tokens that have a row of their own; for a plain
+    model, one minus the parts of the texts that are unknown now, divided by the tokens. `kept_train`: that of the texts
+    it was pruned for (None if not known, and for a plain model, whose own tokens are others). `touched`: the share of
+    documents that lost a token. `unknown`: the share of tokens that are the tokenizer's unknown one;
+    `unknown_original`: that of the `original` tokenizer. `growth`: tokens over those of the original. `lost`: the most
+    frequent tokens without a row; for a plain model, the parts of the texts that are unknown now (and, with `original`,
+    were not). For a plain model, `growth` and `unknown_original` are None without `original`.
 
     Raises as `token_stats` does, and `ValueError` if `pruned` has no tokenizer, if the texts hold no token, or if they
     must be read twice and cannot be."""
@@ -205,8 +203,7 @@ def coverage_of(
         )
     check_texts(texts, "the growth, which original= asks for," if pruned.plain and original is not None else None)
     count = _count_texts(pruned, texts, n_lost, original, progress)
-    if not count.stats.n_tokens:
-        raise ValueError(f"none of the {count.stats.n_docs} texts holds a token; give at least one that is not empty")
+    check_tokens(count.stats)
     return _coverage_report(pruned, count, _before_pruning(pruned, original, texts, count.stats))
 
 # %% ../../nbs/evaluate/drift.ipynb #e258a54e

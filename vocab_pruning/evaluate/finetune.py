@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..core import PRECISIONS, check_seed, choose, needs, positive_number, quiet_transformers, timed
 from ..data.tasks import Task, get_task
-from .bootstrap import likeness
+from .bootstrap import agreement_metric
 from ..models.saving import check_whole
 from ..models.tokenizer import as_it_was
 
@@ -352,7 +352,9 @@ def evaluate_model(
     recipe: dict,  # as `make_recipe` returns it
     progress: bool = False,  # show a progress bar on stderr
 ) -> FineTuned:
-    "Score `model` on every split but train, as `finetune` does, without training it."
+    """Score `model` on every split but train, as `finetune` does, without training it.
+
+    Raises `ValueError` for a recipe that lacks a setting."""
     task = get_task(task)
     _check_settings(recipe, task)
     others = {name: split for name, split in dataset.items() if name != "train"}
@@ -371,7 +373,7 @@ def agreement(
     """Return how far two models predict the same: the share of equal classes, or for regression Pearson's correlation.
 
     Gold labels play no part in it, so their noise does not either."""
-    return METRICS[likeness(task.metrics[0])](full, predictions)
+    return METRICS[agreement_metric(task.metrics[0])](full, predictions)
 
 
 def retention(pruned: float, full: float | None) -> tuple[float | None, str | None]:

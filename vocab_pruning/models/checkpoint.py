@@ -29,7 +29,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from vocab_pruning.core import (
-    GRAPHS, MARKER, NEEDS_US, OURS, CannotPrune, check_replaceable, library_versions, list_of_names,
+    GRAPHS, MARKER, NEEDS_US, OURS, CannotPrune, check_replaceable, list_of_names,
     one_of, real_path, shortly, to_json, whole_directory,
 )
 from ..data.stats import TokenStats
@@ -38,7 +38,7 @@ from vocab_pruning.models.anatomy import (
     warn_of_dropped, warn_of_fields,
 )
 from .bare import BareTokenizer, read_bare, read_mapping, write_bare
-from .card import make_card, passed_on
+from .card import passed_on, write_record
 from vocab_pruning.models.choosing import (
     Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens,
     request_facts, sample_of, score_rows, tokens_beyond,
@@ -328,7 +328,7 @@ class Job:
         asked = self.asked
         clusters = asked.scores is None and get_scorer(asked.scorer).reads_rows
         scores = score_rows(self.subject, stats, asked, _RowsOnly(self.found.tables[0]) if clusters else None)
-        choices = (asked.target, asked.keep, asked.oov, asked.seed, asked.unseen)
+        choices = (asked.target, asked.keep, asked.oov, asked.seed, asked.unseen, asked.progress)
         return choose_rows(self.subject, stats, scores, *choices)
 
 # %% ../../nbs/models/checkpoint.ipynb #946e3d70
@@ -763,10 +763,7 @@ def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], director
     write_weights(checkpoint, new.shards, directory)
     if unlike := [name for name in left if _is_left(name, directory)]:
         info = info | {"left_out": unlike}
-    written = to_json(info | {"versions": library_versions()})
-    (directory / MARKER).write_text(written)
-    (directory / "README.md").write_text(make_card(json.loads(written)), encoding="utf-8")
-    return json.loads(written)
+    return write_record(info, directory)
 
 # %% ../../nbs/models/checkpoint.ipynb #8b4b212b
 def _new_files(job: Job) -> NewFiles:
@@ -847,8 +844,8 @@ def prune_checkpoint(
 ) -> dict:  # how it was made, as in `vocab_pruning.json`
     """Prune the vocabulary of a checkpoint for `texts`, from files to files; no model is built, no code of it is run.
 
-    The directory is verified, then moved into place. Raises `ValueError` for damaged files, pickles, tensors that may
-    not be the vocabulary's, `OSError` where files are missing or in the way or the disk is full; else as `prune`."""
+    The directory is verified, then moved into place. Raises `ValueError` for damaged files, pickles, and tensors that
+    may not be the vocabulary's, `OSError` for missing files, a path in the way, a full disk; otherwise as `prune`."""
     forward = _forward_options(verify, source, trust_remote_code)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
     choices = dict(scorer=scorer, scorer_options=scorer_options, oov=oov, oov_options=oov_options, seed=seed)

@@ -273,6 +273,7 @@ def choose_rows(
     oov: str,  # what becomes of pruned tokens, a key of `REMAPS`
     seed: int = 0,  # random seed of the remap
     unseen: str = "likely",  # how rows that no text uses are ranked: "likely" or "id"
+    progress: bool = False,  # show progress bars while the remap is made
 ) -> Choice:
     """Rank the rows and count how many stay.
 
@@ -290,10 +291,7 @@ def choose_rows(
         n_keep += int(letters[ranked.order[n_keep:]].sum()) if target.names_tokens else 0
     plan = Plan(
         subject.rows and subject.rows(),
-        order,
-        n_keep,
-        ranked.special,
-        stats.seen,
+        order, n_keep, ranked.special, stats.seen,
         None if remap.rewrites_tokenizer else subject.reserved,
         subject.tokenizer.unk_token_id,
         seed,
@@ -302,6 +300,7 @@ def choose_rows(
         asked=ranked.asked,
         on_top=target.names_tokens,
         sensitivity=subject.sensitivity and partial(subject.sensitivity, n_docs=stats.n_docs, seed=seed),
+        progress=progress,
     )
     return Choice(subject, stats, target, wanted, ranked, plan)
 

@@ -356,10 +356,9 @@ def install(model, embedding: PrunedEmbedding, head: PrunedHead | None):
 def settle(model):
     """Set what only loaded weights say, in the pruned embeddings and the heads of `model`.
 
-    Earlier versions wrote an index of 16 bits. A head that the weights lack keeps the ids that the embedding keeps."""
+    A head that the weights lack keeps the ids that the embedding keeps."""
     embeddings = [part for part in model.modules() if isinstance(part, PrunedEmbedding)]
     for part in embeddings:
-        part.index = part.index.int()
         pad_id = getattr(part, "pad_id", None)
         if pad_id is not None and not part.index.is_meta:
             part.padding_idx = int(part.index[pad_id, 0])

@@ -123,7 +123,8 @@ def _prune_scored(
 ) -> PrunedModel:
     "Prune once statistics and scores are known: budget, ranking, remap, rebuild."
     wanted = subject.keep_list(asked.keep)
-    choice = choose_rows(subject, stats, scores, asked.target, wanted, asked.oov, asked.seed, asked.unseen)
+    choices = (asked.target, wanted, asked.oov, asked.seed, asked.unseen, asked.progress)
+    choice = choose_rows(subject, stats, scores, *choices)
     if asked.rewrites:
         rebuilt, now, made = _by_resegmenting(model, choice, asked, texts, **asked.oov_options)
     else:
@@ -209,7 +210,7 @@ def prune(
     share_encoder: bool = False,  # let the result share the encoder of `model`; do not train it then
     progress: bool = False,  # show a progress bar
     stats: TokenStats | None = None,  # statistics of the texts, counted before; without texts, tf-idf has no norm
-    unseen: str = "likely",  # rank rows that no text uses by likeness to those that are used, or by "id"
+    unseen: str = "likely",  # rank rows that no text uses by resemblance to those that are used, or by "id"
     renumber=(),  # fields of configurations with token ids that are not known as such, e.g. "text_config.mask_index"
     **oov_options,  # options of `oov`, e.g. `n_bytes=8` for "pq"
 ) -> PrunedModel:  # the pruned model, its tokenizer, and `info`: how it was made

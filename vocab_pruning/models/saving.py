@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from vocab_pruning.core import (
-    GRAPHS, MARKER, METHOD, OURS, OWN_CODE, first_file, library_versions, shortly, to_json, whole_directory,
+    GRAPHS, MARKER, METHOD, OURS, OWN_CODE, first_file, shortly, whole_directory,
 )
 from .anatomy import size_change, sizes
 from .embedding import PrunedEmbedding, PrunedHead, in_manner_of, install, output_head
@@ -230,15 +230,11 @@ def give_parts(model, config):
                 raise ValueError(f"{told} cannot be built ({shortly(error)}); save the model again") from error
 
 
-def _name_loader(directory: Path, config):
-    """Name our loader in `config`, in place, where it has parts of ours: earlier versions did not save its name.
-
-    Raises `ValueError` where another library's loader is named."""
-    if any(hasattr(config, name) for name in PARTS):
-        named = getattr(config, "quantization_config", None) or {"quant_method": METHOD}
-        if (method := named.get("quant_method")) != METHOD:
-            raise ValueError(f"{directory}: quant_method={method!r}: a pruned model cannot be quantized; save it anew")
-        config.quantization_config = named
+def _check_loader(directory: Path, config):
+    "Raise `ValueError` where `config` has parts of ours and names another library's loader, or none."
+    method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
+    if method != METHOD and any(hasattr(config, name) for name in PARTS):
+        raise ValueError(f"{directory}: quant_method={method!r}: a pruned model cannot be quantized; save it anew")
 
 # %% ../../nbs/models/saving.ipynb #75c3a3a9
 def _own_class(config, name: str, directory: str | Path):
@@ -327,7 +323,7 @@ def read_model(
 
     Raises `ValueError` as `readable` and `_check_report` do."""
     cls = class_to_load(config, model_class, directory, trust)
-    _name_loader(directory, config)
+    _check_loader(directory, config)
     options = dict(config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True)
     with readable(directory):
         model, report = cls.from_pretrained(None if weights else directory, state_dict=weights, **options, **kwargs)
@@ -442,7 +438,7 @@ def _check_merged(model):
 
 def write_pruned(pruned: PrunedModel, directory: Path, self_contained: bool = False):
     "Write model, tokenizer, companions, `vocab_pruning.json`, card, code if asked; return the tokenizer read back."
-    from vocab_pruning.models.card import make_card
+    from vocab_pruning.models.card import write_record
     from vocab_pruning.models.hub import write_companions
     from vocab_pruning.models.sentencepiece import is_piece_file, save_pieces
     from vocab_pruning.models.tensors import count_tensors
@@ -462,9 +458,7 @@ def write_pruned(pruned: PrunedModel, directory: Path, self_contained: bool = Fa
     now |= save_pieces(pruned, tokenizer, directory) | {"tensors": count_tensors(directory)}
     facts = {name: value for name, value in pruned.info.items() if name != "self_contained"} | now
     facts |= {"self_contained": True} if own_code else {}
-    written = to_json(facts | {"versions": library_versions()})
-    (directory / MARKER).write_text(written)
-    (directory / "README.md").write_text(make_card(json.loads(written)), encoding="utf-8")
+    write_record(facts, directory)
     return tokenizer
 
 # %% ../../nbs/models/saving.ipynb #7ea4890a
@@ -479,7 +473,8 @@ def save_pruned(
 
     Verification runs on the model's own sample. Pass `verify=False` after changing weights on purpose, because the
     change would look like damage. `~` is the home directory, and a symbolic link is followed. Files in an earlier save
-    that are not this library's stay. What transformers alone loads anyway needs no code, and gets none.
+    that are not this library's stay. With `self_contained`, a model that transformers
+    loads alone gets no code, because it needs none.
 
     Raises `FileExistsError` where `directory` holds anything but an earlier save or is the working directory, and
     `TypeError` for `scores` that are no dict. Raises `ValueError` where verification fails, and for a model with an

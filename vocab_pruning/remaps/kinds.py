@@ -42,6 +42,7 @@ class Plan:
     asked: np.ndarray | None = None  # which ids stay because a keep list names them: bool (V,)
     on_top: bool = False  # whether rows that a remap needs for itself come on top of K
     sensitivity: Callable | None = None  # returns `embedding_metric`, float64 (d, d), where a model can be measured
+    progress: bool = False  # show progress bars
 
     @cached_property
     def keep(self) -> np.ndarray:
@@ -198,7 +199,7 @@ def remap_to_sparse(
     if len(ordinary) < 2:
         raise CannotPrune(f"m={m} of {len(ordinary)} kept rows: a mixture has 2 rows or more; choose oov='nearest', "
                           "which reads one")
-    index, mix = pursue(plan.rows[ids], plan.rows[plan.keep[ordinary]], m)
+    index, mix = pursue(plan.rows[ids], plan.rows[plan.keep[ordinary]], m, progress=plan.progress)
     return table_of(plan.keep, len(plan.order), ids, ordinary[index.cpu()], mix.cpu(), rest=rest)
 
 # %% ../../nbs/remaps/kinds.ipynb #dfb79616
@@ -478,7 +479,7 @@ def remap_to_product_codes(
         parts, n_finer, more = graded_bytes(parts, width, len(ids))
         ids, finer = _first_by_rank(plan, ids, n_finer), (n_finer, more)
     weights = None if plan.seen is None else np.where(plan.seen[ids], seen_weight(plan.seen[ids]), 1)
-    settings = dict(parts=parts, seed=plan.seed, rotate=rotate, weights=weights, finer=finer)
+    settings = dict(parts=parts, seed=plan.seed, rotate=rotate, weights=weights, finer=finer, progress=plan.progress)
     coded = product_codes(plan.rows[ids], **settings, metric=METRICS[metric](plan)) if len(ids) else None
     numbers = plan.n_keep + np.arange(len(ids))
     return table_of(plan.keep, len(plan.order), ids, numbers, rest=rest, coded=coded)

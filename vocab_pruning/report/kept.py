@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import choose, needs
-from ..evaluate.bootstrap import likeness, resampled_scores
+from ..evaluate.bootstrap import agreement_metric, resampled_scores
 from .figures import marks
 from .summary import AFTER, ALL_TASKS, CUT, FULL, interval_of_draws, predictions_of, who_wins
 
@@ -32,7 +32,7 @@ def _draws_of_seed(lines: pd.DataFrame, full: str, out: str | Path, n_draws: int
     labels, (*guesses, theirs) = predictions_of(lines, out, full)
     *scores, full_scores = resampled_scores(metric, labels, np.stack([*guesses, theirs]), n_draws).T
     kept = np.stack(scores) / np.where(full_scores > 0, full_scores, np.nan)
-    agreed = resampled_scores(likeness(metric), theirs, np.stack(guesses), n_draws).T
+    agreed = resampled_scores(agreement_metric(metric), theirs, np.stack(guesses), n_draws).T
     return {value: dict(zip(lines.run, draws, strict=True))
             for value, draws in dict(retention=kept, agreement=agreed).items()}
 
@@ -124,7 +124,7 @@ def agreement_of_seeds(
     found = {}
     for column, some in lines[lines.label == FULL].groupby("column", sort=False):
         _, guesses = predictions_of(some, out)
-        agreed = likeness(some.iloc[0].metric)
+        agreed = agreement_metric(some.iloc[0].metric)
         pairs = [resampled_scores(agreed, one, other[None], n_draws=0).item()
                  for one, other in combinations(guesses, 2)]
         found[column] = float(np.mean(pairs)) if pairs else float("nan")

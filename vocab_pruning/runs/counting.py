@@ -18,7 +18,9 @@ from filelock import FileLock, Timeout
 
 from ..core import choose, fingerprint, real_path, to_json, whole_number
 from ..data.corpora import Source
-from ..data.stats import TokenStats, batch_stats, token_batches, tokenizer_fingerprint, twice_if_needed
+from vocab_pruning.data.stats import (
+    TokenStats, batch_stats, check_tokens, token_batches, tokenizer_fingerprint, twice_if_needed,
+)
 from .engines import ENGINES, read_engine_options
 
 # %% ../../nbs/runs/counting.ipynb #bdc884a3
@@ -138,13 +140,6 @@ def _total(sources: Sequence[Source], tokenizer, n_rows: int, parts: Path | None
         counted = _count_here(*shards, progress) if here else _count_there(*shards, submit)
         return sum((source.weight * stats for source, stats in zip(sources, counted, strict=True)), total)
 
-
-def _with_tokens(total: TokenStats) -> TokenStats:
-    "Return `total`. Raises `ValueError` if it holds no token."
-    if not total.n_tokens:
-        raise ValueError(f"none of the {total.n_docs} texts holds a token; give at least one that is not empty")
-    return total
-
 # %% ../../nbs/runs/counting.ipynb #5ea81ca3
 def count_corpora(
     sources: Sequence[Source],  # as `find_sources` returns them
@@ -160,13 +155,15 @@ def count_corpora(
 
     Raises `ValueError` for a source that cannot be read, for texts without a token, and for an unknown engine or
     option; then `out` is not written, and sources that were counted are not read again. Raises `TimeoutError` while
-    another process counts into `out`."""
+    another process counts into `out`, `ImportError` for "ray" without its extra, and `TypeError` for a slow
+    tokenizer."""
     choose(ENGINES, "engine", engine)
     options = read_engine_options(engine, engine_options)
     whole_number("workers", workers)
     given = (progress, engine, workers, options)
     if out is None:
-        return _with_tokens(_total(sources, tokenizer, n_rows, None, *given))
+        check_tokens(total := _total(sources, tokenizer, n_rows, None, *given))
+        return total
     out = real_path(out)
     with _alone(out):
         parts = _open_parts(out, tokenizer, n_rows)
@@ -178,4 +175,5 @@ def count_corpora(
         if total.n_tokens:
             total.save(out)
         shutil.rmtree(parts, ignore_errors=True)
-    return _with_tokens(total)
+    check_tokens(total)
+    return total

@@ -160,7 +160,7 @@ def moved_vectors(
 ) -> tuple[torch.Tensor, float]:
     """Return the pruned model's vectors of the dev sentences, float32 (s, d), and the share that was encoded again.
 
-    The others are made of kept tokens, and are those of the full model (the library's first law)."""
+    The others are made of kept tokens, and are those of the full model, bit for bit."""
     sentences = full.pairs(language).sentences
     kept = np.isin(np.arange(full.n_rows), pruned.keep.numpy())
     ids = full.tokenizer(sentences)["input_ids"]

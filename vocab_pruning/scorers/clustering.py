@@ -36,7 +36,8 @@ def clustering_scores(
     Rows are grouped by cosine; centroids are means of the rows before normalization. There are as many clusters as rows
     to keep that are not special; if the pool is smaller than that, all its rows are picked.
 
-    Raises `ValueError` without a model or `n_rows`, for a model of another size, and as `cluster_rows` does."""
+    Raises `ValueError` without a model or `n_rows`, for an unknown pool, a model of another size, a row of zeros, and
+    as `cluster_rows` does."""
     if model is None or n_rows is None:
         raise ValueError("clustering needs model= (its embedding rows) and n_rows= (the number of rows to keep)")
     weight = model.get_input_embeddings().weight.detach()

@@ -19,7 +19,7 @@ import regex
 
 from ..core import list_of_texts, needs
 from ..data.stats import token_stats
-from ..data.tasks import load_texts
+from ..data.corpora import read_texts
 
 # %% ../../nbs/scorers/keeping.ipynb #0bd248c3
 _BYTE = regex.compile("<0x[0-9A-F]{2}>")
@@ -94,7 +94,7 @@ def _of_file(tokens: Tokens, value: str) -> list[int]:
     "Return the ids of the tokens of the texts in the file `value`."
     if not value:
         raise ValueError("name a file of texts")
-    return _read_by(tokens, load_texts(value))
+    return _read_by(tokens, read_texts(value))
 
 
 KEEP_ENTRIES: dict[str, Callable[[Tokens, str], list[int]]] = {
@@ -150,7 +150,7 @@ def read_keep(
     `script:…` (of all letters of a token), `texts:…` (a file of texts) or an iterable of texts.
 
     Raises `ValueError` for an entry that cannot be read or names no token, `TypeError` for another type, and as
-    `load_texts` does for a file."""
+    `read_texts` does for a file."""
     if isinstance(keep, KeepList):
         return keep
     rows = np.zeros(n_rows, bool)
