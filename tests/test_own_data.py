@@ -702,9 +702,9 @@ def test_a_task_of_ones_own_fine_tunes_as_regression(tmp_path):
 def test_metrics_and_class_names_identify_a_run():
     model, tasks = build("wordpiece", num_labels=2), [own_task(words(40, 4), **NAMED), own_task(words(40, 4), metrics=["f1"], **NAMED),
                                                       own_task(words(40, 4).replace({"verdict": {"yes": "so"}}), **NAMED)]
-    names = {run_name(shared_parameters(task, 42, "tiny", model, "own", task.dataset, {})) for task in tasks}
+    names = {run_name(shared_parameters(task, 42, "tiny", model, FAMILIES["wordpiece"].tokenizer, "own", task.dataset, {})) for task in tasks}
     assert len(names) == 3
-    assert not {"metrics", "labels"} & shared_parameters("cola", 42, "tiny", model, "sample", tasks[0].dataset, {}).keys()
+    assert not {"metrics", "labels"} & shared_parameters("cola", 42, "tiny", model, FAMILIES["wordpiece"].tokenizer, "sample", tasks[0].dataset, {}).keys()
 
 
 def test_an_encoder_with_a_decoder_is_fine_tuned(tmp_path):

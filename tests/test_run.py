@@ -22,7 +22,7 @@ from tools.publish import page_name
 from vocab_pruning.core import minilm_directory
 from vocab_pruning.runs.after import evaluate_grid
 from vocab_pruning.runs.recipe import run_parameters
-from vocab_pruning.runs.record import asked_for, pack_runs, read_rows, row_of_notebook, run_directory, run_name, summarize_notebook
+from vocab_pruning.runs.record import asked_for, pack_runs, read_rows, row_of_notebook, run_directory, run_name, summarize_notebook, unpack_runs
 from vocab_pruning.runs.spec import RunSpec, parameter_defaults
 from vocab_pruning.runs.sweep import sweep_cells
 
@@ -245,6 +245,26 @@ def test_packed_runs_are_continued_only_where_they_were_unpacked(first, grid, tm
     with pytest.raises(FileExistsError, match="rows.jsonl holds packed runs; continue from those that unpack_runs"):
         evaluate_grid(recipe, progress=False)
     assert {path.name for path in (tmp_path / "packed").iterdir()} <= {"rows.jsonl", "predictions.parquet"}
+
+
+@needs_minilm
+def test_a_full_model_that_is_trained_again_must_decide_as_its_row_says(first, grid, tmp_path):
+    "Packed runs have no weights, so a grid that goes on from them trains the full model again."
+    pack_runs(first / "runs", tmp_path / "packed")
+    for name in ("same", "other"):
+        unpack_runs(tmp_path / "packed", tmp_path / name)
+        asked = json.loads(grid[0].read_text()) | dict(out=str(tmp_path / name), methods=[dict(oov="int8")])
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(asked))
+    full = next(r["run"] for r in rows(first).values() if r["method"] == "full")
+    before = (tmp_path / "same" / full / "result.json").read_text()
+    made = evaluate_grid(tmp_path / "same.yaml", progress=False)
+    assert json.loads((tmp_path / "same" / full / "result.json").read_text()) == json.loads(before)
+    assert (made.oov == "int8").sum() == 1 and (tmp_path / "same" / full / "model").is_dir()
+    table = pd.read_csv(file := tmp_path / "other" / full / "predictions.csv")
+    table.loc[:1, "prediction"] = 1 - table.loc[:1, "prediction"]
+    table.to_csv(file, index=False)
+    with pytest.warns(UserWarning, match=rf"not possible: 1 of the runs; .*{full} was trained again and decides otherwise than its row says \(dev: 2 of"):
+        evaluate_grid(tmp_path / "other.yaml", progress=False)
 
 
 @needs_minilm

@@ -23,6 +23,7 @@ from ..remaps.kinds import REMAPS, check_remap
 from ..models.pruning import check_prunable, lost, prune_with_stats, size_with
 from ..models.embedding import plain_embedding
 from ..scorers.registry import compute_token_scores, get_scorer
+from ..scorers.unseen import UNSEEN
 from ..models.saving import PrunedModel
 from ..data.stats import TokenStats, token_stats
 
@@ -128,6 +129,7 @@ class _Setting:
     dev: TokenStats
     special: np.ndarray
     scores: Callable[[int], np.ndarray]
+    unseen: str
 
     def row(self, ratio: float, oov: str) -> dict:
         "Return `measure` of the cut by `ratio` with the remap `oov`, or the `reason` why it is impossible."
@@ -135,7 +137,7 @@ class _Setting:
             size = size_with(self.model, oov)
             scores = self.scores(count_rows(ratio, self.base, size, self.special, self.train.seen))
             pruned = prune_with_stats(self.model, self.tokenizer, self.train, scores, ratio, self.base, oov, self.seed,
-                                      texts=self.texts, share_encoder=True)
+                                      texts=self.texts, share_encoder=True, unseen=self.unseen)
         except CannotPrune as error:
             return dict(reason=str(error))
         return measure(pruned, self.train, self.dev, self.held_out)
@@ -164,6 +166,7 @@ def preflight(
     oovs: str | Iterable[str] | None = None,  # remaps to look at (None: those that take seconds)
     scorer: str = "tfidf",  # what ranks the tokens
     seed: int = 0,  # random seed
+    unseen: str = "likely",  # how rows that no text uses are ranked, as in `prune`
     progress: bool = False,  # show progress bars
 ):
     """Return a DataFrame of what pruning would leave, one row for each ratio and remap. Nothing is trained.
@@ -179,6 +182,7 @@ def preflight(
     for name, split in (("texts", texts), ("held_out", held_out)):
         check_texts(split, "every cut", name)
     get_scorer(scorer)
+    UNSEEN.check("unseen", unseen)
     check_prunable(model, tokenizer)
     special = special_mask(model, tokenizer)
     if ratios is None:
@@ -187,7 +191,7 @@ def preflight(
     n_rows = len(plain_embedding(model).weight)
     train, dev = (token_stats(split, tokenizer, n_rows, progress=progress) for split in (texts, held_out))
     scores = _scoring(train, scorer, model=model, seed=seed, texts=texts, tokenizer=tokenizer, special=special)
-    setting = _Setting(model, tokenizer, base, seed, texts, held_out, train, dev, special, scores)
+    setting = _Setting(model, tokenizer, base, seed, texts, held_out, train, dev, special, scores, unseen)
     rows = [
         dict(ratio=ratio, base=base, oov=oov) | setting.row(ratio, oov)
         for ratio, oov in tqdm(cuts, unit="cut", desc="preflight", disable=not progress)

@@ -617,7 +617,10 @@ def check_remap(
 
 
 def add_remap(spec: RemapSpec):
-    """Add a remap to the table under its name; everything that reads the table knows it from then on.
+    """Add a remap to the table under its name; everything in this process knows it from then on.
+
+    A sweep makes its runs in other processes: give it a copy of `run.ipynb` that adds it, too (`notebook=`). A grid
+    does so with several workers: give it one.
 
     Raises `ValueError` if the name is taken."""
     if spec.name in REMAPS:

@@ -53,11 +53,15 @@ def _draws(lines: pd.DataFrame, out: str | Path, n_draws: int) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _pooled_spread(values: pd.DataFrame) -> tuple[float, int]:
+def _pooled_spread(values: pd.DataFrame) -> tuple[float, float]:
     """Return the standard deviation over seeds of a mean over columns, and its degrees of freedom.
 
-    `values` (seeds, columns): the trainings of different tasks do not depend on each other, so their variances add."""
-    return float(np.sqrt(values.var().sum()) / values.shape[1]), values.shape[1] * (len(values) - 1)
+    `values` (seeds, columns): the trainings of different tasks do not depend on each other, so their variances
+    add. They differ, so the degrees of freedom are those of Welch and Satterthwaite."""
+    own, n_seeds = values.var(), len(values)
+    if not own.sum():
+        return 0.0, values.shape[1] * (n_seeds - 1)
+    return float(np.sqrt(own.sum()) / values.shape[1]), float(own.sum() ** 2 / (own**2).sum() * (n_seeds - 1))
 
 
 def _over_columns(draws: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

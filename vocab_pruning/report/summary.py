@@ -29,7 +29,7 @@ with needs("report"):
 
 # %% ../../nbs/report/summary.ipynb #1506d724
 PROVENANCE: dict[tuple[str, ...], tuple[str, ...]] = {
-    (): ("model_id", "precision", "device", "machine", "version_"),
+    (): ("model_id", "config_fingerprint", "tokenizer_fingerprint", "precision", "device", "machine", "version_"),
     ("task",): (
         "data_id",
         "data_fingerprint",

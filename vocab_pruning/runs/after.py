@@ -44,10 +44,13 @@ def _cases(recipe: dict) -> list[list[RunSpec]]:
     return list(cases.values())
 
 # %% ../../nbs/runs/after.ipynb #2d48aafb
-def evaluate_case(specs: list[RunSpec], progress: bool = False) -> list[str]:
-    """Make the runs `specs`, which belong to one case and prune after fine-tuning.
+def _not_possible(spec: RunSpec, error: ValueError) -> str:
+    "Return why the run of `spec` is not possible, in one line."
+    return f"{Path(str(spec.task)).name}, {spec.scorer}+{spec.oov}, {spec.base} {spec.ratio:g}: {error}"
 
-    Return what was wrong with those that are not possible, one line each."""
+
+def _make_case(specs: list[RunSpec], progress: bool) -> list[str]:
+    "Do what `evaluate_case` does. Raises `ValueError` where no run of the case is possible."
     case = read_case(specs[0])
     todo = [spec for spec in specs if recorded_row(case, spec) is None]
     if not todo:
@@ -62,8 +65,18 @@ def evaluate_case(specs: list[RunSpec], progress: bool = False) -> list[str]:
                 scores = rank_tokens(case, spec, tuned)
             make_run(case, spec, scores, tuned, vectors, seconds, full)
         except ValueError as error:
-            failed.append(f"{case.task.name}, {spec.scorer}+{spec.oov}, {spec.base} {spec.ratio:g}: {error}")
+            failed.append(_not_possible(spec, error))
     return failed
+
+
+def evaluate_case(specs: list[RunSpec], progress: bool = False) -> list[str]:
+    """Make the runs `specs`, which belong to one case and prune after fine-tuning.
+
+    Return what was wrong with those that are not possible, one line each."""
+    try:
+        return _make_case(specs, progress)
+    except ValueError as error:
+        return [_not_possible(spec, error) for spec in specs]
 
 # %% ../../nbs/runs/after.ipynb #537b0e1e
 def evaluate_grid(

@@ -122,7 +122,7 @@ def read_case(
     limits = (spec.max_train_examples, spec.held_out_examples)
     dataset = subset(load_task(task, spec.data), *limits)
     model, tokenizer = load_classifier(source, task, spec.seed)
-    shared = shared_parameters(task, spec.seed, model_id, model, data_id, dataset, recipe, *limits)
+    shared = shared_parameters(task, spec.seed, model_id, model, tokenizer, data_id, dataset, recipe, *limits)
     special, seconds = special_mask(model, tokenizer), {}
     texts, vocabulary = _vocabulary_texts(spec, dataset)
     with timed(seconds, "stats"):

@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from vocab_pruning.core import (
-    CannotPrune, directory_lock, fingerprint, list_of_names, model_fingerprint, parse_yaml, timed, under_root,
+    CannotPrune, directory_lock, fingerprint, list_of_names, parse_yaml, timed, under_root,
 )
 from ..data.stats import token_stats
 from ..data.tasks import documents, examples, filled_in, load_task, own_task
@@ -30,7 +30,7 @@ from ..models.anatomy import sizes
 from ..models.pruning import prune
 from ..models.saving import PrunedModel
 from ..remaps.kinds import get_remap
-from .record import PACKED_ROWS, provenance
+from .record import PACKED_ROWS, full_model_facts, provenance
 
 # %% ../../nbs/runs/languages.ipynb #3fe06a1a
 @dataclass(frozen=True)
@@ -88,8 +88,17 @@ class LanguageCut:
         "The languages whose pairs are scored."
         return [*self.dev] or self.languages
 
-
+# %% ../../nbs/runs/languages.ipynb #2d61ce11
 _ONE_BY_ONE = ("texts", "rows", "oov", "unseen")
+
+
+def _with_options(oov) -> dict:
+    "Return a remap and its options, as a grid names them. Raises `ValueError` for anything else."
+    named = oov if isinstance(oov, Mapping) else {oov: {}}
+    if len(named) != 1 or not isinstance(options := next(iter(named.values())), Mapping):
+        raise ValueError(f"oov: {oov!r} is not a remap with its options, such as {{pq: {{n_bytes: 48}}}}")
+    get_remap(name := next(iter(named)))
+    return dict(oov=name, oov_options=options)
 
 
 def language_cuts(grids: Iterable[Mapping]) -> list[LanguageCut]:
@@ -107,9 +116,7 @@ def language_cuts(grids: Iterable[Mapping]) -> list[LanguageCut]:
         lists = [grid[name] if isinstance(grid[name], list) else [grid[name]] for name in _ONE_BY_ONE if name in grid]
         for values in product(*lists):
             given = dict(zip((name for name in _ONE_BY_ONE if name in grid), values, strict=True))
-            if isinstance(given["oov"], Mapping):
-                ((given["oov"], given["oov_options"]),) = given["oov"].items()
-            get_remap(given["oov"])
+            given |= _with_options(given["oov"])
             cut = LanguageCut(**given, dev=list_of_names("dev", grid.get("dev", ())))
             cuts[fingerprint(asdict(cut))] = cut
     return [*cuts.values()]
@@ -129,7 +136,13 @@ class Encoder:
     @cached_property
     def name(self) -> dict:
         "Which model and which way of reading it."
-        return dict(model_fingerprint=model_fingerprint(self.model), prefix=self.prefix)
+        return full_model_facts(self.model, self.tokenizer) | dict(prefix=self.prefix)
+
+    def data(self, texts: str, language: str) -> dict:
+        "Return a fingerprint of the sentences that are counted, and of the pairs that are scored."
+        counted = [self.pairs(other).train for other in texts.split("+")]
+        scored = self.pairs(language)
+        return dict(data_fingerprint=fingerprint([counted, scored.first, scored.second, scored.scores.tolist()]))
 
     def pairs(self, language: str) -> Pairs:
         "Return the pairs of a language."
@@ -208,12 +221,14 @@ def _score_cut(full: Encoder, cut: LanguageCut) -> Iterator[dict]:
         asked = dict(texts=cut.texts, language=language, asked_rows=cut.rows, oov=cut.oov, unseen=cut.unseen,
                      oov_options=dict(cut.oov_options))
         scored = compare_vectors(full, vectors, language)
-        yield full.name | asked | made | scored | dict(changed=changed, growth=growth) | provenance()
+        known = full.name | full.data(cut.texts, language) | asked | made
+        yield known | scored | dict(changed=changed, growth=growth) | provenance()
 
 # %% ../../nbs/runs/languages.ipynb #1e0a3d0a
 def _identity(row: Mapping) -> str:
     "Return what identifies a row."
-    names = ("model_fingerprint", "prefix", "texts", "language", "asked_rows", "oov", "unseen", "oov_options")
+    names = ("model_fingerprint", "config_fingerprint", "tokenizer_fingerprint", "prefix", "data_fingerprint", "texts",
+             "language", "asked_rows", "oov", "unseen", "oov_options")
     return fingerprint({name: row[name] for name in names})
 
 
@@ -232,7 +247,8 @@ def _make_cuts(full: Encoder, cuts: Sequence[LanguageCut], path: Path, progress:
     done, impossible = {_identity(row) for row in rows}, []
     for cut in tqdm(cuts, unit="cut", disable=not progress):
         asked = full.name | asdict(cut) | dict(asked_rows=cut.rows)
-        if all(_identity(asked | dict(language=language)) in done for language in cut.scored):
+        told = (asked | full.data(cut.texts, language) | dict(language=language) for language in cut.scored)
+        if all(_identity(row) in done for row in told):
             continue
         try:
             made = [row for row in _score_cut(full, cut) if _identity(row) not in done]
@@ -279,7 +295,8 @@ def compare_directory(
         vectors = sentence_vectors(model, tokenizer, full.pairs(language).sentences)
         growth = full.n_tokens(tokenizer, language) / full.n_tokens(full.tokenizer, language) - 1
         scored = compare_vectors(full, vectors, language)
-        rows.append(full.name | asked | dict(language=language) | made | scored | dict(growth=growth) | provenance())
+        known = full.name | full.data(texts, language) | asked | dict(language=language)
+        rows.append(known | made | scored | dict(growth=growth) | provenance())
     return rows
 
 # %% ../../nbs/runs/languages.ipynb #a7585e9f

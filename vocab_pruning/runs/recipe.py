@@ -17,8 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from ..core import choose, fingerprint, parse_yaml, project_root
-from ..data.tasks import Task, get_task
+from ..core import choose, fingerprint, parse_yaml, project_root, resolve_model
+from ..data.tasks import TASKS, Task, get_task
 from .spec import RunSpec, parameter_kinds, read_values
 
 # %% ../../nbs/runs/recipe.ipynb #1febc517
@@ -160,12 +160,16 @@ def _check_recipe(recipe: dict, known: dict) -> dict[str, Task]:
 
 # %% ../../nbs/runs/recipe.ipynb #b38789d6
 def _read_places(raw: dict, known: dict) -> dict:
-    "Return `out`, the tasks, models, data and seeds of the recipe `raw`, each read as what a run accepts."
+    """Return `out`, the tasks, models, data and seeds of the recipe `raw`, each read as what a run accepts.
+
+    Raises `FileNotFoundError` for the directory of a model that is not there."""
     tasks = raw["tasks"] if isinstance(raw["tasks"], dict) else _listed(raw["tasks"] or [])
     read = dict(out=_as_meant({"out": raw["out"]})["out"], tasks=[_as_meant({"task": task})["task"] for task in tasks])
     for key, name in (("model", "model"), ("data", "data"), ("seeds", "seed")):
         with _within(key):
             read[key] = [_as_meant({name: value})[name] for value in _listed(raw.get(key, known.get(name)))]
+    for model in set(read["model"]) - {"auto"}:
+        resolve_model(model)
     own = raw["tasks"] if isinstance(raw["tasks"], dict) else {}
     return read | {"tasks": {task: own.get(task) or {} for task in read["tasks"]}}
 
@@ -206,7 +210,8 @@ def read_recipe(
 ) -> dict:
     """Return the recipe in `path` with every key, and a list wherever one value or several are allowed.
 
-    The whole recipe is checked first. Raises `FileNotFoundError` where there is no such file. Raises `ValueError` or
+    The whole recipe is checked first. Raises `FileNotFoundError` where there is no such file, or not the directory of a
+    model. Raises `ValueError` or
     `TypeError`, which names the key, for an unknown key or parameter, a value that a parameter does not accept, an
     empty list, and a run that is not possible or is listed twice."""
     return read_with_tasks(Path(path).expanduser(), run_parameters(run_notebook(notebook)))[0]
@@ -215,12 +220,13 @@ def read_recipe(
 def grid(recipe: dict) -> list[dict]:
     """Return the parameters of every run of `recipe`, in the order in which they are made.
 
-    `recipe` is as `read_recipe` returns it. Seed by seed, then cut by cut."""
+    `recipe` is as `read_recipe` returns it; its `data` is where GLUE is; custom tasks bring their own. Seed by seed,
+    then cut by cut."""
     runs = []
     for seed, (task, own), method in product(recipe["seeds"], recipe["tasks"].items(), recipe["methods"]):
         options = {name: value for name, value in method.items() if name != "cuts"}
         for i, cut in enumerate(_cuts_of(recipe, method)):
-            for model, data in product(recipe["model"], recipe["data"]):
+            for model, data in product(recipe["model"], recipe["data"] if task in TASKS else ["auto"]):
                 place = dict(task=task, model=model, data=data, seed=seed, out=recipe["out"])
                 runs.append(((recipe["seeds"].index(seed), i), recipe["defaults"] | own | cut | options | place))
     return [run for _, run in sorted(runs, key=lambda run: run[0])]

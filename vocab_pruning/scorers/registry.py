@@ -116,7 +116,10 @@ def get_scorer(scorer: str) -> ScorerSpec:
 
 
 def add_scorer(spec: ScorerSpec):
-    """Add a scorer to the table under its name; everything that reads the table knows it from then on.
+    """Add a scorer to the table under its name; everything in this process knows it from then on.
+
+    A sweep makes its runs in other processes: give it a copy of `run.ipynb` that adds it, too (`notebook=`). A grid
+    does so with several workers: give it one.
 
     Raises `ValueError` if the name is taken."""
     if spec.name in SCORERS:
