@@ -154,11 +154,13 @@ def tasks_to_average(
 ) -> list[str]:
     """Return the `steady_tasks` that have every remap of `COMPARED` at every one of `ratios`.
 
-    So an average is over the same tasks wherever it stands."""
+    So an average is over the same tasks wherever it stands. A task that was also scored on examples held out of train
+    counts once, with those."""
     wanted = lines[lines.label.map(remap_of).isin(COMPARED) & lines.ratio.isin(ratios)]
     cells = wanted.groupby("column")[["label", "ratio"]].apply(lambda some: len(some.drop_duplicates()))
     whole = cells.index[cells == len(COMPARED) * len(ratios)]
-    return [column for column in steady_tasks(lines) if column in whole]
+    there = [column for column in steady_tasks(lines) if column in whole]
+    return [column for column in there if f"{column}_from_train" not in there]
 
 # %% ../../nbs/report/kept.ipynb #e0af4d90
 def before_and_after(
