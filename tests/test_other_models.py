@@ -1,15 +1,20 @@
 """Models of several parts, tables or losses: what a cut cannot follow is refused by name, and the rest is exact."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 import transformers
 from conftest import Unread
 from test_checkpoint import TEXTS
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 
 from vocab_pruning import load, prune
 from vocab_pruning.core import CannotPrune
+from vocab_pruning.data.stats import token_stats
 from vocab_pruning.models.checkpoint import prune_checkpoint
+from vocab_pruning.models.inspecting import cut_facts
 from vocab_pruning.testing.families import BART, BRACKET_ROLES, DECODER, SIZES, tiny_model, tiny_tokenizer
 
 UNIGRAM = tiny_tokenizer("XLMRobertaTokenizer")
@@ -230,3 +235,102 @@ def test_what_a_chat_template_writes_stays(oov, tmp_path):
     assert torch.equal(load(tmp_path / "out").keep, p.keep) and info["provenance"] == p.info["provenance"]
     if oov == "resegment":
         assert p.tokenizer.tokenize("<think>") == ["<think>"] and len(p.tokenizer.tokenize("<aside>")) > 1
+
+
+# A head that caps its logits, weights of two types, a quantized part
+
+CAUSAL = "AutoModelForCausalLM"
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_no_temperature_brings_a_pruned_token_back(return_dict, tmp_path):
+    "Gemma 2 caps its logits, a pruned token's among them; kept columns stay what they were."
+    model = drawn("Gemma2ForCausalLM", transformers.Gemma2Config(**DECODER | SPECIAL))
+    assert model.config.final_logit_softcapping
+    p = prune(model, UNIGRAM, TEXTS, **CUT | dict(ratio=0.8), oov="nearest")
+    p.save_pretrained(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pipeline_tag: text-generation" in card and "A pruned token is never predicted." in card
+    ids = p.keep.long()[None, 3:11]
+    for pruned in (p.model, load(tmp_path / "out").model):
+        with torch.no_grad():
+            loss, logits = pruned(input_ids=ids, labels=ids, return_dict=return_dict, use_cache=False)[:2]
+            full = model(input_ids=ids).logits
+        assert loss.isfinite() and torch.equal(logits[..., p.keep], full[..., p.keep])
+        assert (logits[..., ~p.remap.kept] == -1e4).all()
+
+
+def test_weights_of_two_types_are_named_where_they_cannot_be_read_back(tmp_path):
+    model, tokenizer = tiny_model("Llama", CAUSAL)
+    model.bfloat16().model.norm.float()
+    p = prune(model, tokenizer, TEXTS, **CUT, oov="nearest")
+    with pytest.raises(ValueError, match=r"^model\.norm\.weight is torch\.float32, and is read back as torch\.bfloat16, .*model\.to\(torch\.bfloat16\)"):
+        p.save_pretrained(tmp_path / "out")
+    p.model.to(torch.bfloat16)
+    p.save_pretrained(tmp_path / "out", verify=False)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates what it is refused for
+def test_a_quantized_model_is_refused_before_a_text_is_read():
+    model, tokenizer = tiny_model("BERT", "AutoModel")
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(TypeError, match=r"quantized part \(Linear\): prune it first, then quantize"):
+        prune(quantized, tokenizer, Unread(), **CUT, oov="unk")
+
+
+def test_rows_that_were_trained_alone_are_saved_on_request(tmp_path):
+    model, tokenizer = tiny_model("BERT", "AutoModel")
+    p = prune(model, tokenizer, TEXTS, **CUT, oov="nearest")
+    with torch.no_grad():
+        p.model.get_input_embeddings().weight.mul_(2)
+    with pytest.raises(ValueError, match="if rows were changed on purpose, e.g. trained, pass verify=False"):
+        p.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    p.save_pretrained(tmp_path / "out", verify=False)
+
+
+def test_a_state_space_model_from_files_is_that_of_memory(tmp_path):
+    "Mamba's embedding is called `embeddings` alone."
+    model = drawn("MambaForCausalLM", transformers.MambaConfig(**SPECIAL, hidden_size=16, num_hidden_layers=1, state_size=4))
+    model.save_pretrained(tmp_path / "full")
+    UNIGRAM.save_pretrained(tmp_path / "full")
+    for oov in ("resegment", "nearest"):
+        prune_checkpoint(tmp_path / "full", TEXTS, tmp_path / oov, **CUT, oov=oov)
+        ours, theirs = prune(model, UNIGRAM, TEXTS, **CUT, oov=oov).model.state_dict(), load(tmp_path / oov).model.state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), oov
+
+
+# What a caller gives
+
+def test_statistics_of_another_tokenizer_are_refused():
+    "Two vocabularies of one size, as Llama's and Mistral's are; who counted is noted."
+    model, tokenizer = tiny_model("BERT", "AutoModel")
+    other = tiny_tokenizer("BertTokenizer", **BRACKET_ROLES)
+    words = dict(other.get_vocab())
+    a, b = sorted(word for word in words if word.isalpha())[:2]
+    parts = json.loads(other.backend_tokenizer.to_str())
+    parts["model"]["vocab"] |= {a: words[b], b: words[a]}
+    other.backend_tokenizer.model = Tokenizer.from_str(json.dumps(parts)).model
+    n_rows = len(model.get_input_embeddings().weight)
+    with pytest.raises(ValueError, match="stats were counted with another tokenizer; count the corpus with this model's: token_stats"):
+        prune(model, tokenizer, stats=token_stats(TEXTS, other, n_rows), **CUT, oov="unk")
+    assert prune(model, tokenizer, stats=token_stats(TEXTS, tokenizer, n_rows), **CUT, oov="unk").info["train"]["occurrences"]
+
+
+def test_texts_that_the_tokenizer_does_not_know_show():
+    model, tokenizer = tiny_model("BERT", "AutoModel")
+    known, foreign = (prune(model, tokenizer, texts, **CUT, oov="unk").info for texts in (TEXTS, [*TEXTS, "ภาษาไทย"]))
+    assert known["train"]["unknown"] < foreign["train"]["unknown"] < 1
+    assert cut_facts(foreign)["unknown share of the texts"] == foreign["train"]["unknown"]
+
+
+def test_ids_may_be_a_tensor_and_reads_knows_its_range():
+    model, tokenizer = tiny_model("BERT", "AutoModel")
+    p = prune(model, tokenizer, TEXTS, **CUT, oov="nearest")
+    again = prune(model, tokenizer, TEXTS, **CUT, oov="nearest", keep=p.keep)
+    assert torch.equal(again.keep, p.keep)
+    for wrong, message in ((-1, "token_id=-1"), (10**6, "token_id=1000000: the ids are 0 .. "), ("quartz", "token_id='quartz'")):
+        with pytest.raises(ValueError, match=message):
+            p.reads(wrong)
+    with pytest.raises(ValueError, match="scorer='frequency', but scores are given; leave out one"):
+        prune(model, tokenizer, TEXTS, **CUT, scorer="frequency", scores=np.zeros(len(tokenizer)))

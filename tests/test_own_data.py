@@ -297,6 +297,9 @@ def test_a_file_that_is_no_table_is_told_what_is(tmp_path):
         get_task(tmp_path / "own.txt.gz")
     with pytest.raises(ValueError, match=r"unknown kind of file '\.pdf'; choose one of \.txt, \.csv"):
         read_texts(tmp_path / "own.pdf")
+    (tmp_path / "own").write_text("a text\n")
+    with pytest.raises(ValueError, match=r"own is a file of an unknown kind; let its name end in one of \.txt, \.csv"):
+        load_texts(tmp_path / "own")
 
 
 # Options that a branch does not read are refused

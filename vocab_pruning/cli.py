@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Texts', 'Columns', 'Data', 'Base', 'Ratio', 'Ratios', 'Rows', 'Coverage', 'Unseen', 'MinCount',
-           'Keep', 'Renumber', 'Scorer', 'Oov', 'Trust', 'Verify', 'Seed', 'Json', 'Notebook', 'RemapOptions', 'Stats',
-           'one_line']
+           'Keep', 'Renumber', 'Include', 'Leave', 'Scorer', 'Oov', 'Trust', 'Verify', 'Seed', 'Json', 'Notebook',
+           'RemapOptions', 'Stats', 'one_line']
 
 # %% ../nbs/cli.ipynb #788289a7
 import inspect
@@ -162,6 +162,16 @@ Renumber = Annotated[
     list[str] | None,
     typer.Option(help="Field of the configuration that holds a token id and is not known as one, e.g. "
                  "text_config.mask_index. Repeatable.", show_default=False),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(help="Name or pattern of a tensor that has a row for each token and is not known by its name. "
+                 "Repeatable.", show_default=False),
+]
+Leave = Annotated[
+    list[str] | None,
+    typer.Option(help="Name or pattern of a tensor to keep whole, though it has the vocabulary's size. Repeatable.",
+                 show_default=False),
 ]
 Scorer = Annotated[str, typer.Option(help="How tokens are ranked: {scorers}.")]
 Oov = Annotated[str, typer.Option(help="Remap, i.e. what becomes of a pruned token: {remaps}.")]
@@ -587,7 +597,8 @@ def _prune_command(
     ratio: Ratio = None, base: Base = "params", rows: Rows = None, coverage: Coverage = None,
     min_count: MinCount = None, keep: Keep = None, scorer: Scorer = "tfidf", oov: Oov = "pq",
     unseen: Unseen = "likely", option: RemapOptions = None, seed: Seed = 0, text: Columns = None, data: Data = "auto",
-    stats: Stats = None, renumber: Renumber = None, verify: Verify = "files",
+    stats: Stats = None, renumber: Renumber = None, include: Include = None, leave: Leave = None,
+    verify: Verify = "files",
     self_contained: Annotated[bool, typer.Option(
         "--self-contained", help="Add code, so that transformers alone loads it with trust_remote_code=True.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be kept, and write nothing.")] = False,
@@ -614,7 +625,7 @@ def _prune_command(
     options = _parse_pairs(option)
     _check_prune(target, base, scorer, oov, options, seed, out, verify)
     asked = target | dict(base=base, scorer=scorer, oov=oov, seed=seed, keep=keep, unseen=unseen) | options
-    asked["renumber"] = renumber or ()
+    asked |= dict(renumber=renumber or (), include=include or (), leave=leave or ())
     asked["stats"] = stats and TokenStats.load(_home(stats))
     documents, about, place = texts and _read(texts, text, data), _about(texts or stats, data), None if dry_run else out
     info = _prune_files(model, documents, place, about, asked, self_contained, trust, verify)

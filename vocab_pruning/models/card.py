@@ -69,11 +69,14 @@ def _is_plain(info: dict) -> bool:
     return "original_ids" in info and "losparse" not in info
 
 
+_PREDICTS = ("MaskedLM", "CausalLM", "LMHeadModel", "ConditionalGeneration", "PreTraining")  # classes that have a head
+
+
 def _pipeline_tag(info: dict) -> str:
     "Return the hub's name for what the model does."
     kinds = {"ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification",
              "ForQuestionAnswering": "question-answering", "ForMultipleChoice": "multiple-choice",
-             "ForMaskedLM": "fill-mask"}
+             "ForMaskedLM": "fill-mask", "ForCausalLM": "text-generation", "LMHeadModel": "text-generation"}
     architecture = info.get("architecture", "")
     return next((kind for ending, kind in kinds.items() if architecture.endswith(ending)), "feature-extraction")
 
@@ -241,7 +244,7 @@ def _limitations_section(info: dict) -> str:
                "Fine-tuning changes that.")
     if "losparse" in info:
         outputs = "Its layers were compressed during training, so its outputs differ from the full model's."
-    predicts = cut and info.get("architecture", "").endswith("MaskedLM")
+    predicts = cut and info.get("architecture", "").endswith(_PREDICTS)
     lines = [
         f"It was pruned for one task{name} and for texts like those of that task. It was not evaluated on other text.",
         *[lost] * cut,

@@ -141,7 +141,7 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
     return Checkpoint(directory, config, generation, tensors, metadata, index)
 
 # %% ../../nbs/models/checkpoint.ipynb #ef1395e4
-INPUTS = re.compile(r"(?:.*\.)?(?:word_embeddings?|embed_tokens|tok_embeddings|wte|shared|embed_in)\.weight")
+INPUTS = re.compile(r"(?:.*\.)?(?:word_embeddings?|embed_tokens|tok_embeddings|wte|shared|embed_in|embeddings)\.weight")
 HEADS = re.compile(
     r"""(?: (?:.*\.)?(?:lm_head|lm_loss|generator_lm_head|vocab_projector|embed_out|output_projection
                         |(?:lm_)?predictions(?:\.lm_head)?)(?:\.decoder)?

@@ -101,6 +101,8 @@ def check_choices(asked: Request):
         raise ValueError(
             f"scorer_options={dict(asked.scorer_options)}: these are for a scorer, but scores are given; leave out one"
         )
+    if asked.scores is not None and asked.scorer not in ("tfidf", "given"):
+        raise ValueError(f"scorer={asked.scorer!r}, but scores are given; leave out one")
 
 
 def check_readings(asked: Request):
@@ -124,13 +126,13 @@ def count_tokens(asked: Request, tokenizer, n_rows: int) -> TokenStats:
     Raises `ValueError` for statistics over another number of rows or of another tokenizer, and otherwise as
     `token_stats` does."""
     if asked.stats is None:
-        return token_stats(asked.texts, tokenizer, n_rows, progress=asked.progress)
+        return token_stats(asked.texts, tokenizer, n_rows, progress=asked.progress, named=False)
     if asked.stats.n_rows != n_rows:
         raise ValueError(f"stats are over {asked.stats.n_rows} rows but the embedding has {n_rows}; count the corpus "
                          "with this model's tokenizer")
     if asked.stats.tokenizer and asked.stats.tokenizer != tokenizer_fingerprint(tokenizer):
         raise ValueError("stats were counted with another tokenizer; count the corpus with this model's: "
-                         "vocab-prune count … --model …")
+                         "token_stats, or vocab-prune count … --model …")
     return asked.stats
 
 # %% ../../nbs/models/choosing.ipynb #58811d9d
@@ -242,7 +244,10 @@ class Choice:
         known["max_ratio"] = max_ratio(ranked.size, int(ranked.special.sum()), self.target.base)
         if self.wanted.said:
             known["keep"] = list(self.wanted.said)
-        return known | dict(train=cost_to_texts(np.isin(np.arange(stats.n_rows), keep), stats))
+        train = cost_to_texts(np.isin(np.arange(stats.n_rows), keep), stats)
+        if (unk_id := self.subject.tokenizer.unk_token_id) is not None and unk_id < stats.n_rows:
+            train["unknown"] = float(stats.counts[unk_id] / stats.n_tokens)
+        return known | dict(train=train)
 
     def why(self, keep: np.ndarray, n_rows: int, n_clusters: int = 0) -> dict:
         """Return what `info` says of a remap with `n_rows`, the original rows `keep` and `n_clusters` representatives.

@@ -268,6 +268,24 @@ def _nothing_to_learn(model, args, kwargs, output):
     return output
 
 # %% ../../nbs/models/embedding.ipynb #3ab3766e
+def _floor_again(model, args, output):
+    """Forward hook of a model that caps its logits: a pruned token's is `FLOOR` after the cap, too.
+
+    Else a high temperature would bring it back."""
+    head = next(part for part in model.modules() if isinstance(part, PrunedHead))
+    pruned = torch.ones(head.n_ids, dtype=torch.bool, device=head.keep.device)
+    pruned[head.keep.long()] = False
+
+    def floored(value):
+        is_logits = isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[-1] == head.n_ids
+        return value.masked_fill(pruned.to(value.device), FLOOR) if is_logits else value
+
+    if isinstance(output, dict):
+        output["logits"] = floored(output["logits"])
+        return output
+    return tuple(map(floored, output))
+
+
 def head_parent(model, head: nn.Module) -> nn.Module:
     "Return the module of `model` that holds `head`."
     return next(part for part in model.modules() if any(child is head for child in part.children()))
@@ -344,6 +362,8 @@ def install(model, embedding: PrunedEmbedding, head: PrunedHead | None):
         fit_second_bias(model, head)
         model.register_forward_pre_hook(_ignore_pruned_labels, with_kwargs=True)
         model.register_forward_hook(_nothing_to_learn, with_kwargs=True)
+        if getattr(model.config.get_text_config(), "final_logit_softcapping", None):
+            model.register_forward_hook(_floor_again)
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             part.resize_token_embeddings = _refuse_resize

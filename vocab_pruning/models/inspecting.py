@@ -33,6 +33,7 @@ def cut_facts(info: dict) -> dict:
     if "train" in info:
         lost = info["train"]
         facts |= {"lost tokens of the texts": lost["tokens"], "lost share of the texts": lost["share"]}
+        facts["unknown share of the texts"] = lost.get("unknown") or None
     if oov in REMAPS:
         facts["a pruned token"] = f"{REMAPS[oov].becomes} ({oov})"
     facts |= info.get("sentencepiece", {})

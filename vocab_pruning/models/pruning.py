@@ -46,6 +46,8 @@ def check_prunable(model, tokenizer, further: Iterable[str] = ()):
     do."""
     if not hasattr(model, "get_input_embeddings"):
         raise TypeError(f"model={model!r} is a {type(model).__name__}: give a model, e.g. of AutoModel.from_pretrained")
+    if quantized := next((part for part in model.modules() if type(part).__module__.startswith("torch.ao.")), None):
+        raise TypeError(f"the model holds a quantized part ({type(quantized).__name__}): prune it first, then quantize")
     rows = plain_embedding(model).weight.detach()
     output_head(model)
     if not getattr(tokenizer, "is_fast", False):

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from vocab_pruning.core import (
-    GRAPHS, MARKER, METHOD, OURS, OWN_CODE, first_file, shortly, whole_directory,
+    GRAPHS, MARKER, METHOD, OURS, OWN_CODE, first_file, shortly, whole_directory, whole_number,
 )
 from .anatomy import size_change, sizes
 from .embedding import PrunedEmbedding, PrunedHead, in_manner_of, install, output_head
@@ -113,8 +113,10 @@ def _pieces(pruned: "PrunedModel", token_id: int) -> str:
 
 
 def _rows_read(pruned: "PrunedModel", token_id: int) -> str:
-    "Name the rows that `token_id` reads through the remap by their tokens."
+    "Name the rows that `token_id` reads through the remap by their tokens. Raises `ValueError` for no such id."
     rows = pruned.model.get_input_embeddings()
+    if whole_number("token_id", token_id, least=0) >= len(rows.index):
+        raise ValueError(f"token_id={token_id}: the ids are 0 .. {len(rows.index) - 1}")
     name = pruned.tokenizer.convert_ids_to_tokens
     read = rows.index[token_id]
     tokens = [name(int(rows.keep[r])) if r < len(rows.keep) else "(mean of a cluster)" for r in read]

@@ -184,6 +184,14 @@ def _read_back(pruned: PrunedModel, directory: Path, tokenizer=None) -> PrunedMo
     return PrunedModel(model, tokenizer, info)
 
 # %% ../../nbs/models/verify.ipynb #533dd8ad
+def _say_of_types(types: dict[str, tuple[torch.dtype, torch.dtype]]):
+    "Raise `ValueError` where weights, by name, are of another type in memory than on disk, which has one for all."
+    if name := min((name for name, (ours, theirs) in types.items() if ours != theirs), default=None):
+        ours, theirs = types[name]
+        raise ValueError(f"{name} is {ours}, and is read back as {theirs}, the type of the whole model: give all of it "
+                         f"one type, e.g. model.to({theirs}), or save it with verify=False")
+
+
 def _check_reload(pruned: PrunedModel, directory: Path, texts: list[str], tokenizer=None) -> PrunedModel:
     """Read `directory` back, compare it with the model in memory, and return what was read.
 
@@ -193,6 +201,7 @@ def _check_reload(pruned: PrunedModel, directory: Path, texts: list[str], tokeni
     ours, theirs = pruned.model.state_dict(), again.model.state_dict()
     both = ours.keys() & theirs.keys()
     if altered := {*(ours.keys() ^ theirs.keys()), *(name for name in both if not _same(ours[name], theirs[name]))}:
+        _say_of_types({name: (ours[name].dtype, theirs[name].dtype) for name in altered & both})
         raise ValueError(f"read back from disk, {min(altered)} has changed; save the model again")
     if pruned.tokenizer is not None and tokenizer is None and (what := changed(pruned.tokenizer, again.tokenizer)):
         raise ValueError(f"read back from disk, the {what} of the tokenizer has changed; save the model again")
@@ -284,7 +293,10 @@ def _compare_with_original(
     head = pruned.original[0].get_output_embeddings() is not None
     full = kept_columns(_outputs(pruned.original[0], theirs), pruned.keep if head else None)
     got = kept_columns(_outputs(again.model, ours), token_columns(again))
-    return difference(got, full, f"compared with the full model, {text[:80]!r}", rounding(pruned.original[0]))
+    try:
+        return difference(got, full, f"compared with the full model, {text[:80]!r}", rounding(pruned.original[0]))
+    except ValueError as error:
+        raise ValueError(f"{error}; if rows were changed on purpose, e.g. trained, pass verify=False") from None
 
 # %% ../../nbs/models/verify.ipynb #f2a70a75
 def _compare_texts(pruned: PrunedModel, again: PrunedModel, texts: list[str]) -> dict:

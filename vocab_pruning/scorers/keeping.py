@@ -153,6 +153,7 @@ def read_keep(
     `read_texts` does for a file."""
     if isinstance(keep, KeepList):
         return keep
+    keep = keep.tolist() if hasattr(keep, "tolist") else keep  # ids in an array or a tensor
     rows = np.zeros(n_rows, bool)
     whole = keep is None or isinstance(keep, str | bytes | Mapping) or not isinstance(keep, Iterable)
     tokens, said = Tokens(tokenizer, n_rows, reserved), []
