@@ -178,25 +178,6 @@ def test_every_tensor_can_be_broadcast():
                if not spec.rewrites_tokenizer)
 
 
-@pytest.mark.parametrize("oov", ["nearest", "sparse", "pq"])
-def test_row_numbers_of_16_bits_are_still_read(oov, tmp_path):
-    "Earlier versions wrote them."
-    from safetensors.torch import load_file, save_file
-
-    p = pruned(oov=oov)
-    p.save_pretrained(tmp_path / "model")
-    file = tmp_path / "model" / "model.safetensors"
-    there = {name: tensor.clone() for name, tensor in load_file(file).items()}  # no views: the file is rewritten
-    saved = {name: tensor.short() if name.endswith(".index") else tensor for name, tensor in there.items()}
-    save_file(saved, file, {"format": "pt"})
-    again = load(tmp_path / "model").model
-    assert same(state(p.model), state(again)) == [] and again.get_input_embeddings().index.dtype == torch.int32
-    fresh = copy.deepcopy(p.model)
-    fresh.get_input_embeddings().index.zero_()
-    fresh.load_state_dict(saved)
-    assert same(state(p.model), state(fresh)) == []
-
-
 # Losses
 
 
