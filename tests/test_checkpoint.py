@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from functools import cache
 from pathlib import Path
@@ -266,6 +267,29 @@ def sharded(directory: Path, name: str = "BERT", auto: str = MASKED) -> Path:
     return directory
 
 
+def test_what_holds_no_vocabulary_is_copied_while_texts_are_counted(tmp_path, monkeypatch):
+    "Its files are whole before the count ends; where the count fails, nothing is left, neither of the directories above."
+    source, out = sharded(tmp_path / "full"), tmp_path / "new" / "out"
+    found = find_vocabulary(read_checkpoint(source))
+    others = {file.name for file in source.glob("*.safetensors")} - {tensor.file.name for tensor in found.all}
+    count, copied = checkpoint.count_tokens, set()
+
+    def counted(*args):
+        for _ in range(1000):
+            copied.update(file.name for file in out.parent.glob(".out.*/*.safetensors"))
+            if copied == others:
+                return count(*args)
+            time.sleep(0.02)
+        raise AssertionError(others - copied)
+
+    monkeypatch.setattr(checkpoint, "count_tokens", counted)
+    prune_checkpoint(source, TEXTS, out, 0.3, oov="resegment")
+    assert others and {file.name for file in out.glob("*.safetensors")} == {file.name for file in source.glob("*.safetensors")}
+    with pytest.raises(ZeroDivisionError):
+        prune_checkpoint(source, (1 // 0 for _ in TEXTS), tmp_path / "other" / "out", 0.3, scorer="frequency", oov="unk")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "new"]
+
+
 @pytest.mark.parametrize("kind", ["resegment", "pq", "sparse"])
 def test_shards(kind, tmp_path):
     "The index names every tensor and adds up; the directory loads; metadata stays."
@@ -500,7 +524,7 @@ def test_a_full_disk(tmp_path, full, monkeypatch):
     source, asked = full("BERT", BARE) / "full", dict(rows=250, oov="unk")
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
-        with pytest.raises(OSError, match="has room for 0 MiB, and the pruned weights take"):
+        with pytest.raises(OSError, match="has room for 0 MiB, and the weights take another"):
             prune_checkpoint(source, TEXTS, tmp_path / "out", **asked)
 
     def full_disk(file, parts, metadata):

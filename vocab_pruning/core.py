@@ -344,6 +344,20 @@ def _put_in_place(new: Path, path: Path):
 
 # %% ../nbs/core.ipynb #71aabcce
 @contextmanager
+def _parents_of(path: Path) -> Iterator[None]:
+    "Make the directories above `path`; if the block raises, remove those that were made."
+    made = [above for above in path.parents if not above.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # others may have written there
+            for above in made:
+                above.rmdir()
+        raise
+
+
+@contextmanager
 def whole_directory(
     path: str | Path,  # the directory to be saved
     marker: str,  # name of the file that every earlier save holds
@@ -359,9 +373,9 @@ def whole_directory(
     if path.parent.is_dir():
         _tidy(path)
     check_replaceable(path, marker, unlike)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _in_the_making(path) as new:
+    with _parents_of(path), _in_the_making(path) as new:
         yield new
+        check_replaceable(path, marker, unlike)  # the block may take hours, in which others may write there
         _carry_over(path, new, ours)
         _put_in_place(new, path)
 

@@ -8,8 +8,8 @@ __all__ = ['WEIGHTS', 'INDEX', 'PARTS_OF_PRUNED', 'INPUTS', 'HEADS', 'OUTSIDE', 
            'nested', 'read_checkpoint', 'Vocabulary', 'find_vocabulary', 'count_params', 'size_of', 'check_request',
            'Job', 'check_finite', 'open_job', 'counts_from_padding', 'check_no_other_table', 'check_padding_rows',
            'renumbered_configs', 'gathered', 'head_module', 'check_one_table', 'check_class_takes', 'Remapped',
-           'remapped', 'copy_companions', 'shards', 'write_weights', 'check_own_rows', 'check_segments', 'check_room',
-           'NewFiles', 'by_resegmenting', 'by_remap', 'write_files', 'prune_checkpoint']
+           'remapped', 'copy_companions', 'shards', 'copied_ahead', 'write_weights', 'check_own_rows', 'check_segments',
+           'check_room', 'NewFiles', 'by_resegmenting', 'by_remap', 'write_files', 'prune_checkpoint']
 
 # %% ../../nbs/models/checkpoint.ipynb #55bba5f6
 import copy
@@ -18,7 +18,8 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property, partial
@@ -28,9 +29,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
+# %% ../../nbs/models/checkpoint.ipynb #7b741442
 from vocab_pruning.core import (
-    GRAPHS, MARKER, NEEDS_US, OURS, CannotPrune, check_replaceable, list_of_names,
-    one_of, real_path, shortly, to_json, whole_directory,
+    GRAPHS, MARKER, NEEDS_US, OURS, CannotPrune, check_replaceable, list_of_names, one_of, real_path, shortly,
+    to_json, whole_directory,
 )
 from ..data.stats import TokenStats
 from vocab_pruning.models.anatomy import (
@@ -40,8 +42,8 @@ from vocab_pruning.models.anatomy import (
 from .bare import BareTokenizer, read_bare, read_mapping, write_bare
 from .card import passed_on, write_record
 from vocab_pruning.models.choosing import (
-    Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens,
-    request_facts, sample_of, score_rows, tokens_beyond,
+    Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, request_facts, sample_of,
+    score_rows, tokens_beyond,
 )
 from .hub import check_modules
 from .sentencepiece import carry_pieces, is_piece_file, piece_files
@@ -623,16 +625,40 @@ def shards(checkpoint: Checkpoint, found: Vocabulary, new: dict[str, Part | None
     parts[found.tables[0].file] += added
     return parts
 
+# %% ../../nbs/models/checkpoint.ipynb #a68f6c21
+def _write_file(checkpoint: Checkpoint, file: Path, content: list[Part], directory: Path):
+    "Write one file of weights, and compare it with what it was made of."
+    write_tensors(directory / file.name, content, checkpoint.metadata[file])
+    check_written(directory / file.name, content)
 
-def write_weights(checkpoint: Checkpoint, parts: dict[Path, list[Part]], directory: Path):
-    "Write the files of weights, and the index where there are shards, and compare them with what they were made of."
-    with ThreadPoolExecutor(1) as pool:  # a file is compared while the next is written
-        checks = []
-        for file, content in parts.items():
-            write_tensors(directory / file.name, content, checkpoint.metadata[file])
-            checks.append(pool.submit(check_written, directory / file.name, content))
-        for check in checks:
-            check.result()
+
+@contextmanager
+def copied_ahead(checkpoint: Checkpoint, found: Vocabulary, directory: Path) -> Iterator[dict[Path, Future]]:
+    """Copy the files of weights that hold no part of the vocabulary to `directory` while the block runs.
+
+    Yield what to wait for, by file. An error in the block ends the copying after the files at hand. Raises as
+    `check_room` does."""
+    touched = {tensor.file for tensor in found.all}
+    parts = {file: content for file, content in shards(checkpoint, found, {}).items() if file not in touched}
+    check_room(directory, parts)
+    pool = ThreadPoolExecutor(2)  # a file is compared while another is written
+    try:
+        yield {file: pool.submit(_write_file, checkpoint, file, content, directory) for file, content in parts.items()}
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def write_weights(
+    checkpoint: Checkpoint,
+    parts: dict[Path, list[Part]],  # what each file holds
+    directory: Path,
+    ahead: dict[Path, Future],  # from `copied_ahead`
+):
+    "Write the files of weights that are not copied already, and the index where there are shards."
+    for file in [file for file in parts if file not in ahead]:
+        _write_file(checkpoint, file, parts[file], directory)
+    for copied in ahead.values():
+        copied.result()
     if checkpoint.index is not None:
         everything = [part for content in parts.values() for part in content]
         total = {"total_size": sum(part.nbytes for part in everything)}
@@ -660,12 +686,12 @@ def check_segments(job: Job, new: BareTokenizer, texts: list[str], rows: np.ndar
             raise ValueError(f"{text[:80]!r} is not segmented as before; keep more rows")
 
 
-def check_room(out: Path, parts: dict[Path, list[Part]]):
-    "Raise `OSError` where the file system of `out` has less room than the weights in `parts` take."
-    home = next(above for above in out.parents if above.exists())
-    needed, free = sum(part.nbytes for content in parts.values() for part in content), shutil.disk_usage(home).free
-    if needed > free:
-        raise OSError(f"{home} has room for {free / 2**20:,.0f} MiB, and the pruned weights take "
+def check_room(directory: Path, parts: dict[Path, list[Part]]):
+    "Raise `OSError` where there is less room for `directory` than the weights in `parts` take that are not in it yet."
+    needed = sum(part.nbytes for content in parts.values() for part in content)
+    needed -= sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    if needed > (free := shutil.disk_usage(directory).free):
+        raise OSError(f"{directory.parent} has room for {free / 2**20:,.0f} MiB, and the weights take another "
                       f"{needed / 2**20:,.0f} MiB; make room, or choose another directory")
 
 # %% ../../nbs/models/checkpoint.ipynb #a058d9f4
@@ -742,9 +768,12 @@ def _is_left(name: str, directory: Path) -> bool:
     return not (directory / name).exists() and name not in (MARKER, "README.md", INDEX)
 
 
-def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], directory: Path) -> dict:
-    "Write and verify the files of a pruned checkpoint; return its `info`. Raises `ValueError` where one is wrong."
+def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], directory: Path, ahead: dict) -> dict:
+    """Write and verify the files of a pruned checkpoint that are not copied `ahead`; return its `info`.
+
+    Raises `ValueError` where one is wrong, and as `check_room` does."""
     checkpoint = job.checkpoint
+    check_room(directory, new.shards)
     left = copy_companions(checkpoint.directory, directory, job.asked.rewrites)
     if new.tokenizer is not None:
         write_bare(new.tokenizer, directory)
@@ -760,7 +789,7 @@ def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], director
         from vocab_pruning.models.standalone import write_code
 
         write_code(job.code_for, directory)
-    write_weights(checkpoint, new.shards, directory)
+    write_weights(checkpoint, new.shards, directory, ahead)
     if unlike := [name for name in left if _is_left(name, directory)]:
         info = info | {"left_out": unlike}
     return write_record(info, directory)
@@ -797,16 +826,17 @@ def _forward_options(verify: str, source: str | Path, trust_remote_code: bool) -
     return dict(trust_remote_code=trust_remote_code)
 
 
-def _write_as(job: Job, new: NewFiles, info: dict, out: Path | None, forward: dict | None) -> dict:
-    """Write the pruned checkpoint to `out` (None: nowhere), verified and whole; return its `info`.
+def _write_as(job: Job, out: Path, about: dict, forward: dict | None) -> dict:
+    """Prune, and write to `out`, verified and whole; return its `info`, with the facts `about` it.
 
     `forward`: the options of `verify_forward`, where outputs are compared, too."""
-    if out is None:
-        return info
-    check_room(out, new.shards)
-    sample = sample_of(job.asked)
-    with whole_directory(out, MARKER, unlike=GRAPHS, ours=OURS) as directory:
-        info = write_files(job, new, info, sample, directory)
+    with (
+        whole_directory(out, MARKER, unlike=GRAPHS, ours=OURS) as directory,
+        copied_ahead(job.checkpoint, job.found, directory) as ahead,
+    ):
+        new = _new_files(job)
+        sample = sample_of(job.asked)
+        info = write_files(job, new, _facts(job, new) | about, sample, directory, ahead)
         if forward is not None:
             from vocab_pruning.models.verify import verify_forward
 
@@ -852,5 +882,5 @@ def prune_checkpoint(
     given = dict(scores=scores, keep=keep, stats=stats, unseen=unseen, renumber=renumber, progress=progress)
     check_request(asked := Request(texts=texts, target=target, **choices, **given))
     out = out and _place(real_path(source), out)
-    new = _new_files(job := open_job(source, asked, include, leave, self_contained))
-    return _write_as(job, new, _facts(job, new) | (about or {}), out, forward)
+    job, about = open_job(source, asked, include, leave, self_contained), about or {}
+    return _write_as(job, out, about, forward) if out else _facts(job, _new_files(job)) | about

@@ -66,7 +66,7 @@ class Written:
     @cached_property
     def ids(self) -> dict[str, int]:
         "Id of every token."
-        return self.own | self.added
+        return self.own if self.added.items() <= self.own.items() else self.own | self.added
 
     @cached_property
     def names(self) -> dict[int, str]:
