@@ -1471,6 +1471,11 @@ def test_a_broken_promise_is_found(family, tmp_path):
     refuse(p, tmp_path / "other", "not segmented as before")
 
 
+def test_texts_that_lose_tokens_to_a_remap_are_no_matter_of_segmentation():
+    with pytest.raises(ValueError, match=r"of 20 texts use tokens that were pruned; .* lossless=True"):
+        pruned("wordpiece", oov="sparse", ratio=0.8).verify(TEXTS[::3], lossless=True)
+
+
 def test_texts_beyond_what_is_compared_count_as_well():
     "Outputs are compared up to a length; what is lost behind it is lost all the same."
     p = pruned("wordpiece", full=build("wordpiece", max_position_embeddings=512), ratio=LOSSY["wordpiece"])

@@ -341,10 +341,11 @@ def _check_table(pruned: PrunedModel):
         )
 
 
-def _check_lossless(report: dict, lossless: bool):
+def _check_lossless(pruned: PrunedModel, report: dict, lossless: bool):
     "Raise `ValueError` where a text was to lose no token and has lost one."
     if lossless and (lost := report["texts"] - report["nothing_lost"]):
-        what = f"{lost} of {report['texts']} texts are not segmented as before"
+        how = "are not segmented as before" if pruned.plain else "use tokens that were pruned"
+        what = f"{lost} of {report['texts']} texts {how}"
         raise ValueError(f"{what}; keep more rows, or do not ask for lossless=True")
 
 
@@ -355,7 +356,7 @@ def check_saved(pruned: PrunedModel, directory: Path, texts: list[str], lossless
     if pruned.original is None or not texts:
         return dict(texts=len(texts), compared=0)
     report = _compare_texts(pruned, again, texts)
-    _check_lossless(report, lossless)
+    _check_lossless(pruned, report, lossless)
     return report
 
 # %% ../../nbs/models/verify.ipynb #a3bcacd6
@@ -431,5 +432,5 @@ def verify_forward(
     if not _as_before(pruned):  # which for a model in memory means that it was trained, and is no error
         raise ValueError("a weight outside of the vocabulary is not the full model's; prune again")
     report = _compare_texts(pruned, pruned, texts)
-    _check_lossless(report, pruned.info.get("lossless", False))
+    _check_lossless(pruned, report, pruned.info.get("lossless", False))
     return report
