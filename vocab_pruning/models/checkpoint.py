@@ -28,6 +28,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from tqdm.auto import tqdm
 
 # %% ../../nbs/models/checkpoint.ipynb #7b741442
 from vocab_pruning.core import (
@@ -653,12 +654,12 @@ def write_weights(
     parts: dict[Path, list[Part]],  # what each file holds
     directory: Path,
     ahead: dict[Path, Future],  # from `copied_ahead`
+    progress: bool = False,  # show a progress bar
 ):
     "Write the files of weights that are not copied already, and the index where there are shards."
-    for file in [file for file in parts if file not in ahead]:
-        _write_file(checkpoint, file, parts[file], directory)
-    for copied in ahead.values():
-        copied.result()
+    first_ours = sorted(parts, key=ahead.__contains__)
+    for file in tqdm(first_ours, unit="file", desc="weights", disable=not progress):
+        ahead[file].result() if file in ahead else _write_file(checkpoint, file, parts[file], directory)
     if checkpoint.index is not None:
         everything = [part for content in parts.values() for part in content]
         total = {"total_size": sum(part.nbytes for part in everything)}
@@ -789,7 +790,7 @@ def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], director
         from vocab_pruning.models.standalone import write_code
 
         write_code(job.code_for, directory)
-    write_weights(checkpoint, new.shards, directory, ahead)
+    write_weights(checkpoint, new.shards, directory, ahead, job.asked.progress)
     if unlike := [name for name in left if _is_left(name, directory)]:
         info = info | {"left_out": unlike}
     return write_record(info, directory)
