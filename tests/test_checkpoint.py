@@ -271,16 +271,17 @@ def test_what_holds_no_vocabulary_is_copied_while_texts_are_counted(tmp_path, mo
     "Its files are whole before the count ends; where the count fails, nothing is left, neither of the directories above."
     source, out = sharded(tmp_path / "full"), tmp_path / "new" / "out"
     found = find_vocabulary(read_checkpoint(source))
-    others = {file.name for file in source.glob("*.safetensors")} - {tensor.file.name for tensor in found.all}
-    count, copied = checkpoint.count_tokens, set()
+    touched = {tensor.file.name for tensor in found.all}
+    others = {file.name: file.stat().st_size for file in source.glob("*.safetensors") if file.name not in touched}
+    count, copied = checkpoint.count_tokens, {}
 
     def counted(*args):
         for _ in range(1000):
-            copied.update(file.name for file in out.parent.glob(".out.*/*.safetensors"))
+            copied.update((file.name, file.stat().st_size) for file in out.parent.glob(".out.*/*.safetensors"))
             if copied == others:
                 return count(*args)
             time.sleep(0.02)
-        raise AssertionError(others - copied)
+        raise AssertionError((others, copied))
 
     monkeypatch.setattr(checkpoint, "count_tokens", counted)
     prune_checkpoint(source, TEXTS, out, 0.3, oov="resegment")

@@ -347,8 +347,8 @@ def _put_in_place(new: Path, path: Path):
 def _parents_of(path: Path) -> Iterator[None]:
     "Make the directories above `path`; if the block raises, remove those that were made."
     made = [above for above in path.parents if not above.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         with suppress(OSError):  # others may have written there

@@ -25,6 +25,7 @@ from fnmatch import fnmatch
 from functools import cached_property, partial
 from math import ceil, prod
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
@@ -627,28 +628,33 @@ def shards(checkpoint: Checkpoint, found: Vocabulary, new: dict[str, Part | None
     return parts
 
 # %% ../../nbs/models/checkpoint.ipynb #a68f6c21
-def _write_file(checkpoint: Checkpoint, file: Path, content: list[Part], directory: Path):
-    "Write one file of weights, and compare it with what it was made of."
+def _write_file(checkpoint: Checkpoint, file: Path, content: list[Part], directory: Path, stop: Event | None = None):
+    "Write one file of weights, and compare it with what it was made of, unless `stop` is set meanwhile."
     write_tensors(directory / file.name, content, checkpoint.metadata[file])
-    check_written(directory / file.name, content)
+    if stop is None or not stop.is_set():
+        check_written(directory / file.name, content)
 
 
 @contextmanager
 def copied_ahead(checkpoint: Checkpoint, found: Vocabulary, directory: Path) -> Iterator[dict[Path, Future]]:
     """Copy the files of weights that hold no part of the vocabulary to `directory` while the block runs.
 
-    Yield what to wait for, by file. An error in the block ends the copying after the files at hand. Raises as
-    `check_room` does."""
+    Yield what to wait for, by file. An error in the block ends the copying once the files at hand are written. Raises
+    as `check_room` does."""
     touched = {tensor.file for tensor in found.all}
     parts = {file: content for file, content in shards(checkpoint, found, {}).items() if file not in touched}
     check_room(directory, parts)
-    pool = ThreadPoolExecutor(2)  # a file is compared while another is written
+    pool, stop = ThreadPoolExecutor(2), Event()  # a file is compared while another is written
+    work = partial(_write_file, checkpoint, directory=directory, stop=stop)
     try:
-        yield {file: pool.submit(_write_file, checkpoint, file, content, directory) for file, content in parts.items()}
+        yield {file: pool.submit(work, file, content) for file, content in parts.items()}
+    except BaseException:
+        stop.set()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
-
+# %% ../../nbs/models/checkpoint.ipynb #b51c2c2a
 def write_weights(
     checkpoint: Checkpoint,
     parts: dict[Path, list[Part]],  # what each file holds
@@ -656,10 +662,17 @@ def write_weights(
     ahead: dict[Path, Future],  # from `copied_ahead`
     progress: bool = False,  # show a progress bar
 ):
-    "Write the files of weights that are not copied already, and the index where there are shards."
-    first_ours = sorted(parts, key=ahead.__contains__)
-    for file in tqdm(first_ours, unit="file", desc="weights", disable=not progress):
-        ahead[file].result() if file in ahead else _write_file(checkpoint, file, parts[file], directory)
+    """Wait for the files of weights that are copied `ahead`, write and compare the others, and write the index.
+
+    Raises as `check_room` and `check_written` do, and what went wrong `ahead`."""
+    with tqdm(total=len(parts), unit="file", desc="weights", disable=not progress) as bar:
+        for copied in ahead.values():
+            copied.result()
+            bar.update()
+        check_room(directory, parts)
+        for file in [file for file in parts if file not in ahead]:
+            _write_file(checkpoint, file, parts[file], directory)
+            bar.update()
     if checkpoint.index is not None:
         everything = [part for content in parts.values() for part in content]
         total = {"total_size": sum(part.nbytes for part in everything)}
@@ -772,9 +785,8 @@ def _is_left(name: str, directory: Path) -> bool:
 def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], directory: Path, ahead: dict) -> dict:
     """Write and verify the files of a pruned checkpoint that are not copied `ahead`; return its `info`.
 
-    Raises `ValueError` where one is wrong, and as `check_room` does."""
+    Raises `ValueError` where one is wrong, and as `write_weights` does."""
     checkpoint = job.checkpoint
-    check_room(directory, new.shards)
     left = copy_companions(checkpoint.directory, directory, job.asked.rewrites)
     if new.tokenizer is not None:
         write_bare(new.tokenizer, directory)
