@@ -30,34 +30,31 @@ from .chunks import MOST_DOCUMENTS, CrossesWords, choose_encoder
 from .tasks import Task, documents, get_task, load_task
 
 # %% ../../nbs/data/stats.ipynb #aa39cbc6
-def _check_fast(tokenizer):
-    "Raise `TypeError` for a slow tokenizer."
-    if not getattr(tokenizer, "is_fast", False):
-        raise TypeError(f"{type(tokenizer).__name__} is a slow tokenizer; vocabulary statistics need a fast one "
-                        "(a tokenizer.json, PreTrainedTokenizerFast)")
+def _added(encoder: Tokenizer) -> dict[int, str]:
+    "Return the added tokens of `encoder` by id, with all their properties."
+    return {i: repr(token) for i, token in encoder.get_added_tokens_decoder().items()}
 
 
 def _sharing_model(old: Tokenizer) -> Tokenizer | None:
     """Return an encoder of its own with the model of `old`, which is not copied: that takes seconds for a large one.
 
     None where its added tokens would get other ids."""
-    new, added = Tokenizer(old.model), old.get_added_tokens_decoder()
+    new = Tokenizer(old.model)
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         if (part := getattr(old, name)) is not None:
             setattr(new, name, part)
-    for _, token in sorted(added.items()):
+    for _, token in sorted(old.get_added_tokens_decoder().items()):
         (new.add_special_tokens if token.special else new.add_tokens)([token])
-    same = new.get_added_tokens_decoder().items()
-    return new if {(i, repr(token)) for i, token in same} == {(i, repr(token)) for i, token in added.items()} else None
+    return new if _added(new) == _added(old) else None
 
 
 def backend(tokenizer) -> Tokenizer:
     """Return a fast tokenizer's batch encoder, without truncation and padding, which may be changed.
 
     Raises `TypeError` for a slow tokenizer."""
-    _check_fast(tokenizer)
-    if hasattr(tokenizer, "with_backend"):  # read from its files (`models.bare`), without truncation and padding
-        return tokenizer.backend_tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise TypeError(f"{type(tokenizer).__name__} is a slow tokenizer; vocabulary statistics need a fast one "
+                        "(a tokenizer.json, PreTrainedTokenizerFast)")
     encoder = _sharing_model(tokenizer.backend_tokenizer) or copy.deepcopy(tokenizer.backend_tokenizer)
     encoder.no_truncation()
     encoder.no_padding()

@@ -605,11 +605,11 @@ def load_texts(
         from vocab_pruning.data.corpora import read_texts
 
         return read_texts(source, columns)
-    if isinstance(source, str | Path) and str(source) not in TASKS and Path(source).is_dir():
-        raise ValueError(f"{source} is a directory; name a file of texts, or count it first (vocab-prune count)")
-    if isinstance(source, str | Path) and str(source) not in TASKS and Path(source).is_file() and (
-            "".join(endings(source)) not in DESCRIPTIONS):
-        raise ValueError(f"{source} is a file of an unknown kind; let its name end in one of .txt, {KINDS_OF_FILE}")
+    if isinstance(source, str | Path) and str(source) not in TASKS:
+        if Path(source).is_dir():
+            raise ValueError(f"{source} is a directory; name a file of texts, or count it first (vocab-prune count)")
+        if Path(source).is_file() and "".join(endings(source)) not in DESCRIPTIONS:
+            raise ValueError(f"{source} is a file of an unknown kind; let its name end in one of .txt, {KINDS_OF_FILE}")
     if columns is not None:
         names = ", ".join(list_of_names("columns", columns))
         raise ValueError(f"columns {names} are for a file, and {source!r} is not one (.txt, {KINDS_OF_FILE})")

@@ -207,16 +207,23 @@ def _refuse_resize(*args, **kwargs):
     )
 
 # %% ../../nbs/models/embedding.ipynb #c3a7ac7f
+def _head_of(model) -> PrunedHead | None:
+    "Return the pruned head of `model`, also where another library has wrapped it; None where it was replaced."
+    head = model.get_output_embeddings()
+    wrapped = (part for part in model.modules() if isinstance(part, PrunedHead))
+    return head if isinstance(head, PrunedHead) else next(wrapped, None)
+
+
 def _check_head(model):
     "Raise `TypeError` where another library has replaced the pruned head."
-    head = model.get_output_embeddings()
-    if not isinstance(head, PrunedHead) and not any(isinstance(part, PrunedHead) for part in model.modules()):
+    if _head_of(model) is None:
+        other = type(model.get_output_embeddings()).__name__
         raise TypeError(
-            f"the pruned output head of {type(model).__name__} was replaced by a {type(head).__name__}, which "
+            f"the pruned output head of {type(model).__name__} was replaced by a {other}, which "
             "does not know which token each column belongs to; leave the head out of the conversion"
         )
 
-
+# %% ../../nbs/models/embedding.ipynb #1b9ea441
 def _labels_of_call(model, args, kwargs):
     "Return the call's arguments bound to their names, and the labels among them, or None."
     call = inspect.signature(model.forward).bind_partial(*args, **kwargs)
@@ -272,7 +279,7 @@ def _floor_again(model, args, output):
     """Forward hook of a model that caps its logits: a pruned token's is `FLOOR` after the cap, too.
 
     Else a high temperature would bring it back."""
-    head = next(part for part in model.modules() if isinstance(part, PrunedHead))
+    head = _head_of(model)
     pruned = torch.ones(head.n_ids, dtype=torch.bool, device=head.keep.device)
     pruned[head.keep.long()] = False
 
