@@ -181,8 +181,8 @@ def test_texts_that_read_unknown_are_no_gain(english):
     ("--at-least", "1.5"), ("--at-least", "nan"), ("--max-unknown", "-0.1"), ("--max-unknown", "nan"),
     ("--max-growth", "0.0"), ("--max-growth", "inf"), ("--max-growth", "nan")])
 def test_a_limit_that_is_none_is_refused_before_anything_is_read(option, value):
-    named = option.removeprefix("--").replace("-", "_")
-    assert refused("check", "no-such-model", "no-such-texts.txt", option, value).startswith(f"{named}={value}: give")
+    said = refused("check", "no-such-model", "no-such-texts.txt", option, value)
+    assert said.startswith(f"{option} {value}: give")
 
 
 def test_what_a_pruned_model_covers_is_counted(tiny, tmp_path):
@@ -223,7 +223,7 @@ def test_a_glue_task_gives_texts(tiny):
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["{model}", "{texts}", "{out}", "--ratio", "1.5"], "ratio=1.5: give the fraction to remove, at least 0 and below 1"),
+    (["{model}", "{texts}", "{out}", "--ratio", "1.5"], "--ratio 1.5: give the fraction to remove, at least 0 and below 1"),
     (["{model}", "{texts}", "{out}", "--oov", "closest"], "unknown oov 'closest'; choose one of unk"),
     (["{model}", "{texts}", "{out}", "--oov", "nearest", "-o", "m=3"], "got an unexpected option 'm'"),
     (["{model}", "{texts}", "{out}", "--scorer", "tf"], "unknown scorer 'tf'"), (["{model}", "no.txt", "{out}"], "no.txt is not a file"),
@@ -257,13 +257,13 @@ def test_other_commands_refuse_in_one_line(tiny, tmp_path, monkeypatch):
     (["run", "cola", "-p", "epochs=three"], "epochs='three': give a number above 0"),
     (["run", "cola", "-p", "oov_options=8"], "oov_options=8: give a mapping, as in {m: 8}"),
     (["run", "cola", "-p", "max_train_examples=2.5"], "max_train_examples=2.5: give a whole number"),
-    (["run", "cola", "-p", "ratio=a fifth"], "ratio='a fifth': give a fraction, as in 0.2 or 20%"),
+    (["run", "cola", "-p", "ratio=a fifth"], "--ratio 'a fifth': give a fraction, as in 0.2 or 20%"),
     (["run", "cola", "--scorer", "tf"], "unknown scorer 'tf'"),
-    (["run", "cola", "--ratio", "2"], "ratio=2.0: give the fraction"),
-    (["prune", "no-model", "no.txt", "out", "--ratio", "nan"], "ratio=nan: give the fraction"),
+    (["run", "cola", "--ratio", "2"], "--ratio 2.0: give the fraction"),
+    (["prune", "no-model", "no.txt", "out", "--ratio", "nan"], "--ratio nan: give the fraction"),
     (["prune", "no-model", "no.txt", "out", "--base", "tokens"], "unknown base 'tokens'"),
     (["prune", "no-model", "no.txt", "out", "--scorer", "tf"], "unknown scorer 'tf'"),
-    (["preflight", "no-model", "no.txt", "--ratio", "1.5"], "ratio=1.5: give the fraction"),
+    (["preflight", "no-model", "no.txt", "--ratio", "1.5"], "--ratio 1.5: give the fraction"),
     (["preflight", "no-model", "no.txt", "--scorer", "tf"], "unknown scorer 'tf'"),
     (["preflight", "no-model", "no.txt", "--csv", "no/such/place.csv"], "no/such/place.csv cannot be written"),
     (["sweep", "recipe.yaml", "--engine", "slurm"], "unknown engine 'slurm'; choose one of local, ray"),
@@ -404,7 +404,7 @@ def test_only_a_scorer_that_runs_the_model_loads_it(small, tmp_path, monkeypatch
         patch.setattr("vocab_pruning.cli._load_pretrained", lambda name: pytest.fail("the model was loaded"))
         assert call("prune", *asked).stderr == ""
         call("prune", *asked, "--verify", "forward")
-        assert "verify='twice': give 'files' or 'forward'" in refused("prune", *asked, "--verify", "twice")
+        assert "--verify twice: give 'files' or 'forward'" in refused("prune", *asked, "--verify", "twice")
     assert call("prune", *asked, "--scorer", "attention").stderr == "note: the model is loaded, because the scorer 'attention' runs it\n"
     assert load(tmp_path / "out").info["scorer"] == "attention"
 

@@ -11,6 +11,8 @@ __all__ = ['app', 'Model', 'Texts', 'Columns', 'Data', 'Base', 'Ratio', 'Ratios'
 import inspect
 import json
 import os
+import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -51,6 +53,16 @@ def one_line(error: BaseException) -> str:
     ours = known or isinstance(error, _RunsFailed)
     return said if said and ours else f"{type(error).__name__}: {said}".rstrip(": ")
 
+# %% ../nbs/cli.ipynb #1dbc1fa1
+def _as_options(said: str, options: list[str]) -> str:
+    "Return what an error says, with `name=value` as an option where it is one of `options`."
+    for option in options:
+        name = option.removeprefix("--").replace("-", "_")
+        said = re.sub(rf"\b{name}=True\b", option, said)
+        value = rf"\b{name}=(?!False\b|None\b)(?:'([^']+)'|([\w-][\w.+-]*\b))"
+        said = re.sub(value, lambda found, option=option: f"{option} {shlex.quote(found[1] or found[2])}", said)
+    return said
+
 # %% ../nbs/cli.ipynb #1dbc1f94
 _DEBUG = inspect.Parameter(
     "debug",
@@ -61,7 +73,22 @@ _DEBUG = inspect.Parameter(
 
 
 class _Command(TyperCommand):
-    "A command whose help lists the scorers and remaps."
+    "A command whose help lists the scorers and remaps, and whose errors are one line and exit code 1."
+
+    def invoke(self, ctx):
+        "Run the command, and say what its error is in the words of the command line."
+        if not _progress():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by transformers, too
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
+            if ctx.params["debug"]:
+                raise
+            options = [name for parameter in self.params for name in parameter.opts if name.startswith("--")]
+            typer.echo(f"error: {_as_options(one_line(error), options)}", err=True)
+            raise typer.Exit(1) from None
 
     def format_help(self, ctx, formatter):
         "Write the help, with the names of the tables in place of {scorers} and {remaps}."
@@ -73,23 +100,13 @@ class _Command(TyperCommand):
                 parameter.help = parameter.help.format(scorers=", ".join(SCORERS), remaps=", ".join(REMAPS))
         super().format_help(ctx, formatter)
 
-
+# %% ../nbs/cli.ipynb #1dbc1fa4
 def _command(function):
-    "Make `_NAME_command` the command NAME of `app`, with `--debug`, whose errors are one line and exit code 1."
+    "Make `_NAME_command` the command NAME of `app`, with `--debug`."
 
     @wraps(function)
     def run(*, debug: bool = False, **given):
-        if not _progress():
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by transformers, too
-        try:
-            function(**given)
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except Exception as error:
-            if debug:
-                raise
-            typer.echo(f"error: {one_line(error)}", err=True)
-            raise typer.Exit(1) from None
+        function(**given)
 
     signature = inspect.signature(function)
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), _DEBUG])
