@@ -40,7 +40,7 @@ PIECES = [" ", "  ", "\t", "\n", "\r\n", "the", "The", "student", "ab", "A1", "2
 def encode(encoder, texts: list[str], **options) -> list[list[int]]:
     "The ids of texts put together from their chunks; of the proof, only the first text is left."
     chunks = ChunkEncoder(encoder, sample=1, **options)
-    ids, lengths = chunks.encode(chunks.cut(texts))
+    ids, lengths = chunks.join(chunks.encode(chunks.cut(texts)))
     return [part.tolist() for part in np.split(ids, lengths.cumsum()[:-1])]
 
 

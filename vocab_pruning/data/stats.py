@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from tokenize import TokenError
 
@@ -91,13 +92,13 @@ def _encode_whole(encoder, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(ids), np.array(lengths)
 
 
-def _ahead(function: Callable, items: Iterable) -> Iterator:
-    "Yield `function(item)` for each item, with one more being computed in another thread."
-    with ThreadPoolExecutor(1) as pool:
+def _ahead(function: Callable, items: Iterable, threads: int = 1) -> Iterator:
+    "Yield `function(item)` for each item, with as many more being computed as there are `threads` for it."
+    with ThreadPoolExecutor(threads) as pool:
         coming = deque()
         for item in items:
             coming.append(pool.submit(function, item))
-            if len(coming) > 1:
+            if len(coming) > threads:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
@@ -122,8 +123,10 @@ def token_batches(
     first = next(batches, [])
     batches = chain([first] if first else [], batches)
     chunks = None if whole else choose_encoder(encoder, first)
-    cut = _ahead(chunks.cut, batches) if chunks else batches
-    encoded = _ahead(chunks.encode if chunks else partial(_encode_whole, encoder), cut)
+    if chunks:
+        encoded = _ahead(chunks.join, _ahead(chunks.encode, _ahead(chunks.cut, batches), threads=2))
+    else:
+        encoded = _ahead(partial(_encode_whole, encoder), batches, threads=2)
     total = len(texts) if hasattr(texts, "__len__") else None
     with tqdm(total=total, unit="doc", desc="tokenizing", disable=not progress) as bar:
         for ids, lengths in encoded:
@@ -260,7 +263,7 @@ def tokenizer_fingerprint(tokenizer) -> str:
     It is the same for a tokenizer that transformers loads and for its bare files, which may differ in added special
     tokens; those are left out."""
     encoder = backend(tokenizer)
-    words = sorted(encoder.get_vocab(with_added_tokens=False).items())
+    words = sorted(encoder.get_vocab(with_added_tokens=False).items(), key=itemgetter(0))
     added = [(i, token.content) for i, token in encoder.get_added_tokens_decoder().items() if not token.special]
     told = [words, encoder.encode(PROBE, add_special_tokens=False).ids]
     return fingerprint([*told, sorted(added)] if added else told)
@@ -363,8 +366,10 @@ def token_stats(
         batches = token_batches(texts, tokenizer, batch_size, progress, whole)
         return sum((batch_stats(*batch, n_rows) for batch in batches), TokenStats.empty(n_rows))
 
-    check_tokens(total := twice_if_needed(count, texts, whole))
-    return replace(total, tokenizer=tokenizer_fingerprint(tokenizer)) if named else total
+    with ThreadPoolExecutor(1) as pool:
+        name = pool.submit(tokenizer_fingerprint, tokenizer) if named else None
+        check_tokens(total := twice_if_needed(count, texts, whole))
+        return replace(total, tokenizer=name.result()) if named else total
 
 # %% ../../nbs/data/stats.ipynb #5d5ff1f5
 def coverage_curve(stats: TokenStats) -> np.ndarray:
