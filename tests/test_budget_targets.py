@@ -357,11 +357,11 @@ def test_a_dry_run_says_what_a_run_says_and_writes_nothing(out, saved, tmp_path,
 
 
 @pytest.mark.parametrize(("options", "told"), [
-    (["small", "--rows", 250, "--ratio", 0.2], "ratio=0.2 and rows=250: give only one"),
-    (["small", "--rows", 10**6], "rows=1000000: the embedding has"),
+    (["small", "--rows", 250, "--ratio", 0.2], "--ratio 0.2 and --rows 250: give only one"),
+    (["small", "--rows", 10**6], "--rows 1000000: the embedding has"),
     (["small", "--rows", 10, "--keep", "re:."], "those of keep need"),
-    (["small", "--coverage", 2], "coverage=2.0: give a share"),
-    (["small", "--keep", "zebra"], "keep='zebra': the tokenizer has no such token"),
+    (["small", "--coverage", 2], "--coverage 2.0: give a share"),
+    (["small", "--keep", "zebra"], "--keep zebra: the tokenizer has no such token"),
 ])
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_the_command_refuses_in_one_line(options, told, dry, saved, tmp_path, monkeypatch):
