@@ -26,6 +26,7 @@ from vocab_pruning.data.stats import TokenStats, backend, cells, coverage, from_
 from vocab_pruning.evaluate.drift import coverage_of
 from vocab_pruning.models.bare import read_bare
 from vocab_pruning.models.checkpoint import prune_checkpoint
+from vocab_pruning.remaps.resegmenting import rewrite_tokenizer
 from vocab_pruning.runs import counting
 from vocab_pruning.runs.counting import count_corpora
 from vocab_pruning.scorers.tfidf import tfidf_scores
@@ -54,9 +55,15 @@ def local_encoder(name: str):
 
 def make_encoder(name: str):
     "MiniLM's batch encoder, or a tiny one with some parts replaced."
-    if name == "MiniLM":
-        return backend(AutoTokenizer.from_pretrained(minilm_directory()))
-    encoder = backend(tiny_tokenizer("GPT2Tokenizer" if name == "runs of spaces" else name.removesuffix(", e5's normalizer")))
+    if name.startswith("MiniLM"):
+        encoder = backend(AutoTokenizer.from_pretrained(minilm_directory()))
+        if name.endswith("single words"):
+            encoder.add_tokens([AddedToken("thestudent", single_word=True), AddedToken("abA1", single_word=True, normalized=False)])
+        encoder.encode_special_tokens = name.endswith("special tokens as text")
+        return encoder
+    encoder = backend(tiny_tokenizer("GPT2Tokenizer" if name == "runs of spaces" else name.partition(", ")[0]))
+    if name.endswith("a space in front"):
+        encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     if name == "runs of spaces":
         encoder.normalizer = normalizers.NFC()
         encoder.add_tokens([AddedToken("   ", normalized=True), AddedToken("  ", normalized=True), AddedToken("[unused0]", normalized=True)])
@@ -66,10 +73,13 @@ def make_encoder(name: str):
     return encoder
 
 
-@pytest.mark.parametrize("name", [*LOCAL, "MiniLM", "runs of spaces", "XLMRobertaTokenizer, e5's normalizer"])
+@pytest.mark.parametrize("name", [
+    *LOCAL, "MiniLM", "MiniLM, single words", "MiniLM, special tokens as text", "runs of spaces", "GPT2Tokenizer, a space in front",
+    "XLMRobertaTokenizer, e5's normalizer"])
 @settings(max_examples=25)
 @given(parts=st.lists(st.lists(st.sampled_from(PIECES), max_size=9).map("".join), min_size=1, max_size=6))
-@example(parts=["a\u200b b", "a \u200bb", "a\u00a0 \u00a0b", "a \u0301 b", " a", "a ", "a  ", "x=\u0338y", "don't 's 'tis", "[MASK] a", "a [MASK]b"])
+@example(parts=["a\u200b b", "a \u200bb", "a\u00a0 \u00a0b", "a \u0301 b", " a", "a ", "a  ", "x=\u0338y", "don't 's 'tis", "[MASK] a", "a [MASK]b",
+                "a_thestudent_b, a thestudent", "said,he(abA1)_abA1_ a-abA1"])
 def test_chunks_give_the_ids_of_whole_texts(name, parts):
     encoder = local_encoder(name)
     whole = [encoding.ids for encoding in encoder.encode_batch(parts, add_special_tokens=False)]
@@ -340,6 +350,17 @@ def test_statistics_know_their_tokenizer(shards, tmp_path):
             run(texts=None, base="vocab", stats=other)
     with pytest.raises(ValueError, match="statistics of two tokenizers do not add up"):
         stats + other
+
+
+def test_special_tokens_that_are_text_are_counted_as_text(tmp_path):
+    "As the tokenizer reads them, whether transformers loads it or its files are read; and as the plain tokenizer reads them then."
+    AutoTokenizer.from_pretrained(minilm_directory(), split_special_tokens=True).save_pretrained(tmp_path)
+    tokenizer, texts = AutoTokenizer.from_pretrained(tmp_path), ["the [MASK] sat [SEP]"] * 3
+    expected = np.bincount(np.concatenate([tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]), minlength=len(tokenizer))
+    assert expected[tokenizer.convert_tokens_to_ids(["[MASK]", "[", "mask"])].tolist() == [0, 6, 3]
+    for one in (tokenizer, read_bare(tmp_path)):
+        assert (token_stats(texts, one, len(tokenizer)).counts == expected).all()
+        assert rewrite_tokenizer(one, range(len(tokenizer)))[0].backend_tokenizer.encode_special_tokens
 
 
 @pytest.mark.parametrize("name", LOCAL)

@@ -8,6 +8,7 @@ __all__ = ['app', 'Model', 'Texts', 'Columns', 'Data', 'Base', 'Ratio', 'Ratios'
            'RemapOptions', 'Stats', 'one_line']
 
 # %% ../nbs/cli.ipynb #788289a7
+import ast
 import inspect
 import json
 import os
@@ -54,14 +55,29 @@ def one_line(error: BaseException) -> str:
     return said if said and ours else f"{type(error).__name__}: {said}".rstrip(": ")
 
 # %% ../nbs/cli.ipynb #1dbc1fa1
+_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_VALUE = rf"\[[^][]*\]|{_QUOTED}|True|nan|inf|-?\d(?:[\d.e+-]*\d)?"
+_ASSIGNED = re.compile(rf"(?<![^\s(])(?:{_QUOTED}|(\w+)=({_VALUE}))(?![\w/])")
+_OTHER_NAMES = {"columns": "text", "weights": "weight"}  # of arguments whose options are named otherwise
+
+
+def _typed(option: str, value: str) -> str:
+    "Return the `option` with a `value` that is written in Python, as one types it."
+    if value == "True":
+        return option
+    values = [value] if value[0] not in "['\"" else ast.literal_eval(value)
+    return " ".join(f"{option} {shlex.quote(str(one))}" for one in ([values] if isinstance(values, str) else values))
+
+
 def _as_options(said: str, options: list[str]) -> str:
-    "Return what an error says, with `name=value` as an option where it is one of `options`."
-    for option in options:
-        name = option.removeprefix("--").replace("-", "_")
-        said = re.sub(rf"\b{name}=True\b", option, said)
-        value = rf"\b{name}=(?!False\b|None\b)(?:'([^']+)'|([\w-][\w.+-]*\b))"
-        said = re.sub(value, lambda found, option=option: f"{option} {shlex.quote(found[1] or found[2])}", said)
-    return said
+    "Return what an error says, with `name=value` as an option where it is one of `options`, and no part of a text."
+    known = {option.removeprefix("--").replace("-", "_"): option for option in options}
+
+    def replaced(found: re.Match) -> str:
+        option = known.get(_OTHER_NAMES.get(found[1], found[1]))
+        return _typed(option, found[2]) if option else found[0]
+
+    return _ASSIGNED.sub(replaced, said)
 
 # %% ../nbs/cli.ipynb #1dbc1f94
 _DEBUG = inspect.Parameter(
@@ -81,7 +97,7 @@ class _Command(TyperCommand):
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by transformers, too
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise
         except Exception as error:
             if ctx.params["debug"]:
@@ -563,6 +579,8 @@ def _prune_files(model: str, documents: list[str] | None, out: Path | None, abou
 
     source, scorer = _find_model(model), asked["scorer"]
     if get_scorer(scorer).tuned:
+        if documents is None:
+            raise ValueError(f"scorer={scorer!r} runs the model on the texts; give TEXTS, too, or choose another")
         asked, about = _scored(source, documents, asked, trust), about | {"scorer": scorer}
     if not real_path(source).is_dir():
         from vocab_pruning.models.hub import snapshot
@@ -690,7 +708,7 @@ def _check_command(directory: Annotated[Path, typer.Argument(help="Directory of 
     directory, before = _home(directory), original and _read_tokenizer(original, trust)[0]
     documents = _read(texts, text, data, split or (None if is_file_of_texts(texts) else "dev"))
     pruned = load(directory, trust_remote_code=trust)
-    if at_least and pruned.plain:
+    if at_least is not None and pruned.plain:
         raise ValueError(f"{directory} has a row for every token of its tokenizer, so --at-least says nothing; "
                          "use --max-growth with --original, and --max-unknown")
     found = coverage_of(pruned, documents, top, before, progress=_progress())

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from itertools import chain, pairwise, product
 
 import numpy as np
+from tokenizers import AddedToken
 
 # %% ../../nbs/data/chunks.ipynb #a95a09ed
 _JOINING = "\u2581\ufffd\u0d4e"  # white space in some normalizers; a letter that forms one character with what follows
@@ -43,15 +44,19 @@ NO_PAIRS = np.zeros((256, 256), bool)
 
 
 def pairs_to_cut(
-    added: Iterable[str],  # added tokens, which must stay whole
+    added: Iterable,  # added tokens, which must stay whole: `tokenizers.AddedToken`
 ) -> np.ndarray:  # bool (256, 256)
-    "Return the pairs of a word character and a mark, in either order, that occur in no added token in any case."
+    """Return the pairs of a word character and a mark, in either order, that occur in no added token in any case.
+
+    To an added token that is found as a single word, the underscore is no mark."""
     pairs = np.outer(_IS_WORD, _IS_MARK) | np.outer(_IS_MARK, _IS_WORD)
     for token in added:
-        for a, b in pairwise(token):
+        for a, b in pairwise(token.content):
             for one, other in product({a.lower(), a.upper()}, {b.lower(), b.upper()}):
                 if (one + other).isascii():
                     pairs[ord(one), ord(other)] = False
+        if token.single_word:
+            pairs[ord("_")] = pairs[:, ord("_")] = False
     return pairs
 
 # %% ../../nbs/data/chunks.ipynb #e16c9ae1
@@ -186,9 +191,9 @@ def pairs_of(
     encoder,  # a `tokenizers.Tokenizer` that is word-local
 ) -> np.ndarray:  # bool (256, 256)
     "Return the pairs of characters between which the tokenizer cuts, too."
-    first = _members(encoder.pre_tokenizer)[0]["type"]
-    added = (token.content for token in encoder.get_added_tokens_decoder().values())
-    return pairs_to_cut(added) if first in ("BertPreTokenizer", "ByteLevel") else NO_PAIRS
+    first = _members(encoder.pre_tokenizer)[0]
+    cuts = first["type"] in ("BertPreTokenizer", "ByteLevel") and not first.get("add_prefix_space")
+    return pairs_to_cut(encoder.get_added_tokens_decoder().values()) if cuts else NO_PAIRS
 
 # %% ../../nbs/data/chunks.ipynb #2a86707e
 _SEPARATOR = "\ufdd0"  # a code point that Unicode keeps free of any character
@@ -271,7 +276,7 @@ class ChunkEncoder:
         self.pairs = pairs_of(encoder)
         self.known = _Known(limit)
         self.sample = sample
-        encoder.add_special_tokens([_SEPARATOR])
+        encoder.add_tokens([AddedToken(_SEPARATOR, normalized=False)])  # a special one would be text to some encoders
 
     def cut(self, texts: Sequence[str]) -> Cut:
         "Return a batch in chunks. One batch is cut after another."

@@ -57,6 +57,7 @@ def backend(tokenizer) -> Tokenizer:
         raise TypeError(f"{type(tokenizer).__name__} is a slow tokenizer; vocabulary statistics need a fast one "
                         "(a tokenizer.json, PreTrainedTokenizerFast)")
     encoder = _sharing_model(tokenizer.backend_tokenizer) or copy.deepcopy(tokenizer.backend_tokenizer)
+    encoder.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens  # which a copy forgets
     encoder.no_truncation()
     encoder.no_padding()
     return encoder

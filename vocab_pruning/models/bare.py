@@ -127,6 +127,7 @@ class BareTokenizer(WithRoles):
             own = SETTINGS_OF_CLASS.get(str(config.get("tokenizer_class")).removesuffix("Fast"), {})
             config = own | self.special_tokens_map | config | {"tokenizer_class": GENERIC}
             config.pop("auto_map", None)
+        new.encode_special_tokens = self.backend_tokenizer.encode_special_tokens
         gone = {token for token in self.all_special_tokens if new.token_to_id(token) is None}
         config = without_tokens(config, gone) if gone else config
         return BareTokenizer(new, config, self.truncation, self.padding, self.chat_template)
@@ -174,6 +175,7 @@ def read_bare(directory: Path) -> BareTokenizer:
     truncation, padding = backend.truncation, backend.padding
     backend.no_truncation()
     backend.no_padding()
+    backend.encode_special_tokens = bool(config.get("split_special_tokens"))
     if padding is not None:
         config.setdefault("pad_token", padding["pad_token"])
     return BareTokenizer(backend, config, truncation, padding, _chat_template(directory, config))

@@ -552,6 +552,12 @@ def _codes_fit(
         graded_bytes(_bytes_of(n_bytes, width), width, 0)
 
 
+def _mixture_fits(width: int, m: int = 4, **_):
+    "Raise `ValueError` for a sum of more rows than their `width`, with which any row can be made exactly."
+    if m > width:
+        raise ValueError(f"m={m}: {width} rows are enough for any sum of rows of {width} numbers; give at most {width}")
+
+
 def _steps_fit(width: int, bits: int, **_):
     "Raise `CannotPrune` if rows of `width` numbers cannot be rounded to `bits`."
     check_bits(bits, width)
@@ -578,7 +584,7 @@ REMAPS: dict[str, RemapSpec] = {spec.name: spec for spec in (  # colors: Paul To
     RemapSpec("nearest", "reads the row of the most similar kept token", remap_to_nearest, options=_SEEN,
               marker="^", dash="-.", color="#44aa99"),
     RemapSpec("sparse", "reads a weighted sum of rows of kept tokens", remap_to_sparse,
-              options=_shared_options("m", "only_seen"), marker="v", dash="-.", color="#117733"),
+              options=_shared_options("m", "only_seen"), fits=_mixture_fits, marker="v", dash="-.", color="#117733"),
     RemapSpec("pieces", "reads the mean of the rows of the kept tokens it splits into", remap_to_pieces, options=_SEEN,
               keeps_letters=True, marker="<", dash="--", color="#661100"),
     RemapSpec("pq", "reads its own row, coded in a few bytes", remap_to_product_codes,

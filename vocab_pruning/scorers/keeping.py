@@ -50,7 +50,7 @@ def _named(tokens: Tokens, value: str) -> list[int]:
     "Return the id of the token `value`."
     if value not in tokens.ids:
         raise ValueError("the tokenizer has no such token with a row; spell it as the vocabulary does, or keep the "
-                         f"tokens of a text: keep=[[{value!r}]]")
+                         f"tokens of a text: keep=[[{value!r}]], or those of a file: keep='texts:FILE'")
     return [tokens.ids[value]]
 
 
