@@ -86,6 +86,7 @@ BAD_CHOICES = {
     "oov None": (dict(oov=None), ValueError, ["None", "resegment"]),
     "unknown option": (dict(n_clutsers=3), TypeError, ["n_clutsers"]),
     "option of another oov": (dict(oov="nearest", n_clusters=3), TypeError, ["n_clusters"]),
+    "more rows in a sum than numbers in a row": (dict(oov="sparse", m=10**6), ValueError, ["m=1000000", "give at most"]),
     "lossless as text": (dict(oov="resegment", lossless="yes"), ValueError, ["lossless='yes'"]),
     "multiple of a fraction": (dict(oov="resegment", pad_to_multiple_of=8.0), ValueError, ["pad_to_multiple_of=8.0"]),
     "multiple True": (dict(oov="resegment", pad_to_multiple_of=True), ValueError, ["pad_to_multiple_of=True"]),

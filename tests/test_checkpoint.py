@@ -525,7 +525,7 @@ def test_a_full_disk(tmp_path, full, monkeypatch):
     source, asked = full("BERT", BARE) / "full", dict(rows=250, oov="unk")
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
-        with pytest.raises(OSError, match="has room for 0 MiB, and the weights take another"):
+        with pytest.raises(OSError, match="has room for 0.0 MiB, and the weights take another"):
             prune_checkpoint(source, TEXTS, tmp_path / "out", **asked)
 
     def full_disk(file, parts, metadata):

@@ -405,6 +405,9 @@ def test_only_a_scorer_that_runs_the_model_loads_it(small, tmp_path, monkeypatch
         assert call("prune", *asked).stderr == ""
         call("prune", *asked, "--verify", "forward")
         assert "--verify twice: give 'files' or 'forward'" in refused("prune", *asked, "--verify", "twice")
+        call("count", small / "texts.txt", "--model", small / "model", "-o", tmp_path / "s.npz")
+        told = refused("prune", small / "model", tmp_path / "none", "--stats", tmp_path / "s.npz", *CUT, "--scorer", "attention")
+        assert told == "--scorer attention runs the model on the texts; give TEXTS, too, or choose another"
     assert call("prune", *asked, "--scorer", "attention").stderr == "note: the model is loaded, because the scorer 'attention' runs it\n"
     assert load(tmp_path / "out").info["scorer"] == "attention"
 
@@ -416,8 +419,16 @@ def test_code_of_its_own_is_written_on_demand(small, scorer, tmp_path):
     assert (tmp_path / "out" / "modeling_vocab_pruning.py").is_file() and load(tmp_path / "out").info["self_contained"]
 
 
-def test_drift_cannot_be_told_by_rows_of_a_model_split_anew(small):
-    assert "--max-growth" in refused("check", small / "plain", small / "today.jsonl", "--at-least", 0.9)
+@pytest.mark.parametrize("limit", [0, 0.9])
+def test_drift_cannot_be_told_by_rows_of_a_model_split_anew(small, limit):
+    assert "--max-growth" in refused("check", small / "plain", small / "today.jsonl", "--at-least", limit)
+
+
+def test_an_error_leaves_the_name_of_a_path_alone(small, tmp_path):
+    "Directories are named like `data=2024` in many data lakes."
+    (place := tmp_path / "data=2024").mkdir()
+    assert f"{place}/no.txt is not a file" in refused("prune", small / "model", place / "no.txt", tmp_path / "out")
+    assert "--text col" in refused("prune", small / "model", small / "texts.txt", tmp_path / "out", "--text", "col")
 
 
 def test_generated_text_says_that_it_stands_in(tiny, monkeypatch):

@@ -705,8 +705,8 @@ def check_room(directory: Path, parts: dict[Path, list[Part]]):
     needed = sum(part.nbytes for content in parts.values() for part in content)
     needed -= sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     if needed > (free := shutil.disk_usage(directory).free):
-        raise OSError(f"{directory.parent} has room for {free / 2**20:,.0f} MiB, and the weights take another "
-                      f"{needed / 2**20:,.0f} MiB; make room, or choose another directory")
+        raise OSError(f"{directory.parent} has room for {free / 2**20:,.1f} MiB, and the weights take another "
+                      f"{needed / 2**20:,.1f} MiB; make room, or choose another directory")
 
 # %% ../../nbs/models/checkpoint.ipynb #a058d9f4
 def _facts(job: Job, new: "NewFiles") -> dict:
