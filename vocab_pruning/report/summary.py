@@ -467,14 +467,14 @@ def _verdict(by_seed: dict[int, np.ndarray]) -> dict:
     `by_seed` holds differences, as `interval_of_draws` takes them."""
     n = len(by_seed)
     mean, low, high = interval_of_draws(by_seed)
-    verdict = "more than noise" if low > 0 or high < 0 else "not more than noise"
+    noise = "noise" if n > 1 else "the noise of examples (one seed)"
     return dict(
         seeds=n,
         difference=mean,
         low=low,
         high=high,
         smallest=(high - low) / 2,
-        verdict=verdict + (" (one seed)" if n == 1 else ""),
+        verdict=f"{'more' if low > 0 or high < 0 else 'not more'} than {noise}",
     )
 
 # %% ../../nbs/report/summary.ipynb #220bf121
