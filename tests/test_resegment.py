@@ -11,7 +11,7 @@ import pytest
 from conftest import FAMILIES, ODD_FAMILIES, TEXTS, WITHOUT_US, WORDS, make_texts, wordpiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import RobertaProcessing
 from tokenizers.processors import Sequence as Processors
 from transformers import (
@@ -28,7 +28,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from vocab_pruning.core import minilm_directory
+from vocab_pruning.core import CannotPrune, minilm_directory
 from vocab_pruning.data.stats import TokenStats, backend, token_stats
 from vocab_pruning.data.tasks import documents, load_task
 from vocab_pruning.remaps import resegmenting as surgery
@@ -639,3 +639,68 @@ def test_letters_that_become_unknown_are_named():
     assert "語" in r.facts["unknown_letters"] and r.facts["n_unknown_letters"] == len(r.unknown)
     assert r.tokenizer.unk_token_id in r.tokenizer("語").input_ids
     assert "unknown_letters" not in run(gemma(), ["abc"]).facts
+
+
+# Tokenizers that few people have, and that read texts otherwise than one would think
+
+
+def byte_bpe(*special: str, model: models.BPE | None = None) -> Tokenizer:
+    "A byte-level BPE of the sample's words, with the `special` tokens."
+    encoder = Tokenizer(model or models.BPE())
+    encoder.pre_tokenizer, encoder.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<pad>", *special], show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    encoder.train_from_iterator(TEXTS, trainer)
+    return encoder
+
+
+def split_anew(tokenizer, texts: list[str]):
+    "The tokenizer rewritten for the tokens that `texts` use, which must read them as before if it says so."
+    n_rows = max(tokenizer.get_vocab().values()) + 1
+    stats = token_stats(texts, tokenizer, n_rows)
+    special = np.isin(np.arange(n_rows), tokenizer.all_special_ids)
+    order = np.argsort(-stats.counts, kind="stable")
+    new = resegment(tokenizer, order, int(stats.seen.sum()), stats, special=special, texts=texts, on_top=True)
+    assert new.lossless
+    for text in texts:
+        ids = new.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert new.rows[ids].tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+    return new
+
+
+def test_an_added_token_that_hides_another_stays():
+    "\"new york\" is found in \"new yorker\" first, is no single word there, and hides \"new\"; pruned, it would not."
+    tokenizer = AutoTokenizer.from_pretrained(minilm_directory())
+    tokenizer.add_tokens([AddedToken("zor quex", single_word=True), AddedToken("zor")])
+    assert "zor quex" in split_anew(tokenizer, ["the zor wave", "a zor quexer has come"]).tokenizer.get_vocab()
+
+
+def test_a_special_token_that_is_read_as_text_is_not_found_in_text():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_bpe("MASK"), pad_token="<pad>", mask_token="MASK", split_special_tokens=True)
+    split_anew(tokenizer, [*TEXTS[:9], "MASK it"])
+
+
+def test_without_an_unknown_piece_every_letter_stays():
+    encoder = Tokenizer(models.Unigram([(piece, -1.0 - i / 9) for i, piece in enumerate(["▁", "ab", *LETTERS])], None, False))
+    encoder.pre_tokenizer = pre_tokenizers.Metaspace()
+    new = split_anew(PreTrainedTokenizerFast(tokenizer_object=encoder), ["ab ab", "b a"]).tokenizer
+    assert new.tokenize("zeta") == ["▁", *"zeta"]
+
+
+def test_an_unknown_token_that_is_no_added_token_stays():
+    parts = json.loads(byte_bpe("<unk>", model=models.BPE(unk_token="<unk>")).to_str())
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["content"] != "<unk>"]
+    split_anew(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(parts)), pad_token="<pad>"), TEXTS[:9])
+
+
+def test_two_tokens_with_one_id_are_refused():
+    "`add_tokens` numbers from the size of the vocabulary, where ids have a gap."
+    parts = json.loads(byte_bpe().to_str())
+    vocabulary = parts["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    before = next(token for token, i in vocabulary.items() if i == len(vocabulary) - 2)
+    vocabulary[last], vocabulary[before] = len(vocabulary) + 1, len(vocabulary)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(parts)), pad_token="<pad>")
+    tokenizer.add_tokens(["zzz"])
+    with pytest.raises(CannotPrune, match=r"the tokens '.*' and '.*' have one id, \d+; give each an id of its own"):
+        split_anew(tokenizer, TEXTS[:9])

@@ -266,7 +266,11 @@ def tokenizer_fingerprint(tokenizer) -> str:
     encoder = backend(tokenizer)
     words = sorted(encoder.get_vocab(with_added_tokens=False).items(), key=itemgetter(0))
     added = [(i, token.content) for i, token in encoder.get_added_tokens_decoder().items() if not token.special]
-    told = [words, encoder.encode(PROBE, add_special_tokens=False).ids]
+    try:
+        ids = encoder.encode(PROBE, add_special_tokens=False).ids
+    except Exception:  # what the package raises; without an unknown token, some letters cannot be read
+        ids = None
+    told = [words, ids]
     return fingerprint([*told, sorted(added)] if added else told)
 
 # %% ../../nbs/data/stats.ipynb #70a06a41

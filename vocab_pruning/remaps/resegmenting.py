@@ -94,12 +94,16 @@ class Written:
 
 # %% ../../nbs/remaps/resegmenting.ipynb #5d0c7e21
 def read_tokenizer(tokenizer) -> Written:
-    "Return a fast tokenizer as it would be saved."
+    "Return a fast tokenizer as it would be saved. Raises `CannotPrune` where two tokens have one id."
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary = parts["model"]["vocab"]
     if isinstance(vocabulary, list):
         vocabulary = {piece: i for i, (piece, _) in enumerate(vocabulary)}
-    return Written(parts, vocabulary)
+    written = Written(parts, vocabulary)
+    if len(written.names) < len(written.ids):
+        token, i = next((token, i) for token, i in written.ids.items() if written.names[i] != token)
+        raise CannotPrune(f"the tokens {token!r} and {written.names[i]!r} have one id, {i}; give each an id of its own")
+    return written
 
 
 def _letters_alone(source: Written) -> set[str]:
@@ -129,8 +133,9 @@ def _letter_alphabet(source: Written, seen: Collection[str]) -> set[str]:
 
 
 def _unigram_alphabet(source: Written, seen: Collection[str]) -> set[str]:
-    "Return the `_letter_alphabet` and the lowest-scored piece."
-    return _letter_alphabet(source, seen) | {min(source.model["vocab"], key=lambda piece: piece[1])[0]}
+    "Return the `_letter_alphabet` and the lowest-scored piece, and all letters where no piece stands for unknown ones."
+    every = {piece for piece in source.own if len(piece) == 1} if source.unk is None else set()
+    return _letter_alphabet(source, seen) | every | {min(source.model["vocab"], key=lambda piece: piece[1])[0]}
 
 
 ALPHABETS: dict[str, Callable] = {
@@ -357,7 +362,8 @@ def _always_kept(tokenizer, source: Written, seen: np.ndarray, special: np.ndarr
     "Return the ids that stay whatever the ranking says, by reason. Raises `ValueError` if one of them has no row."
     n_rows = len(seen)
     named = source.names.keys() & set(np.flatnonzero(special).tolist())
-    always = {"special": _required(tokenizer, source, n_rows) | named, "alphabet": _letters(source, seen)}
+    hiding = {token["id"] for token in source.parts["added_tokens"] if token["single_word"] and token["id"] < n_rows}
+    always = {"special": _required(tokenizer, source, n_rows) | named, "alphabet": _letters(source, seen) | hiding}
     largest = max(set().union(*always.values()))
     if largest >= n_rows:
         raise ValueError(
@@ -512,11 +518,12 @@ def _prune_backend(tokenizer, source: Written, keep: set[str], ignore_merges: bo
     whole = bpe and source.model["ignore_merges"]
     unmade = _unmade(old, own - source.fallback) if bpe and not whole else set()
     special = [token for token in source.parts["added_tokens"] if token["special"] and not token["single_word"]]
-    first = {token["content"] for token in special if old.normalizer is None}
+    found_first = old.normalizer is None and not old.encode_special_tokens
+    first = {token["content"] for token in special if found_first}
     movable = unmade - first - {source.unk} if ignore_merges else set()
     outside = [token for token in source.added if token in keep and (token not in own or token in movable)]
     new = _write_backend(source, keep, sorted(outside, key=source.added.get), ignore_merges or whole)
-    lost = (unmade | _unmade(new, own - source.fallback) if bpe else unmade) - source.added.keys()
+    lost = (unmade | _unmade(new, own - source.fallback) if bpe else unmade) - source.added.keys() - {source.unk}
     if lost:
         raise CannotPrune(f"the merges that are left never make the token {min(lost)!r}: keep what closure() gives "
                           "for it, or leave it out")
