@@ -225,7 +225,7 @@ def plot_kept(
     "Draw what each remap keeps against the share of rows kept; return the axis."
     with needs("report"):
         import matplotlib.pyplot as plt
-        from matplotlib.ticker import PercentFormatter
+        from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     ax = plt.subplots(figsize=(6, 4), layout="constrained")[1] if ax is None else ax
     ends = {-1: {}, 1: {}}  # names at the left, and at the right
@@ -243,6 +243,7 @@ def plot_kept(
     ticks = sorted({round(100 * rows / n_rows, 1) for rows in kept.rows})
     ax.set_xticks(ticks, [f"{tick:g} %" for tick in ticks])
     ax.minorticks_off()
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(x=0.48)
