@@ -65,8 +65,8 @@ def _typed(option: str, value: str) -> str:
     "Return the `option` with a `value` that is written in Python, as one types it."
     if value == "True":
         return option
-    values = [value] if value[0] not in "['\"" else ast.literal_eval(value)
-    return " ".join(f"{option} {shlex.quote(str(one))}" for one in ([values] if isinstance(values, str) else values))
+    read = ast.literal_eval(value) if value[0] in "['\"" else value
+    return " ".join(f"{option} {shlex.quote(str(one))}" for one in (read if isinstance(read, list) else [read]))
 
 
 def _as_options(said: str, options: list[str]) -> str:
@@ -75,7 +75,10 @@ def _as_options(said: str, options: list[str]) -> str:
 
     def replaced(found: re.Match) -> str:
         option = known.get(_OTHER_NAMES.get(found[1], found[1]))
-        return _typed(option, found[2]) if option else found[0]
+        try:
+            return _typed(option, found[2]) if option else found[0]
+        except (ValueError, SyntaxError):  # part of a text that a message quotes, not a value
+            return found[0]
 
     return _ASSIGNED.sub(replaced, said)
 

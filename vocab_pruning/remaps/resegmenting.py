@@ -519,7 +519,7 @@ def _prune_backend(tokenizer, source: Written, keep: set[str], ignore_merges: bo
     unmade = _unmade(old, own - source.fallback) if bpe and not whole else set()
     special = [token for token in source.parts["added_tokens"] if token["special"] and not token["single_word"]]
     found_first = old.normalizer is None and not old.encode_special_tokens
-    first = {token["content"] for token in special if found_first}
+    first = {token["content"] for token in special} if found_first else set()
     movable = unmade - first - {source.unk} if ignore_merges else set()
     outside = [token for token in source.added if token in keep and (token not in own or token in movable)]
     new = _write_backend(source, keep, sorted(outside, key=source.added.get), ignore_merges or whole)

@@ -29,6 +29,7 @@ from vocab_pruning.report.summary import (
     cut_label,
     cuts,
     evaluations,
+    noise_covered,
     sort_columns,
     split_provenance,
     task_title,
@@ -88,11 +89,6 @@ def _best_of(lines: pd.DataFrame, base: str, ratio: float) -> str:
     )
 
 # %% ../../nbs/report/build.ipynb #ec22170b
-def _noise(won: pd.DataFrame) -> str:
-    "Return which noise the intervals of `won` cover."
-    return "noise" if won.seeds.max() > 1 else "the noise of examples (one seed)"
-
-
 def _verdicts(won: pd.DataFrame, reference: str) -> str:
     "Return how many methods differ from `reference` over all tasks, and how small a difference could have shown."
     some = won[won.column == ALL_TASKS]
@@ -100,9 +96,10 @@ def _verdicts(won: pd.DataFrame, reference: str) -> str:
         return f"No method shares every task with {reference}; the tasks are compared one by one."
     sure = some.verdict.str.startswith("more")
     n = len(some)
+    noise = noise_covered(some.seeds.max())
     better, worse = (some[sure & side]["first"].tolist() for side in (some.difference > 0, some.difference < 0))
     return (
-        f"Against {reference}, over all tasks: better beyond {_noise(some)}: {', '.join(better) or 'none'}; "
+        f"Against {reference}, over all tasks: better beyond {noise}: {', '.join(better) or 'none'}; "
         f"worse: {', '.join(worse) or 'none'}; "
         f"not distinguishable: {n - sure.sum()} of {n}. "
         "The smallest difference of average retention that could have shown is "
@@ -121,7 +118,7 @@ def _leader(pairs: pd.DataFrame, lines: pd.DataFrame) -> str:
     level = rivals["first"][~rivals.sure]
     return (
         f"On {task_title(column)}, where the smallest differences show, {best} scores most, {scores.max():.3f}; "
-        f"within {_noise(rivals)} of it: {', '.join(level) or 'none'}."
+        f"within {noise_covered(rivals.seeds.max())} of it: {', '.join(level) or 'none'}."
     )
 
 
@@ -134,7 +131,8 @@ def _told_apart(won: pd.DataFrame, lines: pd.DataFrame, cut: str) -> str:
     counts = ", ".join(f"{task_title(column)} {n} of {size}" for column, n, size in sure.itertuples())
     finest = pairs.groupby("column").smallest.median().idxmin()
     leader = " " + _leader(pairs[pairs.column == finest], lines) if sure["sum"][finest] else ""
-    return f"With {cut} removed, pairs of methods that differ beyond {_noise(pairs)}: {counts}.{leader}"
+    noise = noise_covered(pairs.seeds.max())
+    return f"With {cut} removed, pairs of methods that differ beyond {noise}: {counts}.{leader}"
 
 # %% ../../nbs/report/build.ipynb #c1214863
 def _before_break_even(lines: pd.DataFrame) -> str:

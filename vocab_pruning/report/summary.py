@@ -6,8 +6,8 @@
 __all__ = ['PROVENANCE', 'ORDER', 'FULL', 'TRAIN_ONLY', 'AFTER', 'CUT', 'CLOSE', 'ALL_TASKS', 'provenance_differences',
            'check_provenance', 'split_provenance', 'task_title', 'sort_columns', 'scorer_label', 'options_label',
            'method_label', 'cut_label', 'evaluations', 'interval', 'score_means', 'averages', 'at_cut', 'cuts',
-           'at_every_cut', 'break_even_of_params', 'predictions_of', 'interval_of_draws', 'who_wins', 'against',
-           'front']
+           'at_every_cut', 'break_even_of_params', 'predictions_of', 'interval_of_draws', 'noise_covered', 'who_wins',
+           'against', 'front']
 
 # %% ../../nbs/report/summary.ipynb #a70a506a
 import re
@@ -461,20 +461,24 @@ def interval_of_draws(
     return mean, mean - half, mean + half
 
 
+def noise_covered(seeds: int) -> str:
+    "Return which noise the interval of a difference over so many `seeds` covers, in words."
+    return "noise" if seeds > 1 else "the noise of examples (one seed)"
+
+
 def _verdict(by_seed: dict[int, np.ndarray]) -> dict:
     """Return `difference`, its 95 % interval, the `smallest` difference that could have shown, and the verdict.
 
     `by_seed` holds differences, as `interval_of_draws` takes them."""
     n = len(by_seed)
     mean, low, high = interval_of_draws(by_seed)
-    noise = "noise" if n > 1 else "the noise of examples (one seed)"
     return dict(
         seeds=n,
         difference=mean,
         low=low,
         high=high,
         smallest=(high - low) / 2,
-        verdict=f"{'more' if low > 0 or high < 0 else 'not more'} than {noise}",
+        verdict=f"{'more' if low > 0 or high < 0 else 'not more'} than {noise_covered(n)}",
     )
 
 # %% ../../nbs/report/summary.ipynb #220bf121
