@@ -293,6 +293,11 @@ def state(model) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+def files(directory) -> dict[str, bytes]:
+    "What lies below `directory`, byte for byte."
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
     "Names of the tensors that are not bit-equal."
     return [name for name in a.keys() | b.keys() if name not in a or name not in b or not torch.equal(a[name], b[name])]

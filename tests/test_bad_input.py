@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES, ODD_FAMILIES, TEXTS, Unread, build, same, state
+from conftest import FAMILIES, ODD_FAMILIES, TEXTS, Unread, build, files, same, state
 from datasets import Dataset
 from transformers import ByT5Tokenizer, FNetConfig, FNetForSequenceClassification
 
@@ -40,11 +40,6 @@ def model():
 @pytest.fixture
 def tokenizer():
     return FAMILIES["wordpiece"].tokenizer
-
-
-def files(directory) -> dict[str, bytes]:
-    "What lies below `directory`, byte for byte."
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @contextmanager

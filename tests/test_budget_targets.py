@@ -1,6 +1,7 @@
 """Targets beside a ratio (rows, coverage, least count), keep lists, and why each kept row stays: for every family, for each kind of remap."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -372,3 +373,14 @@ def test_the_command_refuses_in_one_line(options, told, dry, saved, tmp_path, mo
 
 def test_a_directory_is_needed_where_something_is_written(saved):
     assert "give OUT" in " ".join(call(saved / "model", saved / "texts.txt", "--rows", 250, code=2).stderr.split())
+
+
+def test_statistics_of_another_tokenizer_are_refused():
+    "Also where scores are given: by their rows, and by the tokenizer that they name."
+    model, tokenizer, stats = full("BERT")
+    with pytest.raises(ValueError, match="counted with another tokenizer"):
+        prune_with_stats(model, tokenizer, replace(stats, tokenizer="another"), stats.counts, 0.2)
+    with pytest.raises(ValueError, match=f"stats are over {stats.n_rows + 7} rows but the embedding has {stats.n_rows}"):
+        prune_with_stats(model, tokenizer, token_stats(TEXTS, tokenizer, stats.n_rows + 7), stats.counts, 0.2)
+    with pytest.raises(ValueError, match="scores have shape"):
+        prune_with_stats(model, tokenizer, stats, stats.counts[:-1], 0.2)

@@ -311,6 +311,9 @@ def test_the_vocabulary_bears_its_share():
         combine(shared("wordpiece"), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, 1, oov="unk")
     with pytest.raises(ValueError, match="ratio=0.97: the encoder's linear layers can give up at most"):
         combine(shared("wordpiece"), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.97, oov="unk")
+    for target in (dict(base="vocab"), dict(rows=200), dict(coverage=0.9), dict(min_count=2)):
+        with pytest.raises(ValueError, match=f"{next(iter(target))}=.*: a combination removes a share of all parameters"):
+            combine(shared("wordpiece"), FAMILIES["wordpiece"].tokenizer, TEXTS, 0.2, oov="unk", **target)
 
 
 # Cut off and resumed

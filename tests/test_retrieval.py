@@ -228,6 +228,7 @@ def test_a_text_without_a_token_has_a_vector_of_zeros():
     assert [*found["q"]][0] == "same" and found["q"]["empty"] == 0
     p = prune(model, tokenizer, ["the cat sat"], 0.1, "vocab", oov="unk")
     assert math.isfinite(vector_drift(p, ["", "the cat sat"], sentence_vectors(model, tokenizer, ["", "the cat sat"])))
+    assert vector_drift(p, ["", ""], sentence_vectors(model, tokenizer, ["", ""])) == 0
 
 
 @pytest.mark.parametrize("name", ["T5", "BART"])

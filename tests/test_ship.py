@@ -30,6 +30,7 @@ from conftest import (
     assert_near,
     build,
     byte_bpe,
+    files,
     make_texts,
     outputs,
     same,
@@ -132,11 +133,6 @@ def pruned(family: str, task: str = "classification", oov: str = "resegment", ti
 def fresh_model(family: str, task: str = "classification", oov: str = "resegment", **options) -> PrunedModel:
     "`pruned` of a model of its own, that may be changed."
     return pruned(family, task, oov, full=build(family, task), **options)
-
-
-def files(directory) -> dict[str, bytes]:
-    "What lies below `directory`, byte for byte."
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def padded(tokenizer, texts) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_PAIRS', 'MOST_DOCUMENTS', 'LARGE', 'pairs_to_cut', 'chunks_of', 'is_word_local', 'pairs_of', 'CrossesWords',
-           'ChunkEncoder', 'choose_encoder']
+           'ChunkEncoder', 'few', 'choose_encoder']
 
 # %% ../../nbs/data/chunks.ipynb #f6b20c29
 import json
@@ -18,6 +18,8 @@ from itertools import chain, pairwise, product
 
 import numpy as np
 from tokenizers import AddedToken
+
+from ..core import is_text
 
 # %% ../../nbs/data/chunks.ipynb #a95a09ed
 _JOINING = "\u2581\ufffd\u0d4e"  # white space in some normalizers; a letter that forms one character with what follows
@@ -310,10 +312,25 @@ MOST_DOCUMENTS = 2**14  # of a batch
 LARGE = 2**19  # characters from which counting by chunks pays in a process that does nothing else
 
 
+def few(
+    texts: Iterable[str],
+) -> list[str] | None:
+    "Return `texts` if they are too few to be counted by chunks, else None; None, too, for what is no text."
+    some, size = [], 0
+    for text in texts:
+        if not is_text(text):
+            return None
+        some.append(text)
+        size += len(text)
+        if len(some) >= MOST_DOCUMENTS or size >= LARGE:
+            return None
+    return some
+
+
 def choose_encoder(
     encoder,  # a `tokenizers.Tokenizer`
     texts: Sequence[str],  # the first batch of a corpus
 ) -> ChunkEncoder | None:
     "Return the encoder by chunks for a corpus, None where whole texts must be encoded, or where nothing is gained."
-    large = len(texts) >= MOST_DOCUMENTS or sum(map(len, texts)) >= LARGE
-    return ChunkEncoder(encoder) if large and find_spec("pyarrow") and is_word_local(encoder) else None
+    pays = few(texts) is None and find_spec("pyarrow") and is_word_local(encoder)
+    return ChunkEncoder(encoder) if pays else None

@@ -60,10 +60,14 @@ def vector_drift(
     vectors: torch.Tensor,  # the full model's vectors of the texts: (n, d)
     **options,  # passed to `sentence_vectors`
 ) -> float:
-    "Return the mean of 1 - cosine between the full and the pruned model's vectors of `texts`, without training."
+    """Return the mean of 1 - cosine between the full and the pruned model's vectors of `texts`, without training.
+
+    A text without a token, whose vectors are zeros, did not move."""
     texts = list_of_texts(texts)
     moved = sentence_vectors(pruned.model, pruned.tokenizer, texts, **options)
-    return float((1 - torch.cosine_similarity(vectors.double(), moved.double())).mean().clamp(min=0))
+    vectors, moved = vectors.double(), moved.double()
+    empty = ~vectors.any(dim=1) & ~moved.any(dim=1)
+    return float((1 - torch.cosine_similarity(vectors, moved)).masked_fill(empty, 0).mean().clamp(min=0))
 
 # %% ../../nbs/evaluate/frozen.ipynb #4afb6098
 def sts_score(

@@ -323,8 +323,11 @@ def combine(
     """Prune the vocabulary for `texts` and split the rest of the model for LoSparse.
 
     Returns the model in training form and the settings for `LoSparseCallback`; fine-tune with it to reach `ratio`.
-    Raises as `prune` and `losparse_settings` do."""
+    Raises `ValueError` for another target among `options`, and as `prune` and `losparse_settings` do."""
     check_ratio(ratio, "params")
+    if other := [name for name in ("base", "rows", "coverage", "min_count") if options.get(name) is not None]:
+        raise ValueError(f"{other[0]}={options[other[0]]!r}: a combination removes a share of all parameters, so its "
+                         "only target is ratio; leave it out")
     size = size_with(model, oov, **options)
     most = max_ratio(size, int(special_mask(model, tokenizer).sum()))
     by_vocabulary = vocabulary_ratio(ratio, most, vocab_share)

@@ -41,6 +41,7 @@ from vocab_pruning.models.anatomy import (
     PER_LAYER, check_further, ids_named_in, not_renumbered, renumber_all, sizes_of_vocabulary, special_ids,
     warn_of_dropped, warn_of_fields,
 )
+from .abridged import read_for
 from .bare import BareTokenizer, read_bare, read_mapping, write_bare
 from .card import passed_on, write_record
 from vocab_pruning.models.choosing import (
@@ -361,7 +362,8 @@ def open_job(source: str | Path, asked: Request, include, leave, self_contained:
     checkpoint = read_checkpoint(source)
     found = find_vocabulary(checkpoint, include, leave)
     copies = found.copies()
-    tokenizer = read_bare(checkpoint.directory)
+    texts = asked.texts_again if asked.stats is None and asked.keep is None else None  # a keep list may bring texts
+    tokenizer = read_for(checkpoint.directory, texts)
     trained = get_remap(asked.oov).trains(found.width, found.n_rows, **asked.oov_options)
     size = size_of(checkpoint, found, copies, trained)
     configs = checkpoint.configs(found.n_rows)

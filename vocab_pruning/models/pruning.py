@@ -19,7 +19,7 @@ from vocab_pruning.models.anatomy import (
 )
 from .card import base_model, card_of, passed_on
 from vocab_pruning.models.choosing import (
-    Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, lost_by,
+    Choice, Request, Subject, check_choices, check_readings, check_stats, choose_rows, count_tokens, lost_by,
     request_facts, sample_of, score_rows, tokens_beyond,
 )
 from .embedding import output_head, plain_embedding, rebuild_model_with_vocab
@@ -29,7 +29,7 @@ from .saving import PrunedModel
 from .sensitivity import embedding_metric
 from ..remaps.kinds import check_remap, get_remap
 from ..scorers.budget import Size, get_target, model_size
-from ..scorers.registry import get_scorer
+from ..scorers.registry import check_scores, get_scorer
 
 # %% ../../nbs/models/pruning.ipynb #7dc8cb74
 def without_row(model, tokenizer, further: Iterable[str] = ()) -> dict[str, int]:
@@ -164,7 +164,7 @@ def prune_with_stats(
 ) -> PrunedModel:
     """Prune once statistics and scores are known: budget, ranking, remap, rebuild (paper Algorithm 1, lines 8-16).
 
-    Raises as `get_target`, `read_keep`, `rows_for`, `rank_rows` and the remap or `resegment` do."""
+    Raises as `check_stats`, `get_target`, `read_keep`, `rows_for`, `rank_rows` and the remap or `resegment` do."""
     check_remap(oov, oov_options)
     check_seed(seed)
     target = get_target(base, ratio=ratio, rows=rows, coverage=coverage, min_count=min_count)
@@ -172,6 +172,8 @@ def prune_with_stats(
     how = dict(share_encoder=share_encoder, unseen=unseen, renumber=renumber)
     asked = Request(texts=texts, target=target, **choices, **how)
     subject = subject_of(model, tokenizer, asked)
+    check_stats(stats, tokenizer, subject.size.rows)
+    scores = check_scores(scores, subject.size.rows)
     return _prune_scored(asked, subject, model, tokenizer, stats, scores, texts)
 
 # %% ../../nbs/models/pruning.ipynb #c8198ab8

@@ -39,6 +39,7 @@ PROVENANCE: dict[tuple[str, ...], tuple[str, ...]] = {
         "learning_rate",
         "batch_size",
         "max_length",
+        "metric",
     ),
     ("task", "seed"): ("model_fingerprint",),
 }
