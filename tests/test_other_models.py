@@ -332,5 +332,9 @@ def test_ids_may_be_a_tensor_and_reads_knows_its_range():
     for wrong, message in ((-1, "token_id=-1"), (10**6, "token_id=1000000: the ids are 0 .. "), ("quartz", "token_id='quartz'")):
         with pytest.raises(ValueError, match=message):
             p.reads(wrong)
+    plain = prune(model, tokenizer, TEXTS, **CUT, oov="resegment")
+    for wrong, message in ((-1, "token_id=-1"), (10**6, "token_id=1000000: the original tokenizer has no token"), ("quartz", "token_id='quartz'")):
+        with pytest.raises(ValueError, match=message):
+            plain.reads(wrong)
     with pytest.raises(ValueError, match="scorer='frequency', but scores are given; leave out one"):
         prune(model, tokenizer, TEXTS, **CUT, scorer="frequency", scores=np.zeros(len(tokenizer)))

@@ -21,7 +21,7 @@ import torch
 from conftest import FAMILIES, WORDS, build, make_texts, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BartConfig, BartForSequenceClassification
+from transformers import AutoModelForTokenClassification, BartConfig, BartForSequenceClassification
 
 from vocab_pruning import load_task, prune
 from vocab_pruning.data.corpora import read_texts
@@ -652,6 +652,15 @@ def test_the_head_of_a_finished_classifier_is_replaced(tmp_path, classes, kind):
         assert torch.equal(first.classifier.weight, again.classifier.weight) and not (first.classifier.weight == 3).any()
         assert not torch.equal(first.classifier.weight, other.classifier.weight) and not first.classifier.bias.any()
         assert not same(first.base_model.state_dict(), finished.base_model.state_dict())
+
+
+def test_the_head_of_another_task_is_replaced(tmp_path):
+    "A tagger's has the name and, with as many labels, the shape of the new one."
+    tagger = AutoModelForTokenClassification.from_config(FAMILIES["wordpiece"].config(num_labels=2))
+    torch.nn.init.constant_(tagger.classifier.weight, 3.0)
+    tagger.save_pretrained(tmp_path)
+    FAMILIES["wordpiece"].tokenizer.save_pretrained(tmp_path)
+    assert not (load_classifier(tmp_path, "cola")[0].classifier.weight == 3).any()
 
 
 def test_fine_tuning_leaves_the_tokenizer_as_it_was(tmp_path):

@@ -274,11 +274,7 @@ def test_a_pruned_token_has_one_logit():
     with torch.no_grad():
         still = p.model(input_ids=ids).logits
     moving = p.model(input_ids=ids).logits
-    assert (
-        torch.equal(still, moving.detach())
-        and (still[..., ~p.remap.kept] == FLOOR).all()
-        and float(still.argmax()) >= 0
-    )
+    assert torch.equal(still, moving.detach()) and (still[..., ~p.remap.kept] == FLOOR).all()
     assert p.remap.kept[still.argmax(-1)].all()
 
 

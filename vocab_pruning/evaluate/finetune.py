@@ -91,6 +91,10 @@ def make_recipe(
     return checked | dict(precision=precision, device=device_name())
 
 # %% ../../nbs/evaluate/finetune.ipynb #01438ff2
+_TASK_HEADS = tuple(f"For{task}" for task in ("SequenceClassification", "TokenClassification", "MultipleChoice",
+                                             "QuestionAnswering"))  # how classes with a head for another task end
+
+
 def load_classifier(
     model: str,  # hub name or directory of a full model
     task: str | Task,  # task, or its name
@@ -98,8 +102,8 @@ def load_classifier(
 ):
     """Load `(model, tokenizer)` for `task`, in float32 and with a new classification or regression head.
 
-    The head of a checkpoint that is a classifier already is replaced. Raises `ValueError` for a directory that holds a
-    pruned model."""
+    A head that was trained for another task is replaced; what a masked language model has of one stays. Raises
+    `ValueError` for a directory that holds a pruned model."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     task = get_task(task)
@@ -114,7 +118,7 @@ def load_classifier(
             model, id2label=names, label2id=numbers, problem_type=None, dtype=torch.float32,
             ignore_mismatched_sizes=True,
         )
-        if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        if any(name.endswith(_TASK_HEADS) for name in config.architectures or ()):
             set_seed(seed)
             body, classifier = classifier.base_model, type(classifier)(classifier.config)
             setattr(classifier, classifier.base_model_prefix, body)

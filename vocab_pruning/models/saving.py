@@ -101,12 +101,16 @@ class Shown(Explained):
 
 # %% ../../nbs/models/saving.ipynb #2dd514cb
 def _pieces(pruned: "PrunedModel", token_id: int) -> str:
-    "Return the tokens that a plain model's tokenizer makes of an original token at the start of a word."
+    """Return the tokens that a plain model's tokenizer makes of an original token at the start of a word.
+
+    Raises `ValueError` where the original tokenizer is not at hand, or has no such id."""
     if pruned.original is None:
         raise ValueError(
             f"only the original tokenizer knows what token {token_id} was; ask the PrunedModel that prune returned"
         )
-    token = pruned.original[1].convert_ids_to_tokens(token_id)
+    token = pruned.original[1].convert_ids_to_tokens(whole_number("token_id", token_id, least=0))
+    if token is None:
+        raise ValueError(f"token_id={token_id}: the original tokenizer has no token with this id")
     pieces = pruned.tokenizer.backend_tokenizer.model
     inside = getattr(pieces, "continuing_subword_prefix", None) or ""
     return " ".join(piece.value for piece in pieces.tokenize(token.removeprefix(inside)))
@@ -166,8 +170,10 @@ class PrunedModel(Shown, Shared):
     evidence: dict[str, np.ndarray] = field(default_factory=dict)
 
     def reads(self, token_id: int) -> str:
-        "Return in words what `token_id` of the original tokenizer reads now: tokens, a weighted sum, its coded row."
-        return _pieces(self, int(token_id)) if self.plain else _rows_read(self, token_id)
+        """Return in words what `token_id` of the original tokenizer reads now: tokens, a weighted sum, its coded row.
+
+        Raises `ValueError` for an id that the tokenizer does not have, and for a plain model that was loaded."""
+        return (_pieces if self.plain else _rows_read)(self, token_id)
 
     def verify(
         self,
