@@ -383,4 +383,4 @@ def test_statistics_of_another_tokenizer_are_refused():
     with pytest.raises(ValueError, match=f"stats are over {stats.n_rows + 7} rows but the embedding has {stats.n_rows}"):
         prune_with_stats(model, tokenizer, token_stats(TEXTS, tokenizer, stats.n_rows + 7), stats.counts, 0.2)
     with pytest.raises(ValueError, match="scores have shape"):
-        prune_with_stats(model, tokenizer, stats, stats.counts[:-1], 0.2)
+        prune_with_stats(model, tokenizer, stats, stats.counts[:-1], 0.2, "vocab")

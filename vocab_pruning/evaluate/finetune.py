@@ -91,8 +91,9 @@ def make_recipe(
     return checked | dict(precision=precision, device=device_name())
 
 # %% ../../nbs/evaluate/finetune.ipynb #01438ff2
-_TASK_HEADS = tuple(f"For{task}" for task in ("SequenceClassification", "TokenClassification", "MultipleChoice",
-                                             "QuestionAnswering"))  # how classes with a head for another task end
+_TASK_HEADS = (  # how the classes end whose head was trained for another task
+    "ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering",
+)
 
 
 def load_classifier(

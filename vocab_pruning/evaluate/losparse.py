@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import TrainerCallback
 
-from ..scorers.budget import check_ratio, max_ratio
+from ..scorers.budget import TARGETS, check_ratio, max_ratio
 from ..models.anatomy import special_mask
 from vocab_pruning.models.lowrank import (
     LoSparseLinear,
@@ -325,7 +325,7 @@ def combine(
     Returns the model in training form and the settings for `LoSparseCallback`; fine-tune with it to reach `ratio`.
     Raises `ValueError` for another target among `options`, and as `prune` and `losparse_settings` do."""
     check_ratio(ratio, "params")
-    if other := [name for name in ("base", "rows", "coverage", "min_count") if options.get(name) is not None]:
+    if other := [name for name in ("base", *TARGETS) if options.get(name) is not None]:
         raise ValueError(f"{other[0]}={options[other[0]]!r}: a combination removes a share of all parameters, so its "
                          "only target is ratio; leave it out")
     size = size_with(model, oov, **options)

@@ -7,7 +7,6 @@ __all__ = ['Abridged', 'read_for']
 
 # %% ../../nbs/models/abridged.ipynb #28d40e4b
 import json
-from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from tokenizers import Tokenizer, models
 
 from ..data.chunks import few
 from ..data.stats import with_model
-from .bare import BareTokenizer, read_bare, with_settings
+from .bare import BareTokenizer, read_bare, with_files
 from ..remaps.resegmenting import Written, as_written
 
 # %% ../../nbs/models/abridged.ipynb #c1408f0f
@@ -28,16 +27,16 @@ def _is_unigram(model) -> bool:
     if not isinstance(model, dict) or model.keys() != _USUAL["model"].keys() or model["type"] != "Unigram":
         return False
     pieces, unk_id = model["vocab"], model["unk_id"]
-    entries = isinstance(pieces, list) and all(isinstance(entry, list) for entry in pieces)
-    scored = entries and all([*map(type, entry)] == [str, float] for entry in pieces)
-    return scored and (unk_id is None or unk_id in range(len(pieces))) and isinstance(model["byte_fallback"], bool)
+    if not isinstance(pieces, list) or not all(isinstance(piece, list) for piece in pieces):
+        return False
+    scored = pieces and all([*map(type, piece)] == [str, float] for piece in pieces)
+    known = unk_id is None or unk_id in range(len(pieces))
+    return bool(scored) and known and isinstance(model["byte_fallback"], bool)
 
 
-def _read_unigram(file: Path) -> dict | None:
-    "Return what `file` says if it describes a Unigram model with scores that Python writes as they stand there."
-    raw, other_digits = file.read_bytes(), []
-    if b'"Unigram"' not in raw:
-        return None
+def _read_unigram(content: bytes) -> dict | None:
+    "Return what a tokenizer.json says if it describes a Unigram, with scores that Python writes as they stand there."
+    other_digits = []
 
     def number(digits: str) -> float:
         if repr(value := float(digits)) != digits:
@@ -45,11 +44,11 @@ def _read_unigram(file: Path) -> dict | None:
         return value
 
     try:
-        parts = _USUAL | json.loads(raw, parse_float=number)
+        parts = _USUAL | json.loads(content, parse_float=number)
         parts["model"] = _USUAL["model"] | parts["model"]
     except (ValueError, TypeError):
         return None  # `read_bare` says what is wrong
-    return parts if _is_unigram(parts["model"]) and parts["model"]["vocab"] and not other_digits else None
+    return parts if _is_unigram(parts["model"]) and not other_digits else None
 
 # %% ../../nbs/models/abridged.ipynb #953a7bd9
 _NOTHING = {"type": "Unigram", "vocab": [["", 0.0]], "unk_id": 0}  # a model that knows no letter
@@ -57,9 +56,9 @@ _NOTHING = {"type": "Unigram", "vocab": [["", 0.0]], "unk_id": 0}  # a model tha
 
 def _pieces_in(words: Iterable[str], pieces: Collection[str]) -> set[str]:
     "Return those of `pieces` that are part of a word."
-    longest = defaultdict(int)  # piece with a first letter
+    longest = {}  # piece with a first letter
     for piece in pieces:
-        longest[piece[:1]] = max(longest[piece[:1]], len(piece))
+        longest[piece[:1]] = max(longest.get(piece[:1], 0), len(piece))
     found = set()
     for word in words:
         for start, letter in enumerate(word):
@@ -113,7 +112,7 @@ def _abridged(directory: Path, parts: dict, texts: list[str]) -> Abridged | None
     "Return the tokenizer in `directory` for `texts`; None where its added tokens would get other ids."
     if (pipeline := _pipeline(parts)) is None:
         return None
-    bare = with_settings(pipeline, directory)
+    bare = with_files(pipeline, directory)
     ids = {token["content"]: token["id"] for token in parts["added_tokens"]}
     about = json.loads(pipeline.to_str())
     added = [token | {"id": ids[token["content"]]} for token in about["added_tokens"]]
@@ -121,7 +120,6 @@ def _abridged(directory: Path, parts: dict, texts: list[str]) -> Abridged | None
     encodings = pipeline.encode_batch(texts, add_special_tokens=False)  # the fast one tells no tokens
     words = {word for encoding in encodings for word in encoding.tokens}
     encoder = with_model(pipeline, _model_for(words, source))
-    encoder.encode_special_tokens = pipeline.encode_special_tokens
     found = {token.content: i for i, token in encoder.get_added_tokens_decoder().items()}
     return Abridged(**vars(bare) | dict(backend_tokenizer=encoder), written=source) if found == ids else None
 
@@ -134,6 +132,7 @@ def read_for(
 
     Raises as `read_bare` and `as_written` do."""
     file = directory / "tokenizer.json"
-    parts = _read_unigram(file) if texts is not None and file.is_file() else None
-    some = few(texts) if parts else None
-    return (_abridged(directory, parts, some) if some else None) or read_bare(directory)
+    content = file.read_bytes() if texts is not None and file.is_file() else b""
+    some = few(texts) if b'"Unigram"' in content else None
+    parts = _read_unigram(content) if some else None
+    return (_abridged(directory, parts, some) if parts else None) or read_bare(directory)

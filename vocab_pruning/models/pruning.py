@@ -29,7 +29,7 @@ from .saving import PrunedModel
 from .sensitivity import embedding_metric
 from ..remaps.kinds import check_remap, get_remap
 from ..scorers.budget import Size, get_target, model_size
-from ..scorers.registry import check_scores, get_scorer
+from ..scorers.registry import get_scorer
 
 # %% ../../nbs/models/pruning.ipynb #7dc8cb74
 def without_row(model, tokenizer, further: Iterable[str] = ()) -> dict[str, int]:
@@ -173,8 +173,8 @@ def prune_with_stats(
     asked = Request(texts=texts, target=target, **choices, **how)
     subject = subject_of(model, tokenizer, asked)
     check_stats(stats, tokenizer, subject.size.rows)
-    scores = check_scores(scores, subject.size.rows)
-    return _prune_scored(asked, subject, model, tokenizer, stats, scores, texts)
+    subject.check(asked)
+    return _prune_scored(asked, subject, model, tokenizer, stats, asked.scores, texts)
 
 # %% ../../nbs/models/pruning.ipynb #c8198ab8
 def _prune_as(asked: Request, model, tokenizer) -> PrunedModel:

@@ -154,8 +154,8 @@ def _classes(config) -> dict[str, str]:
     "Return the name of the class that each Auto class of transformers has for `config`."
     from transformers.models.auto import modeling_auto
 
-    autos = {name: auto for name, auto in vars(modeling_auto).items() if inspect.isclass(auto)}
-    tables = {name: getattr(auto, "_model_mapping", None) for name, auto in autos.items()}
+    autos = ((name, auto) for name, auto in vars(modeling_auto).items() if inspect.isclass(auto))
+    tables = {name: getattr(auto, "_model_mapping", None) for name, auto in autos}
     known = {name: table[type(config)] for name, table in tables.items() if table and type(config) in table}
     return {name: cls.__name__ for name, cls in sorted(known.items()) if inspect.isclass(cls)}
 
