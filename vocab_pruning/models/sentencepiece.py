@@ -31,37 +31,39 @@ def _parsed(model: bytes):
     return proto
 
 
-def _distance(proto, tokenizer: Tokenizer) -> int:
+def _distance(proto, ids: dict[str, int]) -> int:
     "Return how far tokens' ids are from the places of their pieces, symbols aside. Raises `CannotPrune` if it varies."
-    ids = ((place, tokenizer.token_to_id(entry.piece)) for place, entry in enumerate(proto.pieces)
-           if entry.type not in (entry.CONTROL, entry.UNKNOWN))
-    found = {None if i is None else i - place for place, i in ids}
+    numbered = ((place, ids.get(entry.piece)) for place, entry in enumerate(proto.pieces)
+                if entry.type not in (entry.CONTROL, entry.UNKNOWN))
+    found = {None if i is None else i - place for place, i in numbered}
     if len(found) != 1 or None in found:
         raise CannotPrune("its ids are not those of tokenizer.json")
     return found.pop()
 
 
-def _new_places(proto, old: Tokenizer, new: Tokenizer) -> dict[int, int]:
-    "Return the new place of each piece that stays, by its old place. Raises `CannotPrune` as `_distance` does."
+def _new_places(proto, old: dict[str, int], new: dict[str, int]) -> dict[int, int]:
+    """Return the new place of each piece that stays, by its old place; `old` and `new` are the ids of all tokens.
+
+    Raises `CannotPrune` as `_distance` does."""
     distance, places = _distance(proto, old), {}
     for place, entry in enumerate(proto.pieces):
-        if old.token_to_id(entry.piece) != place + distance:  # a symbol that is numbered apart
+        if old.get(entry.piece) != place + distance:  # a symbol that is numbered apart
             places[place] = place
-        elif (i := new.token_to_id(entry.piece)) is not None:
+        elif (i := new.get(entry.piece)) is not None:
             places[place] = i - distance
     return places
 
 # %% ../../nbs/models/sentencepiece.ipynb #2cf32eb9
 def edit_pieces(
     model: bytes,  # a SentencePiece model, as its file holds it
-    old: Tokenizer,  # the backend of the tokenizer that was made from it
-    new: Tokenizer,  # the backend with the tokens that stay
+    old,  # the fast tokenizer that was made from it, or its backend
+    new,  # the one with the tokens that stay
 ) -> bytes:
     """Return the SentencePiece model with the pieces of `new`, in the order of its ids.
 
     Raises `CannotPrune` where its ids do not follow those of the tokenizers."""
     proto = _parsed(model)
-    places = _new_places(proto, old, new)
+    places = _new_places(proto, old.get_vocab(), new.get_vocab())
     order = sorted(places, key=places.get)
     if [places[place] for place in order] != [*range(len(order))]:
         raise CannotPrune("its ids cannot follow those of the new tokenizer.json")
@@ -101,8 +103,8 @@ def prune_pieces(
     """Return the SentencePiece model with the pieces of `new`, proved on `texts`.
 
     Raises `CannotPrune` where that cannot be done or proved, and `ModuleNotFoundError` without the extra."""
-    old, new = backend(old), backend(new)
     small = edit_pieces(model, old, new)
+    old, new = backend(old), backend(new)
     texts = [text for text, alike in zip(texts, _agree(model, old, texts), strict=True) if alike]
     if not texts:
         raise CannotPrune("there is no text that proves it")
