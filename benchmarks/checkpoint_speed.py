@@ -4,9 +4,9 @@
     GLUE_DIR=… python benchmarks/checkpoint_speed.py --sharded TOKENIZER
 
 Whole processes in turn, all for CoLA's train texts: a plain directory of the tokens that occur in them, and the same
-rows with `pq`. The models are MiniLM, a ModernBERT-base with random weights, and what `--also` names; or, with
-`--sharded`, a random checkpoint of 4 GB in nine files, with the tokenizer in that directory. `--trimbed` is an
-interpreter that has trimbed. Nothing is random but those weights."""
+rows with `pq`. The models are MiniLM, a ModernBERT-base with random weights, and what `--also` names. `--trimbed` is an
+interpreter that has trimbed. With `--sharded`, a plain directory is made of a random checkpoint of 4 GB in nine files,
+with the tokenizer in that directory. Nothing is random but those weights."""
 
 import argparse
 import json
@@ -82,12 +82,14 @@ def write_inputs(out: Path, sharded: Path | None):
     write_sharded(out / "sharded", sharded) if sharded else write_models(out)
 
 
-def commands(model: Path, texts: Path, out: Path, trimbed: str | None) -> dict[str, list]:
+def commands(model: Path, texts: Path, out: Path, given) -> dict[str, list]:
     "Return the programs that are compared, by name; each writes to `out`."
     ours = [OURS, "prune", model, texts, out, "--min-count", "1", "--oov"]
-    result = {"cp -r": ["cp", "-rL", model, out], "ours, resegment": [*ours, "resegment"], "ours, pq": [*ours, "pq"]}
-    if trimbed:
-        result["trimbed"] = [trimbed, "-c", TRIMBED, model, texts, out]
+    result = {"cp -r": ["cp", "-rL", model, out], "ours, resegment": [*ours, "resegment"]}
+    if not given.sharded:
+        result["ours, pq"] = [*ours, "pq"]
+    if given.trimbed:
+        result["trimbed"] = [given.trimbed, "-c", TRIMBED, model, texts, out]
         result[UNVERIFIED] = [*result["trimbed"], "--no-verify-model"]
     return result
 
@@ -109,29 +111,28 @@ def embedding_rows(directory: Path) -> int | None:
 
 
 def compare(model: Path, texts: Path, given) -> list[dict]:
-    "Return a row for each program: medians over the rounds, and the medians of the ratios to trimbed."
+    "Return a row for each program: medians over the rounds, and the medians of the ratios to trimbed, or to `cp -r`."
     taken, rows = {}, {}
     for number in range(given.rounds):
-        programs = [name for name in commands(model, texts, Path("out"), given.trimbed) if number == 0 or name in taken]
+        programs = [name for name in commands(model, texts, Path("out"), given) if number == 0 or name in taken]
         for name in programs[:: -1 if number % 2 else 1]:
             with TemporaryDirectory(dir=texts.parent) as scratch:
                 out = Path(scratch) / "out"
-                taken.setdefault(name, []).append(measured(commands(model, texts, out, given.trimbed)[name]))
+                taken.setdefault(name, []).append(measured(commands(model, texts, out, given)[name]))
                 rows[name] = embedding_rows(out)
         if number == 0 and given.trimbed:  # go on with the one that works
             taken.pop(UNVERIFIED if not taken["trimbed"][0]["failed"] else "trimbed")
-    rivals = next((runs for name, runs in taken.items() if name.startswith("trimbed")), None)
-    return [summary(model.name, name, rows[name], runs, rivals) for name, runs in taken.items()]
+    rival = next((name for name in taken if name.startswith("trimbed")), "cp -r")
+    return [summary(model.name, name, rows[name], runs, rival, taken[rival]) for name, runs in taken.items()]
 
 
-def summary(model: str, name: str, rows: int | None, runs: list[dict], rivals: list[dict] | None) -> dict:
-    "Return the row of the program `name`."
+def summary(model: str, name: str, rows: int | None, runs: list[dict], rival: str, theirs: list[dict]) -> dict:
+    "Return the row of the program `name`, compared with `rival`."
     row = dict(model=model, program=name, rows=rows, failed=sum(run["failed"] for run in runs))
     for what in ("seconds", "processor", "mib"):
         row[what] = round(median(run[what] for run in runs), 2)
-        if rivals:
-            ratio = median(run[what] / rival[what] for run, rival in zip(runs, rivals, strict=True))
-            row[f"{what} / trimbed"] = round(ratio, 3)
+        ratio = median(run[what] / other[what] for run, other in zip(runs, theirs, strict=True))
+        row[f"{what} / {rival}"] = round(ratio, 3)
     return row
 
 

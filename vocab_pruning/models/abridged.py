@@ -7,7 +7,7 @@ __all__ = ['Abridged', 'read_for']
 
 # %% ../../nbs/models/abridged.ipynb #28d40e4b
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,16 +54,15 @@ def _read_unigram(content: bytes) -> dict | None:
 _NOTHING = {"type": "Unigram", "vocab": [["", 0.0]], "unk_id": 0}  # a model that knows no letter
 
 
-def _pieces_in(words: Iterable[str], pieces: Collection[str]) -> set[str]:
+def _pieces_in(words: Iterable[str], pieces: Set[str]) -> set[str]:
     "Return those of `pieces` that are part of a word."
-    longest = {}  # piece with a first letter
+    longest = {}  # piece that begins with two letters
     for piece in pieces:
-        longest[piece[:1]] = max(longest.get(piece[:1], 0), len(piece))
+        longest[piece[:2]] = max(longest.get(piece[:2], 0), len(piece))
     found = set()
     for word in words:
-        for start, letter in enumerate(word):
-            parts = (word[start:end] for end in range(start + 1, start + longest.get(letter, 0) + 1))
-            found.update(part for part in parts if part in pieces)
+        ends = ((start, start + longest.get(word[start : start + 2], 1)) for start in range(len(word)))
+        found |= pieces & {word[start:end] for start, last in ends for end in range(start + 1, last + 1)}
     return found
 
 # %% ../../nbs/models/abridged.ipynb #48ca402d

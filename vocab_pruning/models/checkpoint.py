@@ -6,10 +6,11 @@
 __all__ = ['WEIGHTS', 'INDEX', 'PARTS_OF_PRUNED', 'INPUTS', 'HEADS', 'OUTSIDE', 'BIAS_OUTSIDE', 'BUFFERS', 'COUNTS_FROM_PADDING',
            'HEADED', 'STALE', 'WRITTEN_ANEW', 'WRITTEN_WITH_TOKENIZER', 'MODULES', 'EXPORTS', 'VERIFY', 'Checkpoint',
            'nested', 'read_checkpoint', 'Vocabulary', 'find_vocabulary', 'count_params', 'size_of', 'check_request',
-           'Job', 'check_finite', 'open_job', 'counts_from_padding', 'check_no_other_table', 'check_padding_rows',
-           'renumbered_configs', 'gathered', 'head_module', 'check_one_table', 'check_class_takes', 'Remapped',
-           'remapped', 'copy_companions', 'shards', 'copied_ahead', 'write_weights', 'check_own_rows', 'check_segments',
-           'check_room', 'NewFiles', 'by_resegmenting', 'by_remap', 'write_files', 'prune_checkpoint']
+           'Job', 'check_finite', 'open_job', 'check_job', 'counts_from_padding', 'check_no_other_table',
+           'check_padding_rows', 'renumbered_configs', 'gathered', 'head_module', 'check_one_table',
+           'check_class_takes', 'Remapped', 'remapped', 'copy_companions', 'shards', 'copied_ahead', 'write_weights',
+           'check_own_rows', 'check_segments', 'check_room', 'NewFiles', 'by_resegmenting', 'by_remap', 'write_files',
+           'prune_checkpoint']
 
 # %% ../../nbs/models/checkpoint.ipynb #55bba5f6
 import copy
@@ -18,14 +19,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property, partial
 from math import ceil, prod
 from pathlib import Path
-from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,10 +47,11 @@ from vocab_pruning.models.choosing import (
     Choice, Request, Subject, check_choices, check_readings, choose_rows, count_tokens, request_facts, sample_of,
     score_rows, tokens_beyond,
 )
+from .copying import copying
 from .hub import check_modules
 from .sentencepiece import carry_pieces, is_piece_file, piece_files
 from vocab_pruning.models.tensors import (
-    DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, blocks_of, check_written, floats_of, from_floats,
+    DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, check_written, floats_of, from_floats,
     made_of, read_header, read_tensor, same_bytes, write_tensors,
 )
 from ..remaps.kinds import RowByRow, get_remap
@@ -176,8 +176,9 @@ class Vocabulary:
         "d, the numbers in a row of the embedding."
         return self.tables[0].shape[1]
 
+    @cached_property
     def copies(self) -> list[Stored]:
-        "Return the tensors that hold the same rows as the first table: tied, and stored again."
+        "The tensors that hold the same rows as the first table: tied, and stored again."
         return [tensor for tensor in (*self.tables[1:], *self.heads) if _is_copy(tensor, self.tables[0])]
 
 
@@ -311,12 +312,36 @@ class Job:
 
     checkpoint: Checkpoint
     found: Vocabulary
-    tokenizer: BareTokenizer
     asked: Request
-    size: Size
-    copies: list[Stored]  # tensors that hold the embedding again
-    beyond: dict[str, int]  # tokens without a row
-    code_for: object = None  # transformers' configuration of the model, where code that loads it is added
+    self_contained: bool = False
+
+    @cached_property
+    def tokenizer(self) -> BareTokenizer:
+        "The tokenizer. Raises as `read_for` does."
+        asked = self.asked  # a keep list may bring texts
+        texts = asked.texts_again if asked.stats is None and asked.keep is None else None
+        return read_for(self.checkpoint.directory, texts)
+
+    @cached_property
+    def size(self) -> Size:
+        "What the checkpoint consists of."
+        trained = get_remap(self.asked.oov).trains(self.found.width, self.found.n_rows, **self.asked.oov_options)
+        return size_of(self.checkpoint, self.found, self.found.copies, trained)
+
+    @cached_property
+    def beyond(self) -> dict[str, int]:
+        "The tokens without a row. Raises as `tokens_beyond` does."
+        named = ids_named_in(self.checkpoint.configs(self.found.n_rows), self.asked.renumber)
+        return tokens_beyond(self.tokenizer, self.found.n_rows, named)
+
+    @cached_property
+    def code_for(self):
+        "Transformers' configuration of the model, where code that loads it is added. Raises as `read_config` does."
+        if not self.self_contained or self.asked.rewrites:
+            return None
+        from vocab_pruning.models.standalone import read_config
+
+        return read_config(self.checkpoint.directory)
 
     @cached_property
     def subject(self) -> Subject:
@@ -328,49 +353,34 @@ class Job:
         blocks = partial(floats_of, self.found.tables[0])
         return Subject(self.tokenizer, self.size, special, rows, blocks)
 
-    def choose(self, stats: TokenStats) -> Choice:
-        "Return the rows that stay for the texts of `stats`."
-        asked = self.asked
-        clusters = asked.scores is None and get_scorer(asked.scorer).reads_rows
-        scores = score_rows(self.subject, stats, asked, _RowsOnly(self.found.tables[0]) if clusters else None)
-        choices = (asked.target, asked.keep, asked.oov, asked.seed, asked.unseen, asked.progress)
-        return choose_rows(self.subject, stats, scores, *choices)
-
 # %% ../../nbs/models/checkpoint.ipynb #946e3d70
 def check_finite(table: Stored, rewrites: bool):
     "Raise `ValueError` for rows that are no plain floating numbers or are not finite; rows are read in pieces."
     kind = DTYPES.get(table.dtype)
     if kind is None or not kind.exponent or not rewrites and np.dtype(kind.bits).itemsize < 2:
         raise ValueError(f"{table.name} has dtype {table.dtype}: prune the model first, then quantize it")
-    first = 0
-    for block in blocks_of(Gathered(table, np.arange(table.shape[0]))):
-        if not (finite := are_finite(block, table.dtype).all(axis=1)).all():
-            row = first + int((~finite).argmax())
+    done = 0
+    for chunk in table.chunks():
+        finite = are_finite(bits := np.frombuffer(chunk, kind.bits), table.dtype)
+        if not finite.all():
+            row = (done + int(finite.argmin())) // table.shape[1]
             raise ValueError(f"row {row} of {table.name} holds NaN or infinity; check the weights before pruning")
-        first += len(block)
+        done += len(bits)
 
 
-def _code_for(directory: Path):
-    "Return transformers' configuration of the model in `directory`. Raises as `read_config` does."
-    from vocab_pruning.models.standalone import read_config
-
-    return read_config(directory)
-
-
-def open_job(source: str | Path, asked: Request, include, leave, self_contained: bool) -> Job:
-    "Read the files of `source` and check all that can be checked before a text is read. Raises as `prune_checkpoint`."
+def open_job(source: str | Path, asked: Request, include=(), leave=(), self_contained: bool = False) -> Job:
+    "Read the configuration and find the vocabulary. Raises as `read_checkpoint` and `find_vocabulary` do."
     checkpoint = read_checkpoint(source)
     found = find_vocabulary(checkpoint, include, leave)
-    copies = found.copies()
-    texts = asked.texts_again if asked.stats is None and asked.keep is None else None  # a keep list may bring texts
-    tokenizer = read_for(checkpoint.directory, texts)
-    trained = get_remap(asked.oov).trains(found.width, found.n_rows, **asked.oov_options)
-    size = size_of(checkpoint, found, copies, trained)
-    configs = checkpoint.configs(found.n_rows)
-    check_further(asked.renumber, configs, found.n_rows)
-    beyond = tokens_beyond(tokenizer, found.n_rows, ids_named_in(configs, asked.renumber))
-    code_for = _code_for(checkpoint.directory) if self_contained and not asked.rewrites else None
-    job = Job(checkpoint, found, tokenizer, asked, size, copies, beyond, code_for)
+    check_further(asked.renumber, checkpoint.configs(found.n_rows), found.n_rows)
+    return Job(checkpoint, found, asked, self_contained)
+
+
+def check_job(job: Job):
+    "Check what can be checked before texts are counted. Raises as `prune_checkpoint` does."
+    asked = job.asked
+    for part in ("beyond", "code_for"):
+        getattr(job, part)  # raises
     job.subject.check(asked)
     if asked.rewrites:
         check_no_other_table(job)
@@ -378,8 +388,7 @@ def open_job(source: str | Path, asked: Request, include, leave, self_contained:
     else:
         check_one_table(job)
         check_class_takes(job)
-    check_finite(found.tables[0], asked.rewrites)
-    return job
+    check_finite(job.found.tables[0], asked.rewrites)
 
 # %% ../../nbs/models/checkpoint.ipynb #a2769ff0
 COUNTS_FROM_PADDING = (  # beginnings of model types, without hyphens, as transformers 5 has them
@@ -483,7 +492,7 @@ def head_module(checkpoint: Checkpoint, found: Vocabulary) -> str | None:
 def check_one_table(job: Job):
     "Raise `CannotPrune` where a remap does not reach all tensors of the vocabulary."
     found = job.found
-    alone = [t for t in (*found.tables[1:], *found.others) if t not in job.copies]
+    alone = [t for t in (*found.tables[1:], *found.others) if t not in job.found.copies]
     if alone:
         raise CannotPrune(f"{alone[0].name} has rows of its own, which oov={job.asked.oov!r} cannot remap; "
                           "choose oov='resegment'")
@@ -568,7 +577,7 @@ def remapped(job: Job, new: Remapped) -> dict[str, Part | None]:
     parts |= {copied.name: None for copied in found.tables[1:]}
     if module is None:
         return parts
-    untied = next((t for t in found.heads if t not in job.copies), None)
+    untied = next((t for t in found.heads if t not in job.found.copies), None)
     for head in found.heads:
         own = Gathered(replace(table, name=head.name), keep, after=new.extra)
         parts[head.name] = own if untied is None else _padded(replace(untied, name=head.name), keep, new.shapes["rows"])
@@ -630,50 +639,38 @@ def shards(checkpoint: Checkpoint, found: Vocabulary, new: dict[str, Part | None
     return parts
 
 # %% ../../nbs/models/checkpoint.ipynb #a68f6c21
-def _write_file(checkpoint: Checkpoint, file: Path, content: list[Part], directory: Path, stop: Event | None = None):
-    "Write one file of weights, and compare it with what it was made of, unless `stop` is set meanwhile."
-    write_tensors(directory / file.name, content, checkpoint.metadata[file])
-    if stop is None or not stop.is_set():
-        check_written(directory / file.name, content)
-
-
 @contextmanager
-def copied_ahead(checkpoint: Checkpoint, found: Vocabulary, directory: Path) -> Iterator[dict[Path, Future]]:
+def copied_ahead(checkpoint: Checkpoint, found: Vocabulary, directory: Path) -> Iterator[Iterator[Path]]:
     """Copy the files of weights that hold no part of the vocabulary to `directory` while the block runs.
 
-    Yield what to wait for, by file. An error in the block ends the copying once the files at hand are written. Raises
-    as `check_room` does."""
+    Yield an iterator that waits for them, as `copying` does. Raises as `check_room` does."""
     touched = {tensor.file for tensor in found.all}
     parts = {file: content for file, content in shards(checkpoint, found, {}).items() if file not in touched}
     check_room(directory, parts)
-    pool, stop = ThreadPoolExecutor(2), Event()  # a file is compared while another is written
-    work = partial(_write_file, checkpoint, directory=directory, stop=stop)
-    try:
-        yield {file: pool.submit(work, file, content) for file, content in parts.items()}
-    except BaseException:
-        stop.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    ends = {file: max(tensor.start + tensor.nbytes for tensor in content) for file, content in parts.items()}
+    with copying((file, directory / file.name, size) for file, size in ends.items()) as copied:
+        yield copied
 
 # %% ../../nbs/models/checkpoint.ipynb #b51c2c2a
 def write_weights(
     checkpoint: Checkpoint,
     parts: dict[Path, list[Part]],  # what each file holds
     directory: Path,
-    ahead: dict[Path, Future],  # from `copied_ahead`
+    ahead: Iterator[Path],  # from `copied_ahead`
     progress: bool = False,  # show a progress bar
 ):
     """Wait for the files of weights that are copied `ahead`, write and compare the others, and write the index.
 
     Raises as `check_room` and `check_written` do, and what went wrong `ahead`."""
     with tqdm(total=len(parts), unit="file", desc="weights", disable=not progress) as bar:
-        for copied in ahead.values():
-            copied.result()
+        copied = set()
+        for file in ahead:
+            copied.add(file)
             bar.update()
         check_room(directory, parts)
-        for file in [file for file in parts if file not in ahead]:
-            _write_file(checkpoint, file, parts[file], directory)
+        for file in [file for file in parts if file not in copied]:
+            write_tensors(directory / file.name, parts[file], checkpoint.metadata[file])
+            check_written(directory / file.name, parts[file])
             bar.update()
     if checkpoint.index is not None:
         everything = [part for content in parts.values() for part in content]
@@ -717,11 +714,11 @@ def _facts(job: Job, new: "NewFiles") -> dict:
     everything = [part for content in new.shards.values() for part in content]
     place = job.found.tables[0].name.removesuffix("weight")
     table = [part for part in everything if part.name.startswith(place)]
-    names = {tensor.name for tensor in job.copies}
+    names = {tensor.name for tensor in job.found.copies}
     before = dict(rows=size.rows, embedding_params=size.rows * size.width, params=size.params,
                   bytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
     doubled = count_params(part for part in everything if part.name in names)
-    doubled += count_params(checkpoint.tensors.values()) - count_params(job.copies) - size.params  # second biases
+    doubled += count_params(checkpoint.tensors.values()) - count_params(job.found.copies) - size.params  # second biases
     after = dict(rows=next(part.shape[0] for part in table if part.name == f"{place}weight"),
                  embedding_params=count_params(table), params=count_params(everything) - doubled,
                  bytes=sum(part.nbytes for part in everything))
@@ -784,7 +781,7 @@ def _is_left(name: str, directory: Path) -> bool:
     return not (directory / name).exists() and name not in (MARKER, "README.md", INDEX)
 
 
-def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], directory: Path, ahead: dict) -> dict:
+def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], directory: Path, ahead: Iterator[Path]) -> dict:
     """Write and verify the files of a pruned checkpoint that are not copied `ahead`; return its `info`.
 
     Raises `ValueError` where one is wrong, and as `write_weights` does."""
@@ -810,12 +807,23 @@ def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], director
     return write_record(info, directory)
 
 # %% ../../nbs/models/checkpoint.ipynb #8b4b212b
+def _choice_for(job: Job) -> Choice:
+    "Count the texts, and return the rows that stay."
+    asked, found = job.asked, job.found
+    stats = count_tokens(asked, job.tokenizer, found.n_rows)
+    clusters = asked.scores is None and get_scorer(asked.scorer).reads_rows
+    scores = score_rows(job.subject, stats, asked, _RowsOnly(found.tables[0]) if clusters else None)
+    choices = (asked.target, asked.keep, asked.oov, asked.seed, asked.unseen, asked.progress)
+    return choose_rows(job.subject, stats, scores, *choices)
+
+
 def _new_files(job: Job) -> NewFiles:
-    "Count the texts, choose the rows, and return the files of the pruned checkpoint."
-    choice = job.choose(count_tokens(job.asked, job.tokenizer, job.found.n_rows))
+    "Check the job, choose the rows, and return the files of the pruned checkpoint."
+    check_job(job)
+    choice = _choice_for(job)
     return (by_resegmenting if job.asked.rewrites else by_remap)(job, choice, **job.asked.oov_options)
 
-
+# %% ../../nbs/models/checkpoint.ipynb #8c8f4a64
 VERIFY = one_of("files", "forward")
 
 
