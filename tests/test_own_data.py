@@ -39,7 +39,8 @@ from vocab_pruning.data.tasks import (
 )
 from vocab_pruning.evaluate.benchmark import text_batches
 from vocab_pruning.evaluate.finetune import METRICS, finetune, load_classifier, make_recipe, tokenize_split
-from vocab_pruning.runs.record import record_run, run_name, shared_parameters, subset
+from vocab_pruning.runs.record import full_model_facts, record_run, run_name, shared_parameters, subset
+from vocab_pruning.testing.families import tiny_model
 
 AWKWARD = ['He said "no", twice', "first line\nsecond, line", "None", "NA", "naïve café — 数", "007", " two  spaces ", "'single'", "a\ttab", "nan", "1e5"]
 CLASSES = ["bad", "good", "so, so"]
@@ -661,6 +662,21 @@ def test_the_head_of_another_task_is_replaced(tmp_path):
     tagger.save_pretrained(tmp_path)
     FAMILIES["wordpiece"].tokenizer.save_pretrained(tmp_path)
     assert not (load_classifier(tmp_path, "cola")[0].classifier.weight == 3).any()
+
+
+@pytest.mark.parametrize(("family", "trained"), [("ModernBERT", True), ("BERT", False)])
+def test_what_is_trained_of_a_head_is_part_of_what_a_run_is(family, trained, tmp_path):
+    "ModernBERT's classifier takes a layer of a masked language model's head; two directories that differ in it differ."
+    model, tokenizer = tiny_model(family, "AutoModelForMaskedLM")
+    for name, saved in (("whole", model), ("body", model.base_model)):
+        saved.save_pretrained(tmp_path / name), tokenizer.save_pretrained(tmp_path / name)
+    facts = {name: full_model_facts(*load_classifier(tmp_path / name, "cola")) for name in ("whole", "body")}
+    assert ("head_fingerprint" in facts["whole"]) == trained and "head_fingerprint" not in facts["body"]
+    facts["whole"].pop("head_fingerprint", None)
+    assert facts["whole"] == facts["body"] or family == "BERT"  # whose pooler is drawn
+    again, tokenizer = load_classifier(tmp_path / "whole", "cola")
+    tokenizer.truncation_side = "left"
+    assert full_model_facts(again, tokenizer)["truncation_side"] == "left"
 
 
 def test_fine_tuning_leaves_the_tokenizer_as_it_was(tmp_path):

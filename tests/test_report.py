@@ -56,7 +56,7 @@ def lines(rows) -> pd.DataFrame:
 @pytest.mark.parametrize(("column", "value"), [
     ("machine", "another"), ("device", "cuda"), ("precision", "bf16"), ("model_id", "other"), ("version_vocab_pruning", "0.2"), ("version_torch", "2.0"),
     ("data_fingerprint", "changed"), ("epochs", 7), ("max_train_examples", 100), ("held_out_examples", 20_000), ("model_fingerprint", "changed"),
-    ("metric", "f1")])
+    ("metric", "f1"), ("head_fingerprint", "trained"), ("truncation_side", "left")])
 def test_one_row_of_another_provenance_is_refused_and_named(rows, column, value):
     changed = rows.assign(**{column: rows.get(column, "as it was")}).astype({column: object})
     changed.loc[changed.index[5], column] = value

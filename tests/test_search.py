@@ -10,7 +10,11 @@ import pytest
 from conftest import FAMILIES, TASKS, run_notebook
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModel, AutoTokenizer
 
+from vocab_pruning import load_task, prune
+from vocab_pruning.core import CannotPrune
+from vocab_pruning.data.tasks import documents
 from vocab_pruning.runs import search as module
 from vocab_pruning.runs.record import read_row
 from vocab_pruning.runs.search import Found, aim, find_ratio, last_within, rises, run_interval, search
@@ -206,6 +210,18 @@ def test_a_vocabulary_that_holds_few_of_the_parameters(tmp_path):
     family.tokenizer.save_pretrained(tmp_path / "wide")
     asked = QUICK | dict(when="after", retention=0.5, base="params", step=0.005, oov="unk")
     assert 0 < find_ratio("sst2", model=str(tmp_path / "wide"), out=tmp_path / "runs", **asked).ratio < 0.1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ratios_that_cannot_be_are_no_candidates(when, tiny, tmp_path):
+    "A rewritten tokenizer needs rows for its alphabet, so the hardest multiples of the step are refused."
+    asked = QUICK | dict(when=when, retention=0.01, base="vocab", step=0.05, oov="resegment", max_runs=2)
+    found = find_ratio("sst2", model=tiny, out=tmp_path / "runs", **asked)
+    model, tokenizer = AutoModel.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+    texts = documents(load_task("sst2", QUICK.get("data", "auto"))["train"].select(range(QUICK["max_train_examples"])))
+    with pytest.raises(CannotPrune):
+        prune(model, tokenizer, texts, found.ratio + 0.05, base="vocab", oov="resegment")
+    assert found.fails_at is None
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -52,6 +52,26 @@ def test_a_model_in_a_folder_of_its_own_is_at_the_top_of_a_save(oov, tmp_path):
 
 
 @pytest.mark.parametrize("oov", ["int8", "resegment"])
+def test_pooling_is_found_from_another_working_directory(oov, tmp_path, monkeypatch):
+    "Where the model was loaded by a relative path: pooling and modules go along, whenever they are asked for."
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    from vocab_pruning.models.sentences import sentence_transformer
+
+    part = Transformer(encoder(tmp_path / "bert"))
+    st.SentenceTransformer(modules=[part, Pooling(16, pooling_mode="cls")]).save_pretrained(str(tmp_path / "full"))
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = AutoModel.from_pretrained("full"), AutoTokenizer.from_pretrained("full")
+    p = prune(model, tokenizer, TEXTS, **CUT, oov=oov)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    p.save_pretrained("out")
+    for made in (sentence_transformer(p), st.SentenceTransformer("out", device="cpu")):
+        assert made[1].pooling_mode == "cls"
+    assert model.name_or_path == "full" and p.info["base_model"] == "full"
+
+
+@pytest.mark.parametrize("oov", ["int8", "resegment"])
 def test_what_gives_other_vectors_is_refused(oov, tmp_path):
     from vocab_pruning.models.sentences import sentence_transformer
 

@@ -26,7 +26,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -164,14 +164,19 @@ def fingerprint(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 # %% ../nbs/core.ipynb #a51ddd5e
-def model_fingerprint(model: "torch.nn.Module") -> str:
+def model_fingerprint(
+    model: "torch.nn.Module",
+    only: Collection[str] | None = None,  # names of some of its tensors; None: all
+) -> str:
     """Return the first 16 hex digits of a SHA-256 of `model`.
 
-    It covers the names, dtypes, shapes and bytes of all parameters and saved buffers."""
+    It covers the names, dtypes, shapes and bytes of all parameters and saved buffers, or of those named."""
     import torch
 
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if only is not None and name not in only:
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -96,6 +96,13 @@ _TASK_HEADS = (  # how the classes end whose head was trained for another task
 )
 
 
+def _head_of(classifier, loaded: dict) -> list[str]:
+    "Return the names of the weights outside of the encoder that `loaded`, transformers' report, says were read."
+    drawn = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+    body = f"{classifier.base_model_prefix}."
+    return [name for name in classifier.state_dict() if not name.startswith(body) and name not in drawn]
+
+
 def load_classifier(
     model: str,  # hub name or directory of a full model
     task: str | Task,  # task, or its name
@@ -103,8 +110,8 @@ def load_classifier(
 ):
     """Load `(model, tokenizer)` for `task`, in float32 and with a new classification or regression head.
 
-    A head that was trained for another task is replaced; what a masked language model has of one stays. Raises
-    `ValueError` for a directory that holds a pruned model."""
+    A head that was trained for another task is replaced; what a masked language model has of one stays, and
+    `trained_head` of the model names it. Raises `ValueError` for a directory that holds a pruned model."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     task = get_task(task)
@@ -115,14 +122,17 @@ def load_classifier(
     numbers = {name: i for i, name in names.items()}
     set_seed(seed)
     with quiet_transformers():
-        classifier = AutoModelForSequenceClassification.from_pretrained(
+        classifier, loaded = AutoModelForSequenceClassification.from_pretrained(
             model, id2label=names, label2id=numbers, problem_type=None, dtype=torch.float32,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True, output_loading_info=True,
         )
+        trained_head = _head_of(classifier, loaded)
         if any(name.endswith(_TASK_HEADS) for name in config.architectures or ()):
             set_seed(seed)
             body, classifier = classifier.base_model, type(classifier)(classifier.config)
             setattr(classifier, classifier.base_model_prefix, body)
+            trained_head = []
+        classifier.trained_head = trained_head
         return classifier, AutoTokenizer.from_pretrained(model)
 
 # %% ../../nbs/evaluate/finetune.ipynb #04a50633

@@ -17,7 +17,7 @@ from ..data.stats import TokenStats
 from vocab_pruning.models.anatomy import (
     check_further, configurations, named_ids, not_renumbered, sizes, special_mask, warn_of_fields,
 )
-from .card import base_model, card_of, passed_on
+from .card import base_model, card_of, passed_on, source_of
 from vocab_pruning.models.choosing import (
     Choice, Request, Subject, check_choices, check_readings, check_stats, choose_rows, count_tokens, lost_by,
     request_facts, sample_of, score_rows, tokens_beyond,
@@ -131,6 +131,7 @@ def _prune_scored(
         rebuilt, now, made = _by_resegmenting(model, choice, asked, texts, **asked.oov_options)
     else:
         rebuilt, now, made = _by_remap(model, tokenizer, choice, asked.oov, asked.oov_options, asked.share_encoder)
+    rebuilt.name_or_path = source_of(model)
     about = dict(base_model=base_model(model), architecture=type(model).__name__) | passed_on(card_of(model))
     info = about | request_facts(asked) | made
     info |= dict(before=sizes(model), after=sizes(rebuilt))

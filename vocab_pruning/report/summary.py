@@ -29,7 +29,16 @@ with needs("report"):
 
 # %% ../../nbs/report/summary.ipynb #1506d724
 PROVENANCE: dict[tuple[str, ...], tuple[str, ...]] = {
-    (): ("model_id", "config_fingerprint", "tokenizer_fingerprint", "precision", "device", "machine", "version_"),
+    (): (
+        "model_id",
+        "config_fingerprint",
+        "tokenizer_fingerprint",
+        "truncation_side",
+        "precision",
+        "device",
+        "machine",
+        "version_",
+    ),
     ("task",): (
         "data_id",
         "data_fingerprint",
@@ -41,7 +50,7 @@ PROVENANCE: dict[tuple[str, ...], tuple[str, ...]] = {
         "max_length",
         "metric",
     ),
-    ("task", "seed"): ("model_fingerprint",),
+    ("task", "seed"): ("model_fingerprint", "head_fingerprint"),
 }
 
 # %% ../../nbs/report/summary.ipynb #20b49c4c

@@ -321,7 +321,9 @@ def make_run(
     full: dict,  # row of the full model's run
 ) -> dict:
     "Prune `whole` as `spec` says, and return the row of the result. Raises as `cut` and `record_cut` do."
-    seconds = dict(seconds)
+    seconds, place = dict(seconds), whole.device
     with timed(seconds, "prune"):
         pruned = cut(case, spec, scores, whole, share_encoder=spec.when == "after")
-    return record_cut(case, spec, pruned, cost_of(case, pruned, vectors), seconds, full)
+    row = record_cut(case, spec, pruned, cost_of(case, pruned, vectors), seconds, full)
+    whole.to(place)  # an encoder that it shares was moved along
+    return row

@@ -73,17 +73,24 @@ _NO_SETTINGS = {"_name_or_path", "architectures", "dtype", "id2label", "label2id
 
 
 def full_model_facts(model, tokenizer) -> dict[str, str]:
-    "Return what identifies a full model: fingerprints of its weights without a head, its settings, its tokenizer."
+    """Return what identifies a full model: fingerprints of its weights, its settings, its tokenizer.
+
+    Of the head, only what was trained counts, as `load_classifier` notes it; what was drawn follows from the seed."""
     try:
         usual = type(model.config)().to_dict()
     except (TypeError, ValueError):  # a class without defaults
         usual = {}
     own = {name: value for name, value in model.config.to_dict().items() if name not in usual or value != usual[name]}
-    return dict(
+    facts = dict(
         model_fingerprint=model_fingerprint(model.base_model),
         config_fingerprint=fingerprint({name: value for name, value in own.items() if name not in _NO_SETTINGS}),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
     )
+    if head := getattr(model, "trained_head", ()):
+        facts["head_fingerprint"] = model_fingerprint(model, head)
+    if (side := getattr(tokenizer, "truncation_side", "right")) != "right":
+        facts["truncation_side"] = side
+    return facts
 
 # %% ../../nbs/runs/record.ipynb #432fab09
 def shared_parameters(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import check_seed, needs, timed, whole_number
+from ..core import CannotPrune, check_seed, needs, timed, whole_number
 from ..data.tasks import Task, documents, get_task
 from ..evaluate.bootstrap import read_predictions, resampled_scores, retention_interval
 from ..evaluate.finetune import make_recipe
@@ -33,6 +33,7 @@ from vocab_pruning.runs.case import (
     spaced_vectors,
     tuned_model,
 )
+from ..remaps.kinds import get_remap
 from .spec import RunSpec
 from ..scorers.budget import CUTS, max_ratio
 from ..scorers.registry import get_scorer
@@ -216,6 +217,22 @@ def _candidate_ratios(case: Case, spec: RunSpec, step: float) -> list[float]:
     return [round(i * step, 10) for i in range(1, int(1 / step) + 1) if i * step < min(most, 1)]
 
 # %% ../../nbs/runs/search.ipynb #ae33d8ce
+def _possible(ranked: _Ranked, ratios: list[float]) -> list[float]:
+    "Return those of the ascending `ratios` that the remap can be made at: a rewritten tokenizer needs its alphabet."
+
+    def refused(number: int) -> bool:
+        spec = replace(ranked.spec, ratio=ratios[number])
+        try:
+            cut(ranked.case, spec, ranked.scores, ranked.whole, share_encoder=True)
+        except CannotPrune:
+            return True
+        return False
+
+    if not get_remap(ranked.spec.oov).rewrites_tokenizer or not refused(len(ratios) - 1):
+        return ratios
+    return ratios[: last_within(refused, 0, len(ratios), False) + 1]
+
+
 def _drift_meter(
     ranked: _Ranked,
     ratios: list[float],
@@ -272,11 +289,13 @@ def _check_asked(retention, max_runs, step, n_texts, seed, max_train_examples, h
 def _search_case(case: Case, spec: RunSpec, wanted: float, max_runs: int, step: float, n_texts: int) -> Found:
     "Return the largest ratio that keeps `wanted`. Raises as `find_ratio` does."
     ratios = _candidate_ratios(case, spec, step)
+    if ratios:
+        full = full_row(case, save=spec.when == "after")
+        ranked = _rank(case, replace(spec, ratio=ratios[0]))
+        ratios = _possible(ranked, ratios)
     if not ratios:
         raise ValueError(f"no multiple of step {step} of {spec.base} can be removed with oov={spec.oov!r}; "
                          "choose a smaller step or another remap")
-    full = full_row(case, save=spec.when == "after")
-    ranked = _rank(case, replace(spec, ratio=ratios[0]))
     score = full[ranked.metric]
     if score <= 0:
         raise ValueError(f"the full model's {ranked.metric} is {score:.4f}, not above 0, so retention is undefined; "
