@@ -12,7 +12,7 @@ from statistics import median
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 from vocab_pruning import prune

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .clusters import centroids, kmeans_clusters, move_centers, nearest_centers
 

@@ -8,7 +8,7 @@ __all__ = ['GROUP', 'NEAR', 'KNOWN', 'TOGETHER', 'Products', 'Residuals', 'pursu
 # %% ../../nbs/algorithms/pursuit.ipynb #988b0e7b
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # %% ../../nbs/algorithms/pursuit.ipynb #6a3e0d01
 GROUP = 64  # products of which the largest is taken first

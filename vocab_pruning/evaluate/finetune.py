@@ -96,7 +96,7 @@ _TASK_HEADS = (  # how the classes end whose head was trained for another task
 )
 
 
-def _head_of(classifier, loaded: dict) -> list[str]:
+def _trained_head(classifier, loaded: dict) -> list[str]:
     "Return the names of the weights outside of the encoder that `loaded`, transformers' report, says were read."
     drawn = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
     body = f"{classifier.base_model_prefix}."
@@ -126,7 +126,7 @@ def load_classifier(
             model, id2label=names, label2id=numbers, problem_type=None, dtype=torch.float32,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )
-        trained_head = _head_of(classifier, loaded)
+        trained_head = _trained_head(classifier, loaded)
         if any(name.endswith(_TASK_HEADS) for name in config.architectures or ()):
             set_seed(seed)
             body, classifier = classifier.base_model, type(classifier)(classifier.config)

@@ -9,7 +9,7 @@ __all__ = ['sentence_vectors', 'vector_drift', 'sts_score', 'frozen_retention']
 from collections.abc import Iterable, Sequence
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..core import list_of_texts, needs, whole_number
 from ..data.tasks import examples

@@ -7,8 +7,10 @@ __all__ = ['Abridged', 'read_for']
 
 # %% ../../nbs/models/abridged.ipynb #28d40e4b
 import json
-from collections.abc import Iterable, Set
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import repeat
+from operator import itemgetter
 from pathlib import Path
 
 from tokenizers import Tokenizer, models
@@ -27,11 +29,11 @@ def _is_unigram(model) -> bool:
     if not isinstance(model, dict) or model.keys() != _USUAL["model"].keys() or model["type"] != "Unigram":
         return False
     pieces, unk_id = model["vocab"], model["unk_id"]
-    if not isinstance(pieces, list) or not all(isinstance(piece, list) for piece in pieces):
+    if not isinstance(pieces, list) or {*map(type, pieces)} != {list} or {*map(len, pieces)} != {2}:
         return False
-    scored = pieces and all([*map(type, piece)] == [str, float] for piece in pieces)
+    columns = [{*map(type, map(itemgetter(i), pieces))} for i in (0, 1)]
     known = unk_id is None or unk_id in range(len(pieces))
-    return bool(scored) and known and isinstance(model["byte_fallback"], bool)
+    return columns == [{str}, {float}] and known and isinstance(model["byte_fallback"], bool)
 
 
 def _read_unigram(content: bytes) -> dict | None:
@@ -54,16 +56,19 @@ def _read_unigram(content: bytes) -> dict | None:
 _NOTHING = {"type": "Unigram", "vocab": [["", 0.0]], "unk_id": 0}  # a model that knows no letter
 
 
-def _pieces_in(words: Iterable[str], pieces: Set[str]) -> set[str]:
+def _pieces_in(words: Iterable[str], pieces: Collection[str]) -> set[str]:
     "Return those of `pieces` that are part of a word."
-    longest = {}  # piece that begins with two letters
+    longest = {}  # piece that begins with three letters
     for piece in pieces:
-        longest[piece[:2]] = max(longest.get(piece[:2], 0), len(piece))
-    found = set()
-    for word in words:
-        ends = ((start, start + longest.get(word[start : start + 2], 1)) for start in range(len(word)))
-        found |= pieces & {word[start:end] for start, last in ends for end in range(start + 1, last + 1)}
-    return found
+        if (n := len(piece)) > longest.get(piece[:3], 0):
+            longest[piece[:3]] = n
+    return {
+        piece
+        for word in words
+        for start in range(len(word))
+        for end in range(start + 1, start + longest.get(word[start : start + 3], 2) + 1)
+        if (piece := word[start:end]) in pieces
+    }
 
 # %% ../../nbs/models/abridged.ipynb #48ca402d
 def _scores_of(pieces: list[list]) -> list[float]:
@@ -75,10 +80,11 @@ def _scores_of(pieces: list[list]) -> list[float]:
 def _model_for(words: set[str], source: Written) -> models.Unigram:
     "Return the model of `source` with the pieces that occur in `words`; others are empty."
     every = source.model["vocab"]
-    lowest = min(range(len(every)), key=lambda i: every[i][1])
+    scores = [*map(itemgetter(1), every)]
+    lowest = min(range(len(every)), key=scores.__getitem__)
     names = _pieces_in(words, source.own.keys()) | source.fallback | (source.added.keys() & source.own.keys())
     kept = sorted({lowest, *map(source.own.get, names), *({source.model["unk_id"]} - {None})})
-    vocabulary = [("", score) for _, score in every]
+    vocabulary = [*zip(repeat(""), scores)]
     for i, score in zip(kept, _scores_of([every[i] for i in kept]), strict=True):
         vocabulary[i] = (every[i][0], score)
     return models.Unigram(vocabulary, source.model["unk_id"], source.model["byte_fallback"])

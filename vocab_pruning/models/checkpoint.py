@@ -28,7 +28,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # %% ../../nbs/models/checkpoint.ipynb #7b741442
 from vocab_pruning.core import (

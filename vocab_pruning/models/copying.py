@@ -52,6 +52,8 @@ def _leash():
 
 def _serve():
     "Copy the files that the first line of standard input names."
+    if hasattr(os, "nice"):
+        os.nice(5)
     work = json.loads(sys.stdin.readline())
     Thread(target=_leash, daemon=True).start()
     try:

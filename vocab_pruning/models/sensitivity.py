@@ -11,7 +11,7 @@ from itertools import islice
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .tokenizer import as_it_was
 from .verify import evaluating, trial_length

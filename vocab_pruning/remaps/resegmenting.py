@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import chain, islice, pairwise, tee
 from math import inf
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..core import CannotPrune, check_texts
 from ..data.stats import TokenStats, backend, check_ids
@@ -143,7 +144,7 @@ def _letter_alphabet(source: Written, seen: Collection[str]) -> set[str]:
 def _unigram_alphabet(source: Written, seen: Collection[str]) -> set[str]:
     "Return the `_letter_alphabet` and the lowest-scored piece, and all letters where no piece stands for unknown ones."
     every = {piece for piece in source.own if len(piece) == 1} if source.unk is None else set()
-    return _letter_alphabet(source, seen) | every | {min(source.model["vocab"], key=lambda piece: piece[1])[0]}
+    return _letter_alphabet(source, seen) | every | {min(source.model["vocab"], key=itemgetter(1))[0]}
 
 
 ALPHABETS: dict[str, Callable] = {

@@ -9,7 +9,7 @@ __all__ = ['evaluate_case', 'evaluate_grid']
 import warnings
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..core import needs, timed
 from vocab_pruning.runs.case import (

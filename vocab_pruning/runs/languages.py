@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from vocab_pruning.core import (
     CannotPrune, directory_lock, fingerprint, list_of_names, parse_yaml, timed, under_root,

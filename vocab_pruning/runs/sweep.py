@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..core import directory_lock, needs, whole_directory
 from .cells import CELL, CELLS, PAGE, cell_directory, cell_state, own_facts, read_cell, record_cell

@@ -15,7 +15,7 @@ from itertools import islice
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..core import is_one_shot
 from ..data.stats import TokenStats, check_ids
