@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from vocab_pruning import load, prune
 from vocab_pruning.cli import app
+from vocab_pruning.core import CannotPrune
 from vocab_pruning.data.stats import token_stats
 from vocab_pruning.data.tasks import documents, load_task
 from vocab_pruning.models.anatomy import special_mask
@@ -285,6 +286,7 @@ BAD = {
     "NaN": (dict(coverage=float("nan")), ValueError, "coverage=nan: give a share"),
     "a count of nothing": (dict(min_count=0), ValueError, "min_count=0: give a whole number, 1 or more"),
     "no such token": (dict(keep=["zebra"]), ValueError, "keep='zebra': the tokenizer has no such token"),
+    "a slip of a kind": (dict(keep="text:a.txt"), ValueError, "keep='text:a.txt': the tokenizer has no such token with a row; give texts:a.txt"),
     "no such id": (dict(keep=[10**6]), ValueError, "keep='id:1000000': give an id, 0 .. "),
     "a negative id": (dict(keep=[-1]), ValueError, "keep='id:-1': give an id, 0 .. "),
     "a bad pattern": (dict(keep="re:(a"), ValueError, "keep='re:(a': give a regular expression (missing ) at position 2)"),
@@ -307,6 +309,17 @@ def test_what_cannot_be_is_refused_in_one_line_before_a_text_is_read(case):
     with pytest.raises(error) as refused:
         prune(model, tokenizer, Unread(), oov="nearest", **asked)
     assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("oov", ["nearest", "resegment"])
+def test_a_count_that_no_token_has(oov):
+    "Special tokens alone make no model; a keep list without frequent tokens does."
+    model, tokenizer, stats = full("BERT")
+    texts, most = TEXTS, int(stats.counts.max())
+    with pytest.raises(CannotPrune, match=f"min_count={most + 1}: no token occurs so often; the most frequent one occurs {most} times"):
+        prune(model, tokenizer, texts, min_count=int(most) + 1, oov=oov)
+    assert prune(model, tokenizer, texts, min_count=most, oov=oov)
+    assert prune(model, tokenizer, texts, min_count=most + 1, keep="re:.", oov=oov)
 
 
 # The command

@@ -136,13 +136,16 @@ def _by_lines(text: str):
 def _read_separated(path: Path, sep: str):
     """Return a csv or tsv as a DataFrame of strings.
 
-    Raises `ValueError` for misplaced quotes and for a row longer than the header."""
+    Raises `ValueError` for another separator, for misplaced quotes and for a row longer than the header."""
     with needs("data"):
         import pandas as pd
 
     text = read_content(path)
     if sep == "\t" and not _is_quoted(text):
         return _by_lines(text)
+    header = text.partition("\n")[0]
+    if other := next((other for other in ";\t" if sep not in header and other in header), None):
+        raise ValueError(f"its header is separated by {other!r}; save it with commas, or as a tsv or jsonl")
     if (bad := next((start for start, _, kind in _quoted(text, sep) if kind == "open"), None)) is not None:
         raise ValueError(f"line {_line(text, bad)}: a cell begins with a quote and does not end with one; put the cell "
                          "in quotes and double those inside, or save a txt or jsonl")

@@ -464,6 +464,7 @@ def summarize_notebook(
     "Return the result of an executed run in words: what was removed and kept, where to read on, what to try next."
     row = row_of_notebook(notebook)
     fewer = {name: 1 - row[name] / row[f"{name}_full"] for name in ("rows", "params", "bytes")}
+    other = [] if row.get("oov") == "unk" else ["oov=unk, to see what unknown tokens cost"]
     lines = {
         "pruned": f"{row['model_id']} for {row['task']} ({row['data_id']}) by {row['method']}",
         "removed": f"{fewer['rows']:.1%} of the rows, {fewer['params']:.1%} of all parameters, "
@@ -474,6 +475,6 @@ def summarize_notebook(
         "retention": _retention_line(row),
         "report": f"{notebook}  (tables and figures of this run; open it in Jupyter)",
         "row": Path(out) / row["run"] / ROW,
-        "try next": "a larger ratio; oov=unk, to see what unknown tokens cost; save_model=true, to keep the model",
+        "try next": "; ".join(["a larger ratio", *other, "save_model=true, to keep the model"]),
     }
     return "\n".join(f"{name:<10} {value}" for name, value in lines.items())

@@ -214,8 +214,12 @@ def _rows_that_cover(target: Target, ranked: Ranked) -> int:
 
 
 def _rows_seen_often(target: Target, ranked: Ranked) -> int:
-    "Return how many rows stay whatever their rank or occur `target.value` times or more."
-    return int((ranked.fixed | (ranked.counts >= target.value)).sum())
+    "Return how many rows stay whatever their rank or occur `target.value` times or more. Raises for special rows only."
+    often = ranked.counts >= target.value
+    if not (often | ranked.asked).any():
+        raise CannotPrune(f"min_count={target.value}: no token occurs so often; the most frequent one occurs "
+                          f"{ranked.counts.max()} times")
+    return int((ranked.fixed | often).sum())
 
 # %% ../../nbs/scorers/budget.ipynb #55c67020
 @dataclass(frozen=True)

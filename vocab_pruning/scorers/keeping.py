@@ -9,6 +9,7 @@ __all__ = ['KEEP_ENTRIES', 'REASONS', 'Tokens', 'KeepList', 'read_keep', 'to_ran
 # %% ../../nbs/scorers/keeping.ipynb #c70ba61e
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -49,8 +50,11 @@ class Tokens:
 def _named(tokens: Tokens, value: str) -> list[int]:
     "Return the id of the token `value`."
     if value not in tokens.ids:
-        raise ValueError("the tokenizer has no such token with a row; spell it as the vocabulary does, or keep the "
-                         f"tokens of a text: keep=[[{value!r}]], or those of a file: keep='texts:FILE'")
+        kind, colon, rest = value.partition(":")
+        near = get_close_matches(kind, KEEP_ENTRIES, 1) if colon else []
+        way = f"give {near[0]}:{rest}" if near else "spell it as the vocabulary does, or keep the tokens of a file of "
+        way += "" if near else "texts: keep='texts:FILE'"
+        raise ValueError(f"the tokenizer has no such token with a row; {way}")
     return [tokens.ids[value]]
 
 
