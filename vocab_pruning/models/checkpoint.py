@@ -813,8 +813,7 @@ def _choice_for(job: Job) -> Choice:
     stats = count_tokens(asked, job.tokenizer, found.n_rows)
     clusters = asked.scores is None and get_scorer(asked.scorer).reads_rows
     scores = score_rows(job.subject, stats, asked, _RowsOnly(found.tables[0]) if clusters else None)
-    choices = (asked.target, asked.keep, asked.oov, asked.seed, asked.unseen, asked.progress)
-    return choose_rows(job.subject, stats, scores, *choices)
+    return choose_rows(job.subject, stats, scores, asked)
 
 
 def _new_files(job: Job) -> NewFiles:

@@ -278,24 +278,20 @@ def choose_rows(
     subject: Subject,
     stats: TokenStats,  # of the texts
     scores: np.ndarray,  # importance of each row: float64 (V,), larger = keep
-    target: Target,
-    wanted: KeepList,  # rows that must stay
-    oov: str,  # what becomes of pruned tokens, a key of `REMAPS`
-    seed: int = 0,  # random seed of the remap
-    unseen: str = "likely",  # how rows that no text uses are ranked: "likely" or "id"
-    progress: bool = False,  # show progress bars while the remap is made
+    asked: Request,  # checked by `subject`
 ) -> Choice:
     """Rank the rows and count how many stay.
 
     Unseen rows are compared with the others only where some of them stay. Raises as `rank_rows` and `rows_for` do."""
-    UNSEEN.check("unseen", unseen)
+    UNSEEN.check("unseen", asked.unseen)
+    target, wanted = asked.target, asked.keep
     ranked = subject.rank(stats, scores, target, wanted.rows)
     n_keep = rows_for(target, ranked)
-    if unseen == "likely" and n_keep > (ranked.fixed | stats.seen).sum():
+    if asked.unseen == "likely" and n_keep > (ranked.fixed | stats.seen).sum():
         ranked = subject.rank(stats, scores, target, wanted.rows, subject.resemblance(stats))
     order = ranked.order
     letters = np.zeros(len(order), bool)
-    remap = get_remap(oov)
+    remap = get_remap(asked.oov)
     if remap.keeps_letters:
         order, letters = letters_first(subject.tokenizer, order, stats.seen, ranked.fixed)
         n_keep += int(letters[ranked.order[n_keep:]].sum()) if target.names_tokens else 0
@@ -304,13 +300,13 @@ def choose_rows(
         order, n_keep, ranked.special, stats.seen,
         None if remap.rewrites_tokenizer else subject.reserved,
         subject.tokenizer.unk_token_id,
-        seed,
+        asked.seed,
         split=partial(splitter, subject.tokenizer),
         letters=letters,
         asked=ranked.asked,
         on_top=target.names_tokens,
-        sensitivity=subject.sensitivity and partial(subject.sensitivity, n_docs=stats.n_docs, seed=seed),
-        progress=progress,
+        sensitivity=subject.sensitivity and partial(subject.sensitivity, n_docs=stats.n_docs, seed=asked.seed),
+        progress=asked.progress,
     )
     return Choice(subject, stats, target, wanted, ranked, plan)
 

@@ -124,9 +124,7 @@ def _prune_scored(
     texts: Iterable[str] | None,  # those of `stats`, which "resegment" reads again
 ) -> PrunedModel:
     "Prune once statistics and scores are known: budget, ranking, remap, rebuild."
-    wanted = subject.keep_list(asked.keep)
-    choices = (asked.target, wanted, asked.oov, asked.seed, asked.unseen, asked.progress)
-    choice = choose_rows(subject, stats, scores, *choices)
+    choice = choose_rows(subject, stats, scores, asked)
     if asked.rewrites:
         rebuilt, now, made = _by_resegmenting(model, choice, asked, texts, **asked.oov_options)
     else:

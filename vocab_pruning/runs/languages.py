@@ -217,7 +217,7 @@ def _score_cut(full: Encoder, cut: LanguageCut) -> Iterator[dict]:
     pruned, made = _prune_for(full, cut)
     for language in cut.scored:
         vectors, changed = moved_vectors(full, pruned, language)
-        growth = full.n_tokens(pruned.tokenizer, language) / full.n_tokens(full.tokenizer, language) - 1
+        growth = full.n_tokens(pruned.tokenizer, language) / full.n_tokens(full.tokenizer, language)
         asked = dict(texts=cut.texts, language=language, asked_rows=cut.rows, oov=cut.oov, unseen=cut.unseen,
                      oov_options=dict(cut.oov_options))
         scored = compare_vectors(full, vectors, language)
@@ -293,7 +293,7 @@ def compare_directory(
     rows = []
     for language in texts.split("+"):
         vectors = sentence_vectors(model, tokenizer, full.pairs(language).sentences)
-        growth = full.n_tokens(tokenizer, language) / full.n_tokens(full.tokenizer, language) - 1
+        growth = full.n_tokens(tokenizer, language) / full.n_tokens(full.tokenizer, language)
         scored = compare_vectors(full, vectors, language)
         known = full.name | full.data(texts, language) | asked | dict(language=language)
         rows.append(known | made | scored | dict(growth=growth) | provenance())
