@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from vocab_pruning.models.copying import CHUNK, copy_compared, copying
+from vocab_pruning.models.copying import STEP, copy_compared, copying
 
 
-@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 7])
+@pytest.mark.parametrize("size", [0, 1, STEP - 1, STEP, STEP + 1, 3 * STEP + 7])
 def test_a_copy_is_the_same(size, tmp_path):
     "Whatever the file's size; an earlier, longer file of the copy's name leaves nothing behind."
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(os.urandom(size))
-    target.write_bytes(bytes(5 * CHUNK))
+    target.write_bytes(bytes(5 * STEP))
     copy_compared(source, target, size)
     assert target.read_bytes() == source.read_bytes()
     with pytest.raises(ValueError, match=f"source is damaged \\(it has {size:,} bytes, not {size + 1:,}\\)"):
@@ -52,22 +52,22 @@ class Unlike:
         return n
 
 
-@pytest.mark.parametrize("at", [0, CHUNK - 1, CHUNK, 2 * CHUNK, 2 * CHUNK + 4])
+@pytest.mark.parametrize("at", [0, STEP - 1, STEP, 2 * STEP, 2 * STEP + 4])
 def test_a_bit_that_changes_is_found(at, tmp_path):
     "In the first and last byte of whole chunks, and of one that is not whole."
     source = tmp_path / "source"
-    source.write_bytes(os.urandom(2 * CHUNK + 5))
+    source.write_bytes(os.urandom(2 * STEP + 5))
     with pytest.raises(ValueError, match="read back from disk, .* has changed; nothing was written"):
-        copy_compared(source, Unlike(tmp_path / "target", at), 2 * CHUNK + 5)
+        copy_compared(source, Unlike(tmp_path / "target", at), 2 * STEP + 5)
 
 
 def test_many_files(tmp_path):
     "All are copied, whatever their names; none is no work."
     names = ["a", "b c", "ä", "日本", "line\nbreak", os.fsdecode(b"\xff")]
     for number, name in enumerate(names):
-        (tmp_path / name).write_bytes(bytes([number]) * (number * CHUNK + 1))
+        (tmp_path / name).write_bytes(bytes([number]) * (number * STEP + 1))
     (tmp_path / "out").mkdir()
-    with copying((tmp_path / name, tmp_path / "out" / name, i * CHUNK + 1) for i, name in enumerate(names)) as copied:
+    with copying((tmp_path / name, tmp_path / "out" / name, i * STEP + 1) for i, name in enumerate(names)) as copied:
         assert {*copied} == {tmp_path / name for name in names}
     assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
     with copying([]) as copied:
@@ -77,10 +77,10 @@ def test_many_files(tmp_path):
 def test_a_full_disk_is_the_error_it_is(tmp_path):
     "With its number and the file's name; here, a file may have no more than three chunks."
     source, limits = tmp_path / "source", resource.getrlimit(resource.RLIMIT_FSIZE)
-    source.write_bytes(bytes(4 * CHUNK))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * CHUNK, limits[1]))
+    source.write_bytes(bytes(4 * STEP))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * STEP, limits[1]))
     try:
-        with copying([(source, tmp_path / "target", 4 * CHUNK)]) as copied, pytest.raises(OSError) as raised:
+        with copying([(source, tmp_path / "target", 4 * STEP)]) as copied, pytest.raises(OSError) as raised:
             next(copied)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -125,12 +125,21 @@ def test_no_line_is_wider_than_120():
     assert not wide
 
 
-@pytest.mark.parametrize("kind", [ast.FunctionDef, ast.ClassDef])
+def names_of(node) -> list[str]:
+    "The names that a statement of a module gives to a function, a class or a value."
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name) and target.id not in ("__all__", "_all_")]
+
+
+@pytest.mark.parametrize("kind", [ast.FunctionDef, ast.ClassDef, ast.Assign | ast.AnnAssign])
 def test_a_name_means_one_thing(kind):
     places = defaultdict(set)
     for module, tree in modules().items():
         for node in tree.body:
             if isinstance(node, kind):
-                places[node.name].add(module)
+                for name in names_of(node):
+                    places[name].add(module)
     twice = {name: sorted(where) for name, where in places.items() if len(where) > 1}
     assert not twice

@@ -23,7 +23,7 @@ from vocab_pruning.models.anatomy import PLACEHOLDER, reserved_mask, special_mas
 from vocab_pruning.models.checkpoint import prune_checkpoint
 from vocab_pruning.models.sensitivity import LEAST, embedding_metric
 from vocab_pruning.remaps.codes import product_codes
-from vocab_pruning.remaps.kinds import METRICS, OPTIONS, REMAPS, Plan, check_remap, nearest_rows, remap_to_product_codes
+from vocab_pruning.remaps.kinds import OPTIONS, REMAPS, ROW_METRICS, Plan, check_remap, nearest_rows, remap_to_product_codes
 from vocab_pruning.remaps.pieces import splitter
 from vocab_pruning.testing.families import FAMILIES, tiny_model
 
@@ -449,7 +449,7 @@ def test_rows_that_few_texts_use_do_not_speak_for_all(n_seen, weight):
     "The metric of rows counts a seen one like those that are coded, but at most as if there were eight for each of 16 directions."
     rows, seen = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0)), np.arange(2000) < n_seen
     plan = Plan(rows, np.arange(2000), 4, seen=seen)
-    assert torch.equal(METRICS["rows"](plan), second_moment(rows, np.where(seen, weight, 1)))
+    assert torch.equal(ROW_METRICS["rows"](plan), second_moment(rows, np.where(seen, weight, 1)))
 
 
 def test_kmeans_on_unit_rows_has_the_number_wanted(minilm_rows):

@@ -13,6 +13,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+__doc__ = "Prune the vocabulary of a pretrained encoder."  # nbdev writes the version before the docstring
+
 if TYPE_CHECKING:
     from vocab_pruning.data.tasks import load_task
     from vocab_pruning.evaluate.preflight import preflight

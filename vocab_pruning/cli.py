@@ -317,8 +317,8 @@ def _parse_pairs(given: list[str] | None) -> dict:
 # %% ../nbs/cli.ipynb #41e7c74e
 def _check_cut(ratios: list[float], base: str, scorer: str, remaps: list[str], seed: int):
     "Raise `ValueError` for a ratio, base, scorer, remap or seed that does not exist."
+    from vocab_pruning.core import check_seed
     from vocab_pruning.remaps.kinds import check_remap
-    from vocab_pruning.runs.spec import RunSpec
     from vocab_pruning.scorers.budget import check_ratio
     from vocab_pruning.scorers.registry import get_scorer
 
@@ -327,7 +327,7 @@ def _check_cut(ratios: list[float], base: str, scorer: str, remaps: list[str], s
     for oov in remaps:
         check_remap(oov, {})
     get_scorer(scorer)
-    RunSpec.parse(seed=seed)
+    check_seed(seed)
 
 
 def _check_prune(target: dict, base: str, scorer: str, oov: str, options: dict, seed: int, out: Path | None,

@@ -105,8 +105,6 @@ def _unknown_parts(text: str, tokenizer, original) -> list[str]:
 
 def _count_plain(pruned: PrunedModel, texts: Iterable[str], n_lost: int, original, **reading) -> _CountedTexts:
     "Count the tokens of `texts`, and the parts that are newly unknown."
-    if isinstance(texts, str):
-        raise TypeError("texts is a single string; give an iterable of texts, e.g. [text]")
     tokenizer = pruned.tokenizer
     n_rows = len(pruned.model.get_input_embeddings().weight)
     count = _CountedTexts(TokenStats.empty(n_rows))

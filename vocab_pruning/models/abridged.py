@@ -53,7 +53,7 @@ def _read_unigram(content: bytes) -> dict | None:
     return parts if _is_unigram(parts["model"]) and not other_digits else None
 
 # %% ../../nbs/models/abridged.ipynb #953a7bd9
-_NOTHING = {"type": "Unigram", "vocab": [["", 0.0]], "unk_id": 0}  # a model that knows no letter
+_NO_LETTERS = {"type": "Unigram", "vocab": [["", 0.0]], "unk_id": 0}  # a model that knows no letter
 
 
 def _pieces_in(words: Iterable[str], pieces: Collection[str]) -> set[str]:
@@ -73,7 +73,7 @@ def _pieces_in(words: Iterable[str], pieces: Collection[str]) -> set[str]:
 # %% ../../nbs/models/abridged.ipynb #48ca402d
 def _scores_of(pieces: list[list]) -> list[float]:
     "Return the scores of `pieces`, each a piece and its score, as the package reads them."
-    parts = dict(version="1.0", added_tokens=[], model=_NOTHING | {"vocab": pieces})
+    parts = dict(version="1.0", added_tokens=[], model=_NO_LETTERS | {"vocab": pieces})
     return [score for _, score in json.loads(Tokenizer.from_str(json.dumps(parts)).to_str())["model"]["vocab"]]
 
 
@@ -108,7 +108,7 @@ class Abridged(BareTokenizer):
 def _pipeline(parts: dict) -> Tokenizer | None:
     "Return a tokenizer as `parts` describe it, but without letters; None where they describe none."
     try:
-        return Tokenizer.from_str(json.dumps(parts | {"model": _NOTHING}))
+        return Tokenizer.from_str(json.dumps(parts | {"model": _NO_LETTERS}))
     except Exception:  # what the package raises is a bare Exception; `read_bare` says what is wrong
         return None
 
