@@ -136,6 +136,7 @@ def test_rows_with_weights_compile_as_one_graph():
 def test_a_pruned_head_compiled_to_machine_code():
     "Its columns and its gradients: inductor is the back end that users get, and the only one that writes in place."
     head = PrunedHead(3, 4, 8, 3)
+    torch.nn.init.orthogonal_(head.weight)
     head.keep.copy_(torch.tensor([1, 4, 6]))
     compiled, found = torch.compile(head), []
     for one in (head, compiled):

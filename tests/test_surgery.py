@@ -365,6 +365,15 @@ def test_bfloat16(family, task, make):
     assert_lossless(full, p.model, p.keep)
 
 
+@pytest.mark.parametrize("oov", REMAPS)
+def test_a_seed_set_before_holds_after(oov, tmp_path):
+    "Pruning, saving and loading draw from generators of their own, so what the caller drew next stays the same."
+    model, before = build("wordpiece", "masked"), (torch.get_rng_state(), np.random.get_state()[1].copy())
+    prune(model, FAMILIES["wordpiece"].tokenizer, TEXTS, 0.4, base="vocab", oov=oov).save_pretrained(tmp_path / "p")
+    load(tmp_path / "p")
+    assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
+
+
 @pytest.mark.parametrize("make", [pruned, mixed])
 def test_deepcopy(family, task, make):
     p = make(family, task)

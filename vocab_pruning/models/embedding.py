@@ -55,6 +55,10 @@ class PrunedEmbedding(_OfMixtures):
         self.register_buffer("mix", torch.zeros(n_ids, m, dtype=torch.float16, device=device) if m > 1 else None)
         self.coded = coded
 
+    def reset_parameters(self):
+        "Fill the rows with zeros: they are copied or loaded, and no random number is drawn for them."
+        nn.init.zeros_(self.weight)
+
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         index = F.embedding(ids, self.index)
         if self.mix is not None:
@@ -161,6 +165,11 @@ class PrunedHead(nn.Linear):
         self.n_ids = n_ids
         self.register_buffer("keep", torch.zeros(n_kept, dtype=torch.int32, device=device))
 
+    def reset_parameters(self):
+        "Fill weight and bias with zeros, as a `PrunedEmbedding` does its rows."
+        for part in self.parameters():
+            nn.init.zeros_(part)
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = super().forward(hidden)[..., : len(self.keep)]
         floor = logits.new_full((*logits.shape[:-1], 1), FLOOR)
@@ -187,8 +196,6 @@ def pruned_head(head: nn.Linear, embedding: nn.Embedding, new: PrunedEmbedding) 
         len(new.weight), weight.shape[1], n_ids, len(keep), head.bias is not None, weight.device, weight.dtype
     )
     with torch.no_grad():
-        for part in small.parameters():
-            part.zero_()
         small.weight[: len(keep)] = weight[keep]
         if head.bias is not None:
             small.bias[: len(keep)] = head.bias[keep]
