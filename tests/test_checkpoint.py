@@ -27,6 +27,7 @@ from vocab_pruning.models import bare, checkpoint
 from vocab_pruning.models.anatomy import special_mask
 from vocab_pruning.models.bare import read_bare
 from vocab_pruning.models.checkpoint import COUNTS_FROM_PADDING, find_vocabulary, prune_checkpoint, read_checkpoint
+from vocab_pruning.models.tensors import check_header
 from vocab_pruning.models.tokenizer import changed
 from vocab_pruning.remaps.kinds import REMAPS
 from vocab_pruning.remaps.resegmenting import rows_for_lossless
@@ -601,6 +602,59 @@ def test_shards_that_are_missing_or_lack_a_tensor(tmp_path):
     with pytest.raises(ValueError, match="no weight_map of file names"):
         prune_checkpoint(source, TEXTS, tmp_path / "out", 0.2)
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+@pytest.mark.parametrize("kind", ["resegment", "unk"])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_tensor_that_two_shards_hold_is_written_once(kind, last, tmp_path):
+    "The index says from which shard it is read; the other's goes nowhere, even if it is the embedding."
+    source = sharded(tmp_path / "full")
+    table, index = find_vocabulary(read_checkpoint(source)).tables[0], source / "model.safetensors.index.json"
+    table.file.rename(source / "model-last.safetensors")
+    places = json.loads(index.read_text())["weight_map"]
+    places = {name: "model-last.safetensors" if file == table.file.name else file for name, file in places.items()}
+    edited(index, weight_map=places)
+    other = min(places.values())
+    held = load_file(source / other)
+    held["zz" if last else table.name] = torch.ones(3) if last else torch.zeros(table.shape)
+    save_file(held, source / other, {"format": "pt"})
+    if last:
+        held = load_file(source / max(places.values()))
+        save_file(held | {"zz": torch.ones(3)}, source / max(places.values()), {"format": "pt"})
+    prune_checkpoint(source, TEXTS, tmp_path / "out", 0.3, oov=kind)
+    names = [name for file in (tmp_path / "out").glob("*.safetensors") for name in load_file(file)]
+    assert len(names) == len({*names}) and names.count(table.name) == 1
+
+
+@pytest.mark.parametrize("how", ["no interpreter", "killed", "another header"])
+def test_what_is_not_copied_ahead_is_written_all_the_same(how, tmp_path, monkeypatch):
+    source = sharded(tmp_path / "full")
+    prune_checkpoint(source, TEXTS, tmp_path / "expected", 0.3, oov="resegment")
+    if how == "no interpreter":
+        monkeypatch.setattr(sys, "executable", None)
+    if how == "killed":
+        monkeypatch.setattr("vocab_pruning.models.copying._PROGRAM", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    if how == "another header":
+        monkeypatch.setattr(checkpoint, "check_header", lambda file, parts: check_header(file, parts[1:]))
+        with pytest.raises(ValueError, match="read back from disk, .* holds other tensors"):
+            prune_checkpoint(source, TEXTS, tmp_path / "out", 0.3, oov="resegment")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "full"]
+        return
+    prune_checkpoint(source, TEXTS, tmp_path / "out", 0.3, oov="resegment")
+    expected, ours = tensors(tmp_path / "expected"), tensors(tmp_path / "out")
+    assert expected.keys() == ours.keys() and all(torch.equal(expected[name], ours[name]) for name in expected)
+
+
+def test_shards_with_other_endings(tmp_path):
+    "They are weights because the index says so, and no companions."
+    source = sharded(tmp_path / "full")
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    for name in {*index["weight_map"].values()}:
+        (source / name).rename(source / f"{Path(name).stem}.weights")
+    edited(source / "model.safetensors.index.json", weight_map={name: f"{Path(file).stem}.weights" for name, file in index["weight_map"].items()})
+    info = prune_checkpoint(source, TEXTS, tmp_path / "out", 0.3, oov="resegment")
+    files = {*json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"].values()}
+    assert all((tmp_path / "out" / file).is_file() for file in files) and "left_out" not in info
 
 
 def test_include_and_leave(tmp_path):

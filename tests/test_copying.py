@@ -1,6 +1,5 @@
 "Files are copied whole and compared, in processes that end with their parent."
 
-import errno
 import os
 import resource
 import signal
@@ -74,26 +73,28 @@ def test_many_files(tmp_path):
         assert [*copied] == []
 
 
-def test_a_full_disk_is_the_error_it_is(tmp_path):
-    "With its number and the file's name; here, a file may have no more than three chunks."
-    source, limits = tmp_path / "source", resource.getrlimit(resource.RLIMIT_FSIZE)
-    source.write_bytes(bytes(4 * STEP))
+def test_what_cannot_be_copied_is_left_to_the_caller(tmp_path):
+    "Here, a file may have no more than three chunks; those before it are done, and the other process goes on."
+    work, limits = [(tmp_path / str(n), tmp_path / f"to {n}", n * STEP) for n in (1, 2, 4, 3, 2)], resource.getrlimit(resource.RLIMIT_FSIZE)
+    for source, _, size in work:
+        source.write_bytes(bytes(size))
     resource.setrlimit(resource.RLIMIT_FSIZE, (3 * STEP, limits[1]))
     try:
-        with copying([(source, tmp_path / "target", 4 * STEP)]) as copied, pytest.raises(OSError) as raised:
-            next(copied)
+        with copying(work) as copied:
+            assert [file.name for file in copied] == ["1", "2", "3"]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert raised.value.errno == errno.EFBIG
 
 
-def test_a_process_that_ends_early_is_an_error(tmp_path, monkeypatch):
-    "It is said with what the process said last."
-    monkeypatch.setattr("vocab_pruning.models.copying._PROGRAM", "raise SystemExit('no such module')")
-    (tmp_path / "source").touch()
-    message = "a process that copies files ended with 1: no such module"
-    with copying([(tmp_path / "source", tmp_path / "target", 0)]) as copied, pytest.raises(OSError, match=message):
-        next(copied)
+@pytest.mark.parametrize("program", [None, "", "/no/such/python", "/bin/false", "/bin/true", "/bin/cat"])
+def test_a_host_without_an_interpreter_copies_nothing_ahead(program, tmp_path, monkeypatch):
+    "As where Python is part of another program, whatever that program says and does with the work."
+    monkeypatch.setattr(sys, "executable", program)
+    work = [(tmp_path / str(n), tmp_path / f"to {n}", n) for n in range(9)]
+    for source, _, size in work:
+        source.write_bytes(bytes(size))
+    with copying(work) as copied:
+        assert [*copied] == []
 
 
 def is_alive(pid: int) -> bool:

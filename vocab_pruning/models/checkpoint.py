@@ -51,7 +51,7 @@ from .copying import copying
 from .hub import check_modules
 from .sentencepiece import carry_pieces, is_piece_file, piece_files
 from vocab_pruning.models.tensors import (
-    DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, check_written, floats_of, from_floats,
+    DTYPES, Gathered, Made, Part, Rounded, Stored, are_finite, check_header, check_written, floats_of, from_floats,
     made_of, read_header, read_tensor, same_bytes, write_tensors,
 )
 from ..remaps.kinds import RowByRow, get_remap
@@ -613,13 +613,16 @@ def _goes_along(name: Path, rewrites: bool) -> bool:
     return not any(fnmatch(name.name, pattern) for pattern in stale)
 
 
-def copy_companions(source: Path, target: Path, rewrites: bool) -> list[str]:
+def copy_companions(checkpoint: Checkpoint, target: Path, rewrites: bool) -> list[str]:
     "Copy the files that go along with the weights; return the names of those that are left out, ascending."
+    source = checkpoint.directory
     left = []
     for folder, folders, names in os.walk(source):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in (Path(folder) / name for name in sorted(names) if not name.startswith(".")):
             name = file.relative_to(source)
+            if file in checkpoint.metadata:
+                continue
             if file.exists() and _goes_along(name, rewrites):  # a link may lead nowhere
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target / name)
@@ -639,13 +642,19 @@ def shards(checkpoint: Checkpoint, found: Vocabulary, new: dict[str, Part | None
     return parts
 
 # %% ../../nbs/models/checkpoint.ipynb #a68f6c21
+def _is_all_of(content: list[Part], file: Path) -> bool:
+    "Return whether `content` is all that `file` holds; a tensor that is stored twice is read from one file."
+    return read_header(file)[0].keys() == {part.name for part in content}
+
+
 @contextmanager
 def copied_ahead(checkpoint: Checkpoint, found: Vocabulary, directory: Path) -> Iterator[Iterator[Path]]:
     """Copy the files of weights that hold no part of the vocabulary to `directory` while the block runs.
 
     Yield an iterator that waits for them, as `copying` does. Raises as `check_room` does."""
     touched = {tensor.file for tensor in found.all}
-    parts = {file: content for file, content in shards(checkpoint, found, {}).items() if file not in touched}
+    parts = {file: content for file, content in shards(checkpoint, found, {}).items()
+             if file not in touched and _is_all_of(content, file)}
     check_room(directory, parts)
     ends = {file: max(tensor.start + tensor.nbytes for tensor in content) for file, content in parts.items()}
     with copying((file, directory / file.name, size) for file, size in ends.items()) as copied:
@@ -661,10 +670,11 @@ def write_weights(
 ):
     """Wait for the files of weights that are copied `ahead`, write and compare the others, and write the index.
 
-    Raises as `check_room` and `check_written` do, and what went wrong `ahead`."""
+    Raises as `check_room` and `check_written` do."""
     with tqdm(total=len(parts), unit="file", desc="weights", disable=not progress) as bar:
         copied = set()
         for file in ahead:
+            check_header(directory / file.name, parts[file])
             copied.add(file)
             bar.update()
         check_room(directory, parts)
@@ -786,7 +796,7 @@ def write_files(job: Job, new: NewFiles, info: dict, sample: list[str], director
 
     Raises `ValueError` where one is wrong, and as `write_weights` does."""
     checkpoint = job.checkpoint
-    left = copy_companions(checkpoint.directory, directory, job.asked.rewrites)
+    left = copy_companions(checkpoint, directory, job.asked.rewrites)
     if new.tokenizer is not None:
         write_bare(new.tokenizer, directory)
         again = read_bare(directory)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from threading import Thread
 
@@ -41,7 +41,6 @@ def copy_compared(source: Path, target: Path, size: int):
 
 # %% ../../nbs/models/copying.ipynb #6101bf9f
 _PROGRAM = "import runpy, sys; runpy.run_path(sys.argv[1])['_serve']()"
-_ERRORS = {"OSError": OSError, "ValueError": ValueError}
 
 
 def _leash():
@@ -51,56 +50,54 @@ def _leash():
 
 
 def _serve():
-    "Copy the files that the first line of standard input names."
+    "Copy the files that the first line of standard input names, and print the number of each that is done."
     if hasattr(os, "nice"):
         os.nice(5)
     work = json.loads(sys.stdin.readline())
     Thread(target=_leash, daemon=True).start()
     try:
-        for source, target, size in work:
+        for number, (source, target, size) in enumerate(work):
             copy_compared(Path(source), Path(target), size)
-            print(json.dumps(source), flush=True)
-    except OSError as error:
-        print(json.dumps({"OSError": [error.errno, error.strerror, error.filename]}), flush=True)
-    except ValueError as error:
-        print(json.dumps({"ValueError": [str(error)]}), flush=True)
-    os._exit(0)  # the leash is still waiting
+            print(number, flush=True)
+    finally:
+        os._exit(0)  # the leash is still waiting
 
 # %% ../../nbs/models/copying.ipynb #e493eb08
 @contextmanager
-def _process(work: list[tuple[str, str, int]]) -> Iterator[subprocess.Popen]:
-    "Start a process that does `work`; it ends when the block does."
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
-    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, find_spec("vocab_pruning.models.copying").origin]
-    with subprocess.Popen(command, **pipes) as process:
+def _process(work: list[tuple[Path, Path, int]]) -> Iterator[subprocess.Popen]:
+    "Start a process that does `work`; it ends when the block does. Raises `OSError` where none can be started."
+    alone = ["-I", "-S", "-X", f"utf8={sys.flags.utf8_mode}"]
+    command = [sys.executable or "", *alone, "-c", _PROGRAM, find_spec("vocab_pruning.models.copying").origin]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
+    with subprocess.Popen(command, **pipes, start_new_session=True) as process:  # Ctrl-C is for the parent
         try:
-            with suppress(BrokenPipeError):  # it has ended, and `_copied` says why
-                print(json.dumps(work), file=process.stdin, flush=True)
+            with suppress(BrokenPipeError):
+                print(json.dumps(work, default=str), file=process.stdin, flush=True)
             yield process
         finally:
             process.kill()
+            with suppress(OSError):
+                process.stdin.close()
 
 
-def _copied(process: subprocess.Popen) -> Iterator[Path]:
-    "Wait for the files that `process` copies, in turn. Raises what went wrong there."
+def _done(process: subprocess.Popen, work: list[tuple[Path, Path, int]]) -> Iterator[Path]:
+    "Wait for the files of `work` that `process` copies, in turn, until it ends."
+    numbers = {f"{number}\n": source for number, (source, *_) in enumerate(work)}
     for line in process.stdout:
-        answer = json.loads(line)
-        if isinstance(answer, dict):
-            ((name, arguments),) = answer.items()
-            raise _ERRORS[name](*arguments)
-        yield Path(answer)
-    if process.wait():
-        last = process.stderr.read().strip().splitlines()[-1:]
-        raise OSError(f"a process that copies files ended with {process.returncode}: {''.join(last)}")
+        if line in numbers:
+            yield numbers[line]
+    process.wait()
 
 # %% ../../nbs/models/copying.ipynb #8652bc81
 @contextmanager
 def copying(work: Iterable[tuple[Path, Path, int]]) -> Iterator[Iterator[Path]]:
     """Copy files, each given as (source, target, bytes), in two processes, which end when the block does.
 
-    Yield an iterator that waits for the sources, in any order, and raises `OSError` or `ValueError` as `copy_compared`
-    does."""
-    work = [(str(source), str(target), size) for source, target, size in work]
+    Yield an iterator that waits for the sources, in any order. One that it lacks at its end is not copied, or not
+    whole."""
+    work, shares = [*work], []
     with ExitStack() as stack:
-        started = [stack.enter_context(_process(share)) for share in (work[::2], work[1::2]) if share]
-        yield chain.from_iterable(map(_copied, started))
+        with suppress(OSError):
+            for share in filter(None, (work[::2], work[1::2])):
+                shares.append((stack.enter_context(_process(share)), share))
+        yield chain.from_iterable(starmap(_done, shares))

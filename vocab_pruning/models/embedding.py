@@ -29,6 +29,10 @@ class _OfMixtures(nn.Embedding):
 
     mix: torch.Tensor | None
 
+    def reset_parameters(self):
+        "Fill the rows with zeros: they are copied or loaded, and no random number is drawn for them."
+        nn.init.zeros_(self.weight)
+
     def _apply(self, fn, recurse=True):
         mix = self.mix
         super()._apply(fn, recurse)
@@ -54,10 +58,6 @@ class PrunedEmbedding(_OfMixtures):
         self.register_buffer("index", torch.zeros(n_ids, m, dtype=torch.int32, device=device))
         self.register_buffer("mix", torch.zeros(n_ids, m, dtype=torch.float16, device=device) if m > 1 else None)
         self.coded = coded
-
-    def reset_parameters(self):
-        "Fill the rows with zeros: they are copied or loaded, and no random number is drawn for them."
-        nn.init.zeros_(self.weight)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         index = F.embedding(ids, self.index)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CHUNK', 'DTYPES', 'Part', 'Stored', 'read_header', 'count_tensors', 'read_exactly', 'read_chunks', 'joined',
            'same_bytes', 'Gathered', 'Numbers', 'blocks_of', 'floats_of', 'are_finite', 'to_floats', 'from_floats',
-           'runs', 'Rounded', 'Made', 'read_tensor', 'made_of', 'write_tensors', 'check_written', 'equal_streams']
+           'runs', 'Rounded', 'Made', 'read_tensor', 'made_of', 'write_tensors', 'check_header', 'check_written',
+           'equal_streams']
 
 # %% ../../nbs/models/tensors.ipynb #64133173
 import json
@@ -387,8 +388,8 @@ def write_tensors(file: Path, parts: Iterable[Part], metadata: dict):
                     _write_all(target, chunk)
 
 # %% ../../nbs/models/tensors.ipynb #1d48d417
-def check_written(file: Path, parts: Iterable[Part]):
-    "Raise `ValueError` where `file` does not hold `parts` and nothing else, byte for byte."
+def check_header(file: Path, parts: Iterable[Part]) -> dict[str, Stored]:
+    "Return the tensors of `file`. Raises `ValueError` unless they have the names, dtypes and shapes of `parts`."
     there, _ = read_header(file)
     wanted = {part.name: part for part in parts}
     if there.keys() != wanted.keys():
@@ -397,8 +398,16 @@ def check_written(file: Path, parts: Iterable[Part]):
         found = there[name]
         if (found.dtype, found.shape, found.nbytes) != (part.dtype, part.shape, part.nbytes):
             raise ValueError(f"read back from disk, {name} is {found.dtype} {found.shape}; nothing was written")
-        if not equal_streams(found, part):
-            raise ValueError(f"read back from disk, {name} has changed; nothing was written")
+    return there
+
+
+def check_written(file: Path, parts: Iterable[Part]):
+    "Raise `ValueError` where `file` does not hold `parts` and nothing else, byte for byte."
+    parts = [*parts]
+    there = check_header(file, parts)
+    for part in parts:
+        if not equal_streams(there[part.name], part):
+            raise ValueError(f"read back from disk, {part.name} has changed; nothing was written")
 
 
 def equal_streams(found: Stored, part: Part) -> bool:
