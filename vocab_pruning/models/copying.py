@@ -68,8 +68,9 @@ def _process(work: list[tuple[Path, Path, int]]) -> Iterator[subprocess.Popen]:
     "Start a process that does `work`; it ends when the block does. Raises `OSError` where none can be started."
     alone = ["-I", "-S", "-X", f"utf8={sys.flags.utf8_mode}"]
     command = [sys.executable or "", *alone, "-c", _PROGRAM, find_spec("vocab_pruning.models.copying").origin]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
-    with subprocess.Popen(command, **pipes, start_new_session=True) as process:  # Ctrl-C is for the parent
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    how = dict(encoding="utf-8", errors="replace", start_new_session=True)  # Ctrl-C is for the parent
+    with subprocess.Popen(command, **pipes, **how) as process:
         try:
             with suppress(BrokenPipeError):
                 print(json.dumps(work, default=str), file=process.stdin, flush=True)
