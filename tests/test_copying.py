@@ -151,3 +151,27 @@ def test_an_error_ends_the_copying(tmp_path):
     with pytest.raises(KeyError), copying([(tmp_path / "source", tmp_path / "target", 0)]):
         raise KeyError
     os.close(keeps_it_open)
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from vocab_pruning.models.copying import copying
+signal.signal(signal.SIGINT, lambda *args: None)
+source, target = map(Path, sys.argv[1:])
+with copying([(source, target, 4)]) as copied:
+    with source.open("wb") as file:  # the copy has begun
+        os.killpg(0, signal.SIGINT)
+        file.write(b"text")
+    print(*copied)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="copies from a pipe")
+def test_an_interrupt_is_for_the_parent(tmp_path):
+    "One that the parent handles, and goes on after, though the terminal sends it to the whole group."
+    os.mkfifo(tmp_path / "source")
+    program = [sys.executable, "-c", INTERRUPTED, tmp_path / "source", tmp_path / "target"]
+    done = subprocess.run(program, capture_output=True, text=True, start_new_session=True)
+    assert done.stdout.strip() == str(tmp_path / "source") and done.stderr == ""
+    assert (tmp_path / "target").read_bytes() == b"text"
