@@ -57,7 +57,7 @@ def base_model(model) -> str | None:
     """Return the name that `model` was loaded from: a hub name, or the last part of a directory's path.
 
     No longer path enters the card. None for a model that was not loaded."""
-    name = getattr(model, "name_or_path", "")
+    name = source_of(model)
     return name and (Path(name).resolve().name if Path(name).is_dir() else name) or None
 
 # %% ../../nbs/models/card.ipynb #768281f4

@@ -380,7 +380,7 @@ def check_job(job: Job):
     "Check what can be checked before texts are counted. Raises as `prune_checkpoint` does."
     asked = job.asked
     for part in ("beyond", "code_for"):
-        getattr(job, part)  # raises
+        getattr(job, part)  # read now, so that it raises before a text is counted
     job.subject.check(asked)
     if asked.rewrites:
         check_no_other_table(job)

@@ -79,7 +79,7 @@ def _by_resegmenting(
     model, choice: Choice, asked: Request, texts, pad_to_multiple_of: int = 1, **options,
 ):
     "Return the plain model of a rewritten tokenizer, that tokenizer, and facts for `info`."
-    check_modules(getattr(model, "name_or_path", ""))
+    check_modules(source_of(model))
     further = asked.renumber
     new = choice.resegmented(texts, asked.progress, pad_to_multiple_of=pad_to_multiple_of, **options)
     special = choice.subject.special

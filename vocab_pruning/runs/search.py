@@ -210,15 +210,26 @@ def _check_ranking(spec: RunSpec):
                          "rows; choose frequency, tfidf or random")
 
 # %% ../../nbs/runs/search.ipynb #c620df0c
+def _some(ratios: list[float], spec: RunSpec, step: float) -> list[float]:
+    "Return `ratios`. Raises `ValueError` where there are none."
+    if not ratios:
+        raise ValueError(f"no multiple of step {step} of {spec.base} can be removed with oov={spec.oov!r}; "
+                         "choose a smaller step or another remap")
+    return ratios
+
+
 def _candidate_ratios(case: Case, spec: RunSpec, step: float) -> list[float]:
-    "Return the multiples of `step` that are possible, ascending, from one step on."
+    "Return the multiples of `step` below the most that can go, ascending, from one step on. Raises as `_some` does."
     size = size_with(case.model, spec.oov, **spec.oov_options)
     most = max_ratio(size, int(case.special.sum()), spec.base)
-    return [round(i * step, 10) for i in range(1, int(1 / step) + 1) if i * step < min(most, 1)]
+    ratios = [round(i * step, 10) for i in range(1, int(1 / step) + 1) if i * step < min(most, 1)]
+    return _some(ratios, spec, step)
 
-# %% ../../nbs/runs/search.ipynb #ae33d8ce
-def _possible(ranked: _Ranked, ratios: list[float]) -> list[float]:
-    "Return those of the ascending `ratios` that the remap can be made at: a rewritten tokenizer needs its alphabet."
+
+def _possible(ranked: _Ranked, ratios: list[float], step: float) -> list[float]:
+    """Return those of the ascending `ratios` that the remap can be made at: a rewritten tokenizer needs its alphabet.
+
+    Raises as `_some` does."""
 
     def refused(number: int) -> bool:
         spec = replace(ranked.spec, ratio=ratios[number])
@@ -230,9 +241,9 @@ def _possible(ranked: _Ranked, ratios: list[float]) -> list[float]:
 
     if not get_remap(ranked.spec.oov).rewrites_tokenizer or not refused(len(ratios) - 1):
         return ratios
-    return ratios[: last_within(refused, 0, len(ratios), False) + 1]
+    return _some(ratios[: last_within(refused, 0, len(ratios), False) + 1], ranked.spec, step)
 
-
+# %% ../../nbs/runs/search.ipynb #ae33d8ce
 def _drift_meter(
     ranked: _Ranked,
     ratios: list[float],
@@ -289,13 +300,9 @@ def _check_asked(retention, max_runs, step, n_texts, seed, max_train_examples, h
 def _search_case(case: Case, spec: RunSpec, wanted: float, max_runs: int, step: float, n_texts: int) -> Found:
     "Return the largest ratio that keeps `wanted`. Raises as `find_ratio` does."
     ratios = _candidate_ratios(case, spec, step)
-    if ratios:
-        full = full_row(case, save=spec.when == "after")
-        ranked = _rank(case, replace(spec, ratio=ratios[0]))
-        ratios = _possible(ranked, ratios)
-    if not ratios:
-        raise ValueError(f"no multiple of step {step} of {spec.base} can be removed with oov={spec.oov!r}; "
-                         "choose a smaller step or another remap")
+    full = full_row(case, save=spec.when == "after")
+    ranked = _rank(case, replace(spec, ratio=ratios[0]))
+    ratios = _possible(ranked, ratios, step)
     score = full[ranked.metric]
     if score <= 0:
         raise ValueError(f"the full model's {ranked.metric} is {score:.4f}, not above 0, so retention is undefined; "

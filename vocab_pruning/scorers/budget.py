@@ -214,7 +214,9 @@ def _rows_that_cover(target: Target, ranked: Ranked) -> int:
 
 
 def _rows_seen_often(target: Target, ranked: Ranked) -> int:
-    "Return how many rows stay whatever their rank or occur `target.value` times or more. Raises for special rows only."
+    """Return how many rows stay whatever their rank or occur `target.value` times or more.
+
+    Raises `CannotPrune` where these are the special ones alone."""
     often = ranked.counts >= target.value
     if not (often | ranked.asked).any():
         raise CannotPrune(f"min_count={target.value}: no token occurs so often; the most frequent one occurs "

@@ -52,8 +52,9 @@ def _named(tokens: Tokens, value: str) -> list[int]:
     if value not in tokens.ids:
         kind, colon, rest = value.partition(":")
         near = get_close_matches(kind, KEEP_ENTRIES, 1) if colon else []
-        way = f"give {near[0]}:{rest}" if near else "spell it as the vocabulary does, or keep the tokens of a file of "
-        way += "" if near else "texts: keep='texts:FILE'"
+        way = "spell it as the vocabulary does, or keep the tokens of a file of texts: keep='texts:FILE'"
+        if near:
+            way = f"give {near[0]}:{rest}"
         raise ValueError(f"the tokenizer has no such token with a row; {way}")
     return [tokens.ids[value]]
 
